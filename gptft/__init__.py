@@ -1,0 +1,33 @@
+"""gptft fine-tunes GPTs to follow instructions, from scratch in plain PyTorch.
+
+Names are resolved on first use, so that `import gptft` is light.
+"""
+
+import importlib
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "load": "checkpoint",
+    "generate": "decoding",
+    "finetune": "finetuning",
+    "BasicModelRunner": "runner",
+    "Config": "config",
+    "GPT": "model",
+    "GPTConfig": "config",
+    "Tokenizer": "tokenizer",
+    "UserError": "files",
+}
+__all__ = sorted(_HOME)
+
+
+def __getattr__(name: str):
+    if name not in _HOME:
+        raise AttributeError(f"module 'gptft' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"gptft.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOME])

@@ -1,0 +1,386 @@
+"""Every setting, its unit and its default. Values come from the defaults, then a TOML file, then the command line.
+
+Nothing here imports torch, so `python train.py --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import tomllib
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from gptft.files import UserError, nearest, resource
+
+
+def setting(default, doc: str, choices: tuple[str, ...] = ()):
+    """A config field: its default, one sentence with the unit, and the legal words where there are few."""
+    metadata = {"doc": doc, "choices": choices}
+    if isinstance(default, dict):
+        return field(default_factory=lambda: dict(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass
+class Config:
+    """One training run. See `python train.py --help` for the same list."""
+
+    # what is trained
+    init: str = setting(
+        "gpt2",
+        "what to start from: a hub id, a local Hugging Face directory, a checkpoint of gptft, "
+        "or 'tiny' (from scratch, embedded vocabulary)",
+    )
+    out_dir: str = setting("", "folder of the run; empty: checkpoints/<init>-<data>, numbered if it exists")
+    resume: bool = setting(False, "go on from the newest valid checkpoint in out_dir")
+    seed: int = setting(123, "seed of the split, the order, dropout and initialisation")
+
+    # data
+    data: tuple[str, ...] = setting((), "training files: .json, .jsonl or .txt; several may be given")
+    val_data: tuple[str, ...] = setting((), "validation files; given, val_fraction is not used")
+    test_data: tuple[str, ...] = setting((), "test files; given, test_fraction is not used")
+    val_fraction: float = setting(0.05, "share of the training files held out for validation, 0 to 1")
+    test_fraction: float = setting(0.1, "share of the training files held out for the test, 0 to 1")
+    fields: dict[str, str] = setting(
+        {}, "which key of a record plays which part: instruction=KEY input=KEY response=KEY text=KEY"
+    )
+    template: str = setting(
+        "auto",
+        "prompt template: alpaca, qa, phi3, llama2, chatml, plain, or a TOML file; "
+        "auto: the checkpoint's own, else qa for question/answer records, else alpaca",
+    )
+    mask_prompt: bool = setting(True, "score responses only; false scores the prompt's tokens too")
+    max_length: int = setting(0, "longest example, prompt and response, tokens; 0: block_size, at most 1024")
+    truncation: str = setting(
+        "right",
+        "what to do with longer examples: cut the response's end, cut the prompt's start, or drop",
+        ("right", "left", "drop"),
+    )
+    bad_records: str = setting("stop", "records that cannot be used: stop before training, or drop", ("stop", "drop"))
+
+    # how long
+    epochs: float = setting(1.0, "passes over the training split; fractions are allowed")
+    max_steps: int = setting(0, "optimizer steps; above 0 it overrides epochs")
+    batch_size: int = setting(8, "examples a micro-batch")
+    grad_accum: int = setting(1, "micro-batches a step; one normalisation over all their targets")
+    batching: str = setting(
+        "length",
+        "how examples are grouped: of like length (little padding, same model) or at random",
+        ("length", "random"),
+    )
+
+    # optimisation
+    optimizer: str = setting("adamw", "adamw (decay on matrices only) or adafactor", ("adamw", "adafactor"))
+    lr: float = setting(5e-5, "peak learning rate")
+    min_lr: float = setting(0.0, "learning rate at the schedule's end")
+    warmup_steps: int = setting(10, "steps of linear warm-up")
+    schedule: str = setting("cosine", "shape after the warm-up", ("cosine", "linear", "constant"))
+    weight_decay: float = setting(0.1, "decoupled weight decay, matrices only")
+    betas: tuple[float, float] = setting((0.9, 0.999), "AdamW's two decay rates")
+    eps: float = setting(1e-8, "AdamW's epsilon")
+    grad_clip: float = setting(1.0, "largest gradient norm; 0: no clipping")
+    dropout: float = setting(0.0, "dropout probability while training, 0 to 1")
+
+    # evaluation
+    eval_every: int = setting(0, "steps between evaluations; 0: ten times a run")
+    eval_batch_size: int = setting(16, "examples a batch in evaluation; the result does not depend on it")
+    patience: int = setting(0, "evaluations without improvement before an early stop; 0: never")
+    test_samples: int = setting(100, "test records answered before and after training; 0: none")
+    max_new_tokens: int = setting(100, "longest generated response, tokens")
+
+    # checkpoints and logging
+    save_every: int = setting(500, "steps between resumable checkpoints; 0: only at the end")
+    keep: int = setting(1, "how many step-NNNNNN checkpoints are kept")
+    log_every: int = setting(1, "steps between lines in metrics.jsonl")
+
+    # the machine
+    device: str = setting("auto", "auto (cuda, else mps, else cpu), cpu, cuda, cuda:N or mps")
+    threads: int = setting(0, "CPU threads; 0: torch's own choice")
+    precision: str = setting(
+        "auto",
+        "auto: bf16 where the hardware has it, else fp16 on CUDA, fp32 on CPU; weights stay in fp32",
+        ("auto", "fp32", "bf16", "fp16"),
+    )
+    compile: bool = setting(False, "compile the blocks with torch.compile")
+    checkpoint_activations: bool = setting(False, "recompute activations in backward: less memory, more time")
+
+
+@dataclass(frozen=True)
+class GPTConfig:
+    """The architecture. Every family is a point in this space; nothing is read off a model's name."""
+
+    vocab_size: int  # V: rows of the embedding; at least the tokenizer's size
+    block_size: int  # longest sequence, tokens
+    n_layer: int
+    n_head: int  # nh
+    n_embd: int  # C
+    n_kv_head: int = 0  # key and value heads; 0: n_head. Fewer is grouped-query attention (arXiv 2305.13245)
+    head_size: int = 0  # hs; 0: n_embd // n_head
+    n_inner: int = 0  # width inside the MLP; 0: 4 * n_embd
+    position: str = "learned"  # "learned" (a table) or "rotary" (arXiv 2104.09864)
+    rope_theta: float = 10000.0  # base of the rotary frequencies
+    rope_fraction: float = 1.0  # share of each head that is rotated
+    norm: str = "layer"  # "layer" (with bias) or "rms" (arXiv 1910.07467)
+    norm_eps: float = 1e-5
+    activation: str = "gelu_tanh"  # "gelu_tanh", "gelu" (exact) or "silu"
+    gated_mlp: bool = False  # act(gate(x)) * up(x), as in SwiGLU (arXiv 2002.05202)
+    qkv_bias: bool = True
+    bias: bool = True  # on every other linear layer of the blocks
+    parallel_residual: bool = False  # x + attn(norm1(x)) + mlp(norm2(x)), as in GPT-NeoX
+    tie_embeddings: bool = True  # the head is the token embedding
+
+    def __post_init__(self) -> None:
+        def derive(name: str, value: int) -> None:
+            if getattr(self, name) == 0:
+                object.__setattr__(self, name, value)  # the dataclass is frozen; zeros mean "derive it"
+
+        derive("n_kv_head", self.n_head)
+        derive("head_size", self.n_embd // self.n_head)
+        derive("n_inner", 4 * self.n_embd)
+        legal = {
+            "position": ("learned", "rotary"),
+            "norm": ("layer", "rms"),
+            "activation": ("gelu_tanh", "gelu", "silu"),
+        }
+        for name, words in legal.items():
+            if getattr(self, name) not in words:
+                raise UserError(f"model config: {name} is {getattr(self, name)!r}, it must be one of {words}")
+        if self.n_head % self.n_kv_head:
+            raise UserError(f"model config: n_head {self.n_head} is no multiple of n_kv_head {self.n_kv_head}")
+        if self.rotary_size % 2:
+            raise UserError(f"model config: {self.rotary_size} rotated channels a head; it must be an even number")
+
+    @property
+    def rotary_size(self) -> int:
+        """Channels of each head that are rotated."""
+        return int(self.head_size * self.rope_fraction) if self.position == "rotary" else 0
+
+    @classmethod
+    def from_dict(cls, values: dict, source: str) -> GPTConfig:
+        """Build from a JSON object; unknown, missing or ill-typed keys are refused, naming `source`."""
+        hints = typing.get_type_hints(cls)
+        for key, value in values.items():
+            if key not in hints:
+                raise UserError(f"{source}: unknown key {key!r}{nearest(key, hints)}")
+            if not isinstance(value, hints[key]) or (isinstance(value, bool) and hints[key] is not bool):
+                raise UserError(f"{source}: {key} must be of type {hints[key].__name__}, not {value!r}")
+        missing = [f.name for f in dataclasses.fields(cls) if f.default is dataclasses.MISSING and f.name not in values]
+        if missing:
+            raise UserError(f"{source}: {missing[0]!r} is missing")
+        return cls(**values)
+
+
+# From-scratch models. The vocabulary size is filled in from the embedded tokenizer.
+PRESETS: dict[str, dict] = {
+    "tiny": {"block_size": 256, "n_layer": 3, "n_head": 4, "n_embd": 128, "position": "rotary"},
+}
+
+FIELDS = {f.name: f for f in dataclasses.fields(Config)}
+TYPES = typing.get_type_hints(Config)
+
+
+def type_name(kind) -> str:
+    """A type as a user reads it."""
+    if isinstance(kind, types.GenericAlias):
+        if kind.__origin__ is dict:
+            return "a table of KEY=VALUE"
+        return "a list" if kind.__args__[-1] is Ellipsis else f"{len(kind.__args__)} numbers"
+    return {str: "text", int: "a whole number", float: "a number", bool: "true or false"}[kind]
+
+
+def coerce(name: str, value, where: str):
+    """Turn a value from TOML, Python or the command line (text, list of texts) into the field's type.
+
+    Raises UserError naming `where` and the type that is wanted.
+    """
+    kind = TYPES[name]
+    try:
+        if isinstance(kind, types.GenericAlias) and kind.__origin__ is dict:
+            if isinstance(value, dict):
+                pairs = value
+            else:
+                pairs = dict(item.split("=", 1) for item in ([value] if isinstance(value, str) else value))
+            if not all(isinstance(k, str) and isinstance(v, str) for k, v in pairs.items()):
+                raise ValueError
+            return pairs
+        if isinstance(kind, types.GenericAlias):
+            items = [value] if isinstance(value, str | Path) else list(value)
+            if kind.__args__[-1] is Ellipsis:
+                return tuple(_scalar(kind.__args__[0], item) for item in items)
+            if len(items) != len(kind.__args__):
+                raise ValueError
+            return tuple(_scalar(k, item) for k, item in zip(kind.__args__, items, strict=True))
+        return _scalar(kind, value)
+    except (ValueError, TypeError):
+        raise UserError(f"{where} must be {type_name(kind)}, not {value!r}") from None
+
+
+def _scalar(kind: type, value):
+    if isinstance(value, list | tuple):
+        (value,) = value
+    if kind is bool:
+        if isinstance(value, bool):
+            return value
+        return {"true": True, "false": False}.get(str(value).lower()) if _is_bool(value) else _fail()
+    if isinstance(value, bool):
+        return _fail()
+    if kind is str:
+        str(value).encode()  # a path whose bytes are no UTF-8 could not be written to config.toml
+        return str(value) if isinstance(value, str | Path) else _fail()
+    if kind is int:
+        if isinstance(value, float) and not value.is_integer():
+            return _fail()
+        return int(value)
+    number = float(value)
+    return number if math.isfinite(number) else _fail()
+
+
+def _is_bool(value) -> bool:
+    return isinstance(value, str) and value.lower() in ("true", "false")
+
+
+def _fail():
+    raise ValueError
+
+
+def read_toml(path: str) -> dict:
+    """The settings in a TOML file, checked for unknown keys and types."""
+    try:
+        values = tomllib.loads(Path(path).read_text(encoding="utf-8-sig"))
+    except FileNotFoundError:
+        raise UserError(f"--config: no such file: {path}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: {error}") from None
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(f"{path}: {error}") from None
+    return check_names(values, path)
+
+
+def check_names(values: dict, where: str) -> dict:
+    """Coerce every value; an unknown key is refused with the nearest valid one."""
+    for key in values:
+        if key not in FIELDS:
+            raise UserError(f"{where}: unknown key {key!r}{nearest(key, FIELDS)}")
+    return {key: coerce(key, value, f"{where}: {key}") for key, value in values.items()}
+
+
+def parse_arguments(argv: list[str]) -> tuple[str, dict]:
+    """`--FIELD VALUE ...` -> (path of --config or "", the fields that were given).
+
+    Booleans take both forms, `--compile` and `--compile false`; `--lr=1e-4` works as `--lr 1e-4`.
+    """
+    config_path, given, words = "", {}, {}
+    position = 0
+    while position < len(argv):
+        word = argv[position]
+        position += 1
+        if not word.startswith("--"):
+            raise UserError(f"unexpected argument {word!r}: settings are given as --FIELD VALUE")
+        name, equals, attached = word[2:].partition("=")
+        name = name.replace("-", "_")
+        values = [attached] if equals else []
+        while not equals and position < len(argv) and not argv[position].startswith("--"):
+            values.append(argv[position])
+            position += 1
+        if name != "config" and name not in FIELDS:
+            flags = [f"--{flag}" for flag in (*FIELDS, "config")]
+            raise UserError(f"unknown flag --{name}{nearest(f'--{name}', flags)}")
+        if not values:
+            if name == "config" or TYPES[name] is not bool:
+                raise UserError(f"--{name} needs a value")
+            values = ["true"]
+        many = name != "config" and isinstance(TYPES[name], types.GenericAlias)
+        if len(values) > 1 and not many:
+            raise UserError(f"--{name} takes one value, found {len(values)}: {' '.join(values)}")
+        if name == "config":
+            config_path = values[0]
+        else:
+            # a list given in pieces, `--data a --data b`, is one list: a file must not be left out without a word
+            words[name] = words.get(name, []) + values if many else values[0]
+            given[name] = coerce(name, words[name], f"--{name}")
+    return config_path, given
+
+
+def resolve(config_path: str = "", given: dict | None = None) -> Config:
+    """defaults <- file <- given; then every value is checked."""
+    values = read_toml(config_path) if config_path else {}
+    values.update(check_names(given or {}, "settings"))
+    return check(Config(**values))
+
+
+AT_LEAST = {
+    "epochs": 0, "max_steps": 0, "batch_size": 1, "grad_accum": 1, "max_length": 0, "lr": 0, "min_lr": 0,
+    "warmup_steps": 0, "weight_decay": 0, "eps": 0, "grad_clip": 0, "eval_every": 0, "eval_batch_size": 1,
+    "patience": 0, "test_samples": 0, "max_new_tokens": 1, "save_every": 0, "keep": 1, "log_every": 1, "threads": 0,
+    "seed": 0, "dropout": 0, "val_fraction": 0, "test_fraction": 0,
+}  # fmt: skip
+BELOW = {"dropout": 1, "val_fraction": 1, "test_fraction": 1, "seed": 2**63}
+
+
+def check(config: Config) -> Config:
+    """Refuse impossible values, naming the field and what it may be."""
+    for name, item in FIELDS.items():
+        value, choices = getattr(config, name), item.metadata["choices"]
+        if choices and value not in choices:
+            hint = nearest(str(value), choices)
+            raise UserError(f"--{name} must be one of {', '.join(choices)}, not {value!r}{hint}")
+        if name in AT_LEAST and value < AT_LEAST[name]:
+            raise UserError(f"--{name} must be at least {AT_LEAST[name]}, not {value}")
+        if name in BELOW and value >= BELOW[name]:
+            raise UserError(f"--{name} must be below {BELOW[name]}, not {value}")
+    if config.epochs == 0 and config.max_steps == 0:
+        raise UserError("--epochs is 0 and so is --max_steps: nothing would be trained")
+    if config.max_length == 1:
+        raise UserError("--max_length must be at least 2: one token to read and one to predict")
+    if not all(0 <= beta < 1 for beta in config.betas):
+        raise UserError(f"--betas must lie between 0 and 1, not {config.betas}")
+    if config.min_lr > config.lr:
+        raise UserError(f"--min_lr {config.min_lr} is above --lr {config.lr}")
+    held_out = (0 if config.val_data else config.val_fraction) + (0 if config.test_data else config.test_fraction)
+    if held_out >= 1:
+        raise UserError("--val_fraction and --test_fraction together leave nothing to train on")
+    word = config.device.partition(":")[0]
+    if word not in ("auto", "cpu", "cuda", "mps"):
+        raise UserError(f"--device must be auto, cpu, cuda, cuda:N or mps, not {config.device!r}")
+    return config
+
+
+def to_toml(config: Config, leave_out: tuple[str, ...] = ("out_dir", "resume")) -> str:
+    """The whole configuration, comments included, so that `--config` on it repeats the run."""
+    lines = []
+    for name, item in FIELDS.items():
+        if name not in leave_out:
+            lines += [f"# {item.metadata['doc']}", f"{name} = {_toml_value(getattr(config, name))}", ""]
+    return "\n".join(lines)
+
+
+def _toml_value(value) -> str:
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f"{_toml_value(k)} = {_toml_value(v)}" for k, v in value.items()) + " }"
+    if isinstance(value, tuple):
+        return "[" + ", ".join(_toml_value(v) for v in value) + "]"
+    if isinstance(value, str):
+        # JSON's escapes are TOML's, once every character beyond ASCII's controls stands for itself
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    return json.dumps(value)
+
+
+def help_text(usage: str) -> str:
+    """The text of --help: every field with its unit and default."""
+    lines = [usage, "", f"  {'--config FILE':<28}a TOML file with any of these settings; the command line wins"]
+    for name, item in FIELDS.items():
+        value = item.default if item.default is not dataclasses.MISSING else {}
+        shown = " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+        words = f" ({', '.join(item.metadata['choices'])})" if item.metadata["choices"] else ""
+        default = f" [{shown.lower()}]" if value not in ("", (), {}) else ""
+        lines.append(f"  --{name:<26}{item.metadata['doc']}{words}{default}")
+    return "\n".join(lines)
+
+
+def shipped(name: str) -> str:
+    """Path of a config that gptft carries, such as `pretrain.toml`."""
+    return str(resource(f"configs/{name}"))

@@ -1,0 +1,93 @@
+"""Files and errors: atomic writes, the embedded resources, and the one error type that users see."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+
+class UserError(Exception):
+    """Something the user can put right. Commands print it as one line and exit with `status`."""
+
+    def __init__(self, message: str, status: int = 2) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class NonFinite(UserError):
+    """A loss or gradient norm became NaN or infinite: training stopped, weights untouched, nothing saved."""
+
+
+def nearest(name: str, valid: Iterable[str]) -> str:
+    """`; did you mean 'x'?` for the valid name closest to `name`, or an empty string."""
+    close = difflib.get_close_matches(name, list(valid), n=1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def need_extra(package: str, extra: str, what: str) -> UserError:
+    """The error for an optional package that is not installed."""
+    return UserError(f"{what} needs the package {package!r}: pip install 'gptft[{extra}]'")
+
+
+def resource(path: str) -> Path:
+    """A file of the project itself, such as `data/vocab.tiktoken`.
+
+    In a checkout it lies beside the package; in an installed wheel it is carried in `gptft/_resources`.
+    """
+    package = Path(__file__).resolve().parent
+    for base in (package / "_resources", package.parent):
+        if (base / path).exists():
+            return base / path
+    raise UserError(f"the installation lacks its own file {path!r}: reinstall gptft")
+
+
+def sync_directory(path: Path) -> None:
+    """Make renames inside `path` survive a power cut. Windows cannot open a directory and needs no such call."""
+    if os.name != "nt":
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+@contextlib.contextmanager
+def atomic_write(path: Path, mode: str = "w") -> Iterator:
+    """Open a temporary file beside `path`; on success flush it to disk and rename it over `path`.
+
+    A crash or a full disk leaves the old file as it was and no temporary file behind.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, mode, encoding=None if "b" in mode else "utf-8") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        sync_directory(path.parent)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def json_line(value) -> str:
+    """JSON on one readable line. Text that UTF-8 cannot hold (half of a surrogate pair) is written as escapes."""
+    line = json.dumps(value, ensure_ascii=False)
+    try:
+        line.encode()
+    except UnicodeEncodeError:
+        line = json.dumps(value)
+    return line + "\n"
+
+
+def sha256_file(path: Path) -> str:
+    """The SHA-256 of a file's bytes, in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
