@@ -1,0 +1,306 @@
+"""Prompt templates: record -> segments of text. The only place that knows what a prompt looks like.
+
+Terms: the **prompt** is everything the model is given, the **response** what it must produce. A **segment** is a
+stretch of text of one kind; only responses, and the stop that ends each of them, are trained.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import tomllib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from gptft.files import UserError, nearest
+
+
+class Segment(NamedTuple):
+    """A stretch of text. `kind` is "text" (the user's: always ordinary text, whatever it spells), "template"
+    (the template's own words: special tokens named in it are honoured) or "stop" (`text` names the special
+    token that ends a response; a vocabulary without it uses its end-of-text)."""
+
+    text: str
+    trained: bool
+    kind: str = "text"
+
+
+# The roles that a record's keys can play, and the sets of keys that are recognised without --fields.
+PARTS = ("instruction", "input", "response", "system", "text", "messages")
+RECOGNISED = (
+    {"messages": "messages"},
+    {"instruction": "instruction", "input": "input", "output": "response"},
+    {"instruction": "instruction", "output": "response"},
+    {"instruction": "instruction", "input": "input", "response": "response"},
+    {"instruction": "instruction", "response": "response"},
+    {"question": "instruction", "answer": "response"},
+    {"prompt": "instruction", "completion": "response"},
+    {"input": "instruction", "output": "response"},
+    {"text": "text"},
+)
+ROLES = ("system", "user", "assistant")
+
+
+class BadRecord(ValueError):
+    """A record that cannot be used; the message names the key and what is wrong with it."""
+
+
+def recognise(record: dict, fields: dict[str, str] | None = None) -> dict:
+    """A user's record -> {part: text} with the parts of PARTS (plus any further part that `fields` names).
+
+    `fields` maps parts to the record's keys; without it the keys decide. Raises BadRecord naming the key.
+    """
+    if fields:
+        keys = {key: part for part, key in fields.items()}
+        for part, key in fields.items():
+            if key not in record and part not in ("input", "system"):
+                raise BadRecord(f"key {key!r} (for {part}) is missing; it has {_keys(record)}")
+    else:
+        keys = next((names for names in RECOGNISED if names.keys() <= record.keys()), None)
+        if keys is None:
+            raise BadRecord(f"no known set of keys; it has {_keys(record)}; name them with --fields")
+        if "system" in record:
+            keys = {**keys, "system": "system"}
+    if "messages" in keys.values():
+        key = next(key for key, part in keys.items() if part == "messages")
+        return {"messages": _check_messages(record[key], key)}
+    parts = {}
+    for key, part in keys.items():
+        value = record.get(key, "")
+        if value is None and part in ("input", "system"):
+            value = ""
+        if not isinstance(value, str):
+            raise BadRecord(f"key {key!r} must hold text, not {type(value).__name__}")
+        if part in ("response", "text") and not value.strip():
+            raise BadRecord(f"key {key!r} is empty: there is nothing to learn from it")
+        parts[part] = value
+    if "text" not in parts and "response" not in parts:
+        raise BadRecord("there is no response: name its key with --fields response=KEY")
+    if "response" in parts:
+        asked = [key for key, part in keys.items() if part not in ("response", "system")]
+        if not asked:
+            raise BadRecord("there is no prompt: name its key with --fields instruction=KEY")
+        if not any(record.get(key, "") and record[key].strip() for key in asked):
+            raise BadRecord(f"key {asked[0]!r} is empty: there is no prompt")
+    return parts
+
+
+def _keys(record: dict) -> str:
+    return ", ".join(map(repr, record)) or "no keys"
+
+
+def _check_messages(messages, key: str) -> list[dict]:
+    if not isinstance(messages, list) or not messages:
+        raise BadRecord(f"key {key!r} must hold a list of messages")
+    expected = "user"
+    for number, message in enumerate(messages):
+        if not isinstance(message, dict) or not isinstance(message.get("content"), str):
+            raise BadRecord(f"key {key!r}, message {number + 1}: it must have 'role' and 'content', both text")
+        role = message.get("role")
+        if role not in ROLES:
+            raise BadRecord(f"key {key!r}, message {number + 1}: role {role!r} is none of {', '.join(ROLES)}")
+        if role == "system" and number == 0:
+            continue
+        if role != expected:
+            raise BadRecord(f"key {key!r}, message {number + 1}: role {role!r} where {expected!r} was due")
+        if not message["content"].strip():
+            raise BadRecord(f"key {key!r}, message {number + 1}: the {role}'s content is empty")
+        expected = "assistant" if role == "user" else "user"
+    if not any(message["role"] == "assistant" for message in messages):
+        raise BadRecord(f"key {key!r}: no assistant message, so nothing to learn from")
+    return messages
+
+
+@dataclass(frozen=True)
+class Template:
+    """How a record becomes text. Placeholders: {instruction}, {input}, {prompt} (the instruction and, on the next
+    line, the input where there is one), {system}, and any further part named with --fields.
+
+    `lead` stands between a prompt and its response and belongs to the response; `after` stands between one
+    response's stop and the next turn. `multi_turn` says whether a conversation can be written in this template.
+    """
+
+    name: str
+    prompt: str
+    prompt_with_input: str = ""  # used where the record has an input; empty: `prompt` serves both
+    system: str = ""  # written once at the start, where the record has a system text
+    lead: str = ""
+    stop: str = "<|endoftext|>"
+    after: str = ""
+    multi_turn: bool = True
+
+    def check(self, extra: Iterable[str] = (), where: str = "") -> Template:
+        """Refuse unknown placeholders, naming the nearest; `extra` are further parts that may be named."""
+        known = {"instruction", "input", "prompt", "system", *extra}
+        for name in ("prompt", "prompt_with_input", "system"):
+            for placeholder in PLACEHOLDER.findall(getattr(self, name)):
+                if placeholder not in known:
+                    raise UserError(
+                        f"{where or f'template {self.name}'}: unknown placeholder {{{placeholder}}} in "
+                        f"{name!r}{nearest(placeholder, known)}"
+                    )
+        if not PLACEHOLDER.search(self.prompt):
+            raise UserError(f"{where or f'template {self.name}'}: 'prompt' has no placeholder: every prompt is alike")
+        return self
+
+    def check_fields(self, fields: Iterable[str]) -> None:
+        """Refuse a part, named with --fields, that neither records nor this template know: a misspelt one, say."""
+        patterns = (self.prompt, self.prompt_with_input, self.system)
+        known = {*PARTS, *(name for pattern in patterns for name in PLACEHOLDER.findall(pattern))} - {"prompt"}
+        for part in fields:
+            if part not in known:
+                raise UserError(
+                    f"--fields {part}=...: the template {self.name!r} has no part {part!r}{nearest(part, known)}"
+                )
+
+    def _fill(self, pattern: str, parts: dict) -> list[Segment]:
+        """Fill placeholders. Done piece by piece, so that braces in the user's text stay what they are.
+
+        Raises BadRecord for a part that has a text but no place in the pattern: it would be lost without a word.
+        """
+        places = set(PLACEHOLDER.findall(pattern))
+        places |= {"instruction", "input"} if "prompt" in places else set()
+        for part, text in parts.items():
+            if part in PARTS and part not in places and text and text.strip():
+                raise BadRecord(f"it has a text for {part!r}, for which the template {self.name!r} has no place")
+        segments = []
+        for number, piece in enumerate(PLACEHOLDER.split(pattern)):
+            if number % 2 == 0:
+                segments.append(Segment(piece, False, "template"))
+            elif piece == "prompt":
+                pair = [parts.get("instruction", ""), parts.get("input", "")]
+                segments.append(Segment("\n".join(text for text in pair if text), False))
+            else:
+                segments.append(Segment(parts.get(piece, ""), False))
+        return [segment for segment in segments if segment.text]
+
+    def prompt_segments(self, parts: dict) -> list[Segment]:
+        """What the model is given to answer: the last turn of a conversation left open, or the prompt."""
+        if "text" in parts:
+            return [Segment(parts["text"], False)]
+        if "messages" in parts:
+            messages = parts["messages"]
+            if messages[-1]["role"] == "assistant":
+                messages = messages[:-1]
+            return self._conversation(messages)
+        pattern = self.prompt_with_input if parts.get("input") and self.prompt_with_input else self.prompt
+        asked = {part: text for part, text in parts.items() if part not in ("system", "response")}
+        return self._start(parts.get("system", "")) + self._fill(pattern, asked)
+
+    def segments(self, parts: dict) -> list[Segment]:
+        """A whole training example: prompt, response and stop; a `text` record is trained on whole."""
+        if "text" in parts:
+            return [Segment(parts["text"], True), Segment(self.stop, True, "stop")]
+        if "messages" in parts:
+            return self._conversation(parts["messages"])
+        return self.prompt_segments(parts) + self._response(parts["response"])
+
+    def _start(self, system: str) -> list[Segment]:
+        return self._fill(self.system, {"system": system}) if system.strip() else []
+
+    def _response(self, text: str) -> list[Segment]:
+        return [Segment(self.lead + text, True), Segment(self.stop, True, "stop")]
+
+    def _conversation(self, messages: list[dict]) -> list[Segment]:
+        """Every assistant turn is trained; each ends with its own stop."""
+        turns = [message for message in messages if message["role"] != "system"]
+        if len(turns) > 2 and not self.multi_turn:
+            raise BadRecord(f"the template {self.name!r} has no form for conversations of several turns")
+        segments = self._start(messages[0]["content"] if messages[0]["role"] == "system" else "")
+        for number, turn in enumerate(turns):
+            if turn["role"] == "user":
+                if number:
+                    segments.append(Segment(self.after, False, "template"))
+                segments += self._fill(self.prompt, {"instruction": turn["content"]})
+            else:
+                segments += self._response(turn["content"])
+        return [segment for segment in segments if segment.text]
+
+    def to_dict(self) -> dict:
+        """What a checkpoint stores: `Template(**that)` gives the template back."""
+        return dataclasses.asdict(self)
+
+
+def hydrate(template: Template, parts: dict) -> dict:
+    """A record as text: {"input": the whole prompt, "output": the response}, or {"text": ...}.
+
+    Of a conversation everything but the assistant's last turn is the prompt.
+    """
+    if "text" in parts:
+        return {"text": parts["text"]}
+    if "messages" in parts and parts["messages"][-1]["role"] != "assistant":
+        raise BadRecord("the conversation does not end with the assistant, so it has no response")
+    *before, response, _stop = template.segments(parts)
+    return {"input": "".join(segment.text for segment in before), "output": response.text}
+
+
+PLACEHOLDER = re.compile(r"\{(\w+)\}")
+
+ALPACA = "Below is an instruction that describes a task{}. Write a response that appropriately completes the request."
+TEMPLATES = {
+    template.name: template
+    for template in (
+        Template(
+            "alpaca",  # github.com/tatsu-lab/stanford_alpaca
+            prompt=ALPACA.format("") + "\n\n### Instruction:\n{instruction}\n\n### Response:\n",
+            prompt_with_input=ALPACA.format(", paired with an input that provides further context")
+            + "\n\n### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:\n",
+            multi_turn=False,
+        ),
+        Template("qa", prompt="### Question:\n{prompt}\n\n### Answer:\n", after="\n\n"),
+        Template(
+            "phi3",
+            prompt="<|user|>\n{prompt}<|end|>\n<|assistant|>\n",
+            system="<|system|>\n{system}<|end|>\n",
+            stop="<|end|>",
+            after="\n",
+        ),
+        Template(
+            "llama2",
+            prompt="[INST] {prompt} [/INST]",
+            system="<<SYS>>\n{system}\n<</SYS>>\n\n",
+            lead=" ",
+            stop="</s>",
+        ),
+        Template(
+            "chatml",
+            prompt="<|im_start|>user\n{prompt}<|im_end|>\n<|im_start|>assistant\n",
+            system="<|im_start|>system\n{system}<|im_end|>\n",
+            stop="<|im_end|>",
+            after="\n",
+        ),
+        Template("plain", prompt="{prompt}", multi_turn=False),
+    )
+}
+
+
+def load_template(name: str, extra: Iterable[str] = ()) -> Template:
+    """A template by name, or from the user's TOML file. `extra` are parts named with --fields."""
+    if name in TEMPLATES:
+        return TEMPLATES[name]
+    if not name.endswith(".toml"):
+        raise UserError(f"--template {name!r} is no template and no .toml file{nearest(name, TEMPLATES)}")
+    try:
+        values = tomllib.loads(Path(name).read_text(encoding="utf-8-sig"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise UserError(f"--template {name}: {getattr(error, 'strerror', None) or error}") from None
+    return template_from_dict({"name": Path(name).stem, **values}, name, extra)
+
+
+def template_from_dict(values: dict, where: str, extra: Iterable[str] | None = ()) -> Template:
+    """A template from a TOML table or a checkpoint's JSON; unknown keys and placeholders are refused.
+
+    `extra` None: placeholders are taken as they are, since they were checked when the checkpoint's run began.
+    """
+    known = {f.name: f.type for f in dataclasses.fields(Template)}
+    for key, value in values.items():
+        if key not in known:
+            raise UserError(f"{where}: unknown key {key!r}{nearest(key, known)}")
+        if not isinstance(value, bool if known[key] == "bool" else str):
+            raise UserError(f"{where}: {key} must be {'true or false' if known[key] == 'bool' else 'text'}")
+    if "prompt" not in values:
+        raise UserError(f"{where}: the key 'prompt' is missing")
+    template = Template(**values)
+    return template if extra is None else template.check(extra, where)

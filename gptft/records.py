@@ -1,0 +1,142 @@
+"""Files -> records: JSON arrays, JSON lines and plain text, each record with the line on which it begins.
+
+A **record** is a dict from the user's file.
+"""
+
+from __future__ import annotations
+
+import codecs
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from gptft.files import UserError, resource
+
+
+def find(paths: Sequence[str], flag: str = "data") -> list[Path]:
+    """The files behind `--data` words; `embedded:NAME` is a file that gptft carries. Missing or empty: UserError."""
+    found = []
+    for word in paths:
+        path = resource(f"data/{word.removeprefix('embedded:')}") if word.startswith("embedded:") else Path(word)
+        if path.is_dir():
+            raise UserError(f"--{flag}: {path} is a folder; name its files")
+        if not path.exists():
+            raise UserError(f"--{flag}: no such file: {path}")
+        if path.suffix not in (".json", ".jsonl", ".txt"):
+            raise UserError(f"--{flag}: {path}: expected a .json, .jsonl or .txt file")
+        if not path.stat().st_size:
+            raise UserError(f"--{flag}: {path} is empty")
+        found.append(path)
+    return found
+
+
+JSON_NAMES = {str: "a text", list: "a list", bool: "true or false", type(None): "null"}
+
+
+class Unreadable(ValueError):
+    """A line that is no JSON object; the message says why."""
+
+
+def raw_records(path: Path) -> Iterator[tuple[int, bytes | object]]:
+    """(line, record) for every record, streamed. JSON lines come as bytes, unparsed, so that a reader may skip them.
+
+    Raises UserError naming the line for a `.json` file that cannot be parsed: nothing after it can be found.
+    """
+    if path.suffix == ".txt":
+        yield 1, {"text": _read_text(path)}
+    elif path.suffix == ".json" and not _is_json_lines(path):
+        yield from _json_array(path, _read_text(path))
+    else:
+        with open(path, "rb") as file:
+            for line, content in enumerate(file, 1):
+                if line == 1:
+                    content = content.removeprefix(codecs.BOM_UTF8)
+                if content.strip():
+                    yield line, content
+
+
+def parse(raw: bytes | object) -> dict:
+    """A raw record -> dict. Raises Unreadable with the column or the type that was found."""
+    if isinstance(raw, bytes):
+        try:
+            raw = json.loads(raw.decode())
+        except UnicodeDecodeError as error:
+            raise Unreadable(f"not UTF-8 (byte {error.start + 1} of the line)") from None
+        except json.JSONDecodeError as error:
+            raise Unreadable(f"broken JSON: {error.msg} (column {error.colno})") from None
+        except RecursionError:
+            raise Unreadable("broken JSON: nested too deeply") from None
+    if not isinstance(raw, dict):
+        raise Unreadable(f"a record must be a JSON object, not {JSON_NAMES.get(type(raw), 'a number')}")
+    return raw
+
+
+def _read_text(path: Path) -> str:
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = path.read_bytes()[: error.start].count(b"\n") + 1
+        raise UserError(f"{path}, line {line}: not UTF-8") from None
+    if not text.strip():
+        raise UserError(f"{path} holds nothing but white space")
+    return text
+
+
+def _is_json_lines(path: Path) -> bool:
+    """Many a `.json` file really holds JSON lines: its first character tells. One object over several lines is
+    refused: its lines would be reported as broken one by one."""
+    with open(path, "rb") as file:
+        first = next((line for line in file if line.removeprefix(codecs.BOM_UTF8).strip()), b"")
+    if not first.removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"{"):
+        return False
+    if first.rstrip() in (b"{", codecs.BOM_UTF8 + b"{"):
+        raise UserError(f"{path}: one JSON object; expected a list of records, or a record a line")
+    return True
+
+
+def _json_array(path: Path, text: str) -> Iterator[tuple[int, object]]:
+    """The records of a JSON array, each with the line on which it begins."""
+    decoder = json.JSONDecoder()
+    line, counted = 1, 0
+
+    def skip(position: int) -> int:
+        while position < len(text) and text[position] in " \t\r\n":
+            position += 1
+        return position
+
+    def broken(position: int, why: str) -> UserError:
+        return UserError(f"{path}, line {text.count(chr(10), 0, position) + 1}: broken JSON: {why}")
+
+    position = skip(0)
+    if text[position] != "[":
+        raise broken(position, "expected a list of records")
+    position = skip(position + 1)
+    while text[position : position + 1] != "]":
+        line += text.count("\n", counted, position)
+        counted = position
+        try:
+            record, position = decoder.raw_decode(text, position)
+        except json.JSONDecodeError as error:
+            raise broken(error.pos, error.msg) from None
+        except RecursionError:
+            raise broken(position, "nested too deeply") from None
+        yield line, record
+        position = skip(position)
+        if text[position : position + 1] == ",":
+            position = skip(position + 1)
+        elif text[position : position + 1] != "]":
+            raise broken(position, "expected ',' or ']'" if position < len(text) else "the list is not closed")
+    position = skip(position + 1)
+    if position < len(text):  # two lists in one file, say: records must not be lost without a word
+        raise broken(position, "something follows the list of records")
+
+
+def first_record(paths: Sequence[Path]) -> dict:
+    """The first record that can be parsed; {} where there is none."""
+    for path in paths:
+        for _, raw in raw_records(path):
+            try:
+                return parse(raw)
+            except Unreadable:
+                continue
+    return {}
