@@ -1,0 +1,41 @@
+"""The objective: masked next-token cross-entropy, as a sum and a number of targets, never as a mean of means."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from gptft.model import GPT
+
+if TYPE_CHECKING:
+    from gptft.collate import Batch
+
+IGNORE = -100  # the target of a position that is not scored: padding, and the prompt when it is masked
+
+
+class Objective(nn.Module):
+    """-log p(target | everything before it), summed over the targets of a batch.
+
+    A module of its own around the model, because the wrappers for several processes hook into `forward` only.
+    """
+
+    def __init__(self, model: GPT) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """-> (sum of the losses, a scalar with gradient; each target's loss (n_targets,), detached). In nats.
+
+        The head runs only where there is a target: the same loss, a fraction of the work. A batch without targets
+        gives 0 and gradients of 0, never a NaN.
+        """
+        h = self.model.hidden(batch.idx, batch.layout)  # (B, T, C)
+        scored = batch.targets != IGNORE  # (B, T)
+        logits = self.model.head(h[scored])  # (n_targets, V)
+        if logits.dtype in (torch.bfloat16, torch.float16):
+            logits = logits.float()  # the softmax over V terms is not to be rounded to 8 bits
+        losses = F.cross_entropy(logits, batch.targets[scored], reduction="none")  # (n_targets,)
+        return losses.sum(), losses.detach()

@@ -1,0 +1,239 @@
+"""The GPT, written out once and steered by its config.
+
+    B, T, C   batch, time (tokens), channels (n_embd)      nh, hs  heads and channels a head
+    V         vocabulary                                    n_kv    key and value heads, at most nh
+
+            idx (B, T)
+              |  token embedding (+ position embedding, if positions are learned)
+              x (B, T, C)  the residual stream
+              |-- norm1 -- attention --+          Each block reads the stream through a norm and adds
+              x <----------------------+          what it found. With parallel_residual both branches
+              |-- norm2 -- MLP --------+          read the same x.
+              x <----------------------+
+              |  ... n_layer times, then the final norm
+              h (B, T, C)  hidden states   -- head -->  logits (..., V)
+
+`hidden` and `head` are apart, so that a loss can compute logits only where there is a target.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from gptft.attention import KVCache, Layout, attend
+from gptft.config import GPTConfig
+from gptft.files import UserError
+
+ACTIVATIONS = {"gelu_tanh": lambda x: F.gelu(x, approximate="tanh"), "gelu": F.gelu, "silu": F.silu}
+
+
+def make_norm(config: GPTConfig) -> nn.Module:
+    if config.norm == "layer":
+        return nn.LayerNorm(config.n_embd, eps=config.norm_eps)
+    return nn.RMSNorm(config.n_embd, eps=config.norm_eps)
+
+
+def rotary_table(config: GPTConfig, pos: Tensor) -> tuple[Tensor, Tensor]:
+    """cos and sin (B, 1, T, rot) of the rotary angles at positions (B, T); arXiv 2104.09864, eq. 34.
+
+    Always in fp32, and recomputed rather than stored: in bf16 neighbouring positions would coincide.
+    """
+    rot = config.rotary_size
+    exponent = torch.arange(0, rot, 2, device=pos.device, dtype=torch.float32) / rot  # (rot/2,)
+    angle = pos[..., None].float() * (1.0 / config.rope_theta**exponent)  # (B, T, rot/2)
+    angle = torch.cat((angle, angle), dim=-1)[:, None]  # (B, 1, T, rot)
+    return angle.cos(), angle.sin()
+
+
+def rotate(x: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
+    """Rotate the first `rot` channels of x (B, nh, T, hs); channel i is paired with i + rot/2."""
+    cos, sin = table
+    rot = cos.size(-1)
+    turned, rest = x[..., :rot], x[..., rot:]
+    first, second = turned.chunk(2, dim=-1)
+    turned = turned * cos + torch.cat((-second, first), dim=-1) * sin
+    return torch.cat((turned.to(x.dtype), rest), dim=-1) if rest.size(-1) else turned.to(x.dtype)
+
+
+class Attention(nn.Module):
+    """Causal self-attention; separate projections for q, k and v."""
+
+    def __init__(self, config: GPTConfig, layer: int) -> None:
+        super().__init__()
+        C, hs = config.n_embd, config.head_size
+        self.config, self.layer, self.dropout = config, layer, 0.0
+        self.q = nn.Linear(C, config.n_head * hs, bias=config.qkv_bias)
+        self.k = nn.Linear(C, config.n_kv_head * hs, bias=config.qkv_bias)
+        self.v = nn.Linear(C, config.n_kv_head * hs, bias=config.qkv_bias)
+        self.out = nn.Linear(config.n_head * hs, C, bias=config.bias)
+
+    def forward(self, x: Tensor, table, layout: Layout | None, cache: KVCache | None) -> Tensor:
+        B, T, _ = x.shape
+        hs = self.config.head_size
+        q = self.q(x).view(B, T, -1, hs).transpose(1, 2)  # (B, nh, T, hs)
+        k = self.k(x).view(B, T, -1, hs).transpose(1, 2)  # (B, n_kv, T, hs)
+        v = self.v(x).view(B, T, -1, hs).transpose(1, 2)  # (B, n_kv, T, hs)
+        if table is not None:
+            q, k = rotate(q, table), rotate(k, table)
+        if cache is not None:
+            k, v = cache.write(self.layer, k, v, layout)  # (B, n_kv, S, hs)
+        y = attend(q, k, v, layout, self.dropout if self.training else 0.0)  # (B, nh, T, hs)
+        return self.out(y.transpose(1, 2).reshape(B, T, -1))  # (B, T, nh * hs) -> (B, T, C)
+
+
+class MLP(nn.Module):
+    """Two layers with a nonlinearity between, or the gated form act(gate(x)) * up(x)."""
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.gate = nn.Linear(config.n_embd, config.n_inner, bias=config.bias) if config.gated_mlp else None
+        self.up = nn.Linear(config.n_embd, config.n_inner, bias=config.bias)
+        self.down = nn.Linear(config.n_inner, config.n_embd, bias=config.bias)
+        self.act = ACTIVATIONS[config.activation]
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.gate is None:
+            return self.down(self.act(self.up(x)))
+        return self.down(self.act(self.gate(x)) * self.up(x))
+
+
+class Block(nn.Module):
+    """One layer: attention and MLP, each behind a norm and added to the residual stream."""
+
+    def __init__(self, config: GPTConfig, layer: int) -> None:
+        super().__init__()
+        self.parallel = config.parallel_residual
+        self.norm1, self.attn = make_norm(config), Attention(config, layer)
+        self.norm2, self.mlp = make_norm(config), MLP(config)
+        self.drop = nn.Dropout(0.0)
+
+    def forward(self, x: Tensor, table, layout: Layout | None, cache: KVCache | None) -> Tensor:
+        attended = self.drop(self.attn(self.norm1(x), table, layout, cache))
+        if self.parallel:
+            return x + attended + self.drop(self.mlp(self.norm2(x)))
+        x = x + attended
+        return x + self.drop(self.mlp(self.norm2(x)))
+
+
+class GPT(nn.Module):
+    """A decoder-only transformer. Build it with `GPT.create`, or on the "meta" device to load weights into."""
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.tok = nn.Embedding(config.vocab_size, config.n_embd)
+        self.pos = nn.Embedding(config.block_size, config.n_embd) if config.position == "learned" else None
+        self.drop = nn.Dropout(0.0)
+        self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
+        self.norm = make_norm(config)
+        self.lm_head = None if config.tie_embeddings else nn.Linear(config.n_embd, config.vocab_size, bias=False)
+        self.checkpoint_activations = False
+
+    @classmethod
+    def create(cls, config: GPTConfig, seed: int = 0, device="cpu", dtype=torch.float32) -> GPT:
+        """A fresh model with initialised weights; they depend on the seed, not on the device."""
+        with torch.device("meta"):
+            model = cls(config)
+        model.to_empty(device="cpu").to(dtype)
+        model.init_weights(torch.Generator().manual_seed(seed))
+        return model.to(device)
+
+    @torch.no_grad()
+    def init_weights(self, generator: torch.Generator) -> None:
+        """Initialise as GPT-2 did (github.com/openai/gpt-2; the scaling: section 2.3 of its paper).
+
+        token and position embeddings, head      normal(0, 0.02)
+        every linear layer                       normal(0, 0.02), bias 0
+        those that write to the residual stream  normal(0, 0.02 / sqrt(2 * n_layer)), bias 0
+        norms                                    weight 1, bias 0
+        """
+        writes_to_stream = 0.02 / math.sqrt(2 * self.config.n_layer)
+        for name, parameter in self.named_parameters():
+            if name.endswith("bias"):
+                parameter.zero_()
+            elif parameter.dim() == 1:
+                parameter.fill_(1.0)
+            else:
+                std = writes_to_stream if name.endswith(("attn.out.weight", "mlp.down.weight")) else 0.02
+                parameter.normal_(0.0, std, generator=generator)
+
+    def hidden(self, idx: Tensor, layout: Layout | None = None, cache: KVCache | None = None) -> Tensor:
+        """Token ids (B, T) -> final hidden states (B, T, C). `layout` None: every row starts at position 0.
+
+        With a cache the layout must say where the tokens stand.
+        """
+        pos = layout.pos if layout is not None else torch.arange(idx.size(1), device=idx.device)[None]  # (1 or B, T)
+        if layout is None and idx.size(1) > self.config.block_size:
+            raise UserError(f"{idx.size(1)} tokens are more than the model's block_size {self.config.block_size}")
+        x = self.tok(idx)  # (B, T, C)
+        if self.pos is not None:
+            x = x + self.pos(pos)
+        x = self.drop(x)
+        table = rotary_table(self.config, pos) if self.config.position == "rotary" else None
+        for block in self.blocks:
+            if self.checkpoint_activations and self.training and torch.is_grad_enabled():
+                x = checkpoint(block, x, table, layout, cache, use_reentrant=False)
+            else:
+                x = block(x, table, layout, cache)
+        return self.norm(x)
+
+    def head(self, h: Tensor) -> Tensor:
+        """Hidden states (..., C) -> logits (..., V)."""
+        return F.linear(h, self.tok.weight if self.lm_head is None else self.lm_head.weight)
+
+    def forward(self, idx: Tensor, layout: Layout | None = None, cache: KVCache | None = None) -> Tensor:
+        """Token ids (B, T) -> logits (B, T, V)."""
+        return self.head(self.hidden(idx, layout, cache))
+
+    def set_dropout(self, p: float) -> None:
+        """Dropout probability on embeddings, attention weights and both branches; a matter of the run, not of the
+        architecture."""
+        for module in self.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = p
+            elif isinstance(module, Attention):
+                module.dropout = p
+
+    def new_cache(self, B: int, size: int) -> KVCache:
+        """A cache for B rows of at most `size` tokens, in the dtype of the weights."""
+        config, weight = self.config, self.tok.weight
+        return KVCache(
+            config.n_layer,
+            B,
+            config.n_kv_head,
+            size,
+            config.head_size,
+            weight.device,
+            self.blocks[0].attn.k.weight.dtype,
+        )
+
+    @property
+    def device(self) -> torch.device:
+        return self.tok.weight.device
+
+    def n_parameters(self) -> int:
+        """Weights, the tied head counted once."""
+        return sum(parameter.numel() for parameter in self.parameters())
+
+
+def flops_per_token(config: GPTConfig, context: float) -> int:
+    """Floating-point operations of one token's forward pass through the blocks; the head is `flops_of_head`.
+
+    A matrix product of a token with an (m, n) weight costs 2mn; attention over `context` keys costs 2 * 2 * context
+    * nh * hs (scores and weighted sum). Norms, activations and biases are left out, as is usual (arXiv 2001.08361,
+    table 1). A causal row of T tokens has a mean context of (T + 1) / 2. Training costs three forward passes.
+    """
+    C, hs = config.n_embd, config.head_size
+    projections = C * hs * (2 * config.n_head + 2 * config.n_kv_head)  # q and out, k and v
+    mlp = C * config.n_inner * (3 if config.gated_mlp else 2)
+    return int(config.n_layer * (2 * (projections + mlp) + 4 * context * config.n_head * hs))
+
+
+def flops_of_head(config: GPTConfig) -> int:
+    """Floating-point operations of the logits at one position."""
+    return 2 * config.n_embd * config.vocab_size

@@ -1,0 +1,58 @@
+"""What every test uses: a cache of its own, small models, and the real data where it is present."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+SHARED = ROOT.parent / "shared" / "data"
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a test that reaches for the network fails at once
+if SHARED.exists():
+    os.environ.setdefault("TIKTOKEN_CACHE_DIR", str(SHARED / "tiktoken-cache"))
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _isolated(tmp_path_factory):
+    """Tokenised data goes to a folder of this session; one thread, since the models here are tiny."""
+    os.environ["GPTFT_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def shared():
+    """The real instruction set and GPT-2's vocabulary, where the project lies beside them."""
+    if not SHARED.exists():
+        pytest.skip("../shared/data is not here: the real instruction set and GPT-2's vocabulary")
+    return SHARED
+
+
+@pytest.fixture
+def write_lines(tmp_path):
+    """write_lines(records, name="data.jsonl") -> the path of a JSON lines file in the test's folder."""
+
+    def write(records, name="data.jsonl"):
+        path = tmp_path / name
+        path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+        return path
+
+    return write
+
+
+@pytest.fixture
+def pairs():
+    """pairs(n): n question/answer records of unequal length, no two prompts alike."""
+
+    def make(n):
+        return [
+            {
+                "question": f"What comes after {i}?" + " Think." * (i % 3),
+                "answer": f"It is {i + 1}." + " Yes." * (i % 5),
+            }
+            for i in range(n)
+        ]
+
+    return make
