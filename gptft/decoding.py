@@ -1,0 +1,223 @@
+"""Decoding. The core takes and gives token ids; text is a thin layer over it.
+
+`decode_plain` is the whole idea in a dozen lines: feed everything, take the best next token, repeat. `decode` gives
+the same ids with a KV cache and several prompts at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gptft.attention import Layout
+from gptft.files import UserError
+from gptft.model import GPT
+from gptft.prompts import recognise
+from gptft.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is chosen. temperature 0 is greedy: the likeliest token, always.
+
+    top_k keeps the k likeliest tokens (0: all), top_p the fewest whose probabilities reach p (arXiv 1904.09751).
+    Each prompt draws from its own stream, seeded with (seed, its number), so a batch changes nothing.
+    """
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.temperature < 0 or self.top_k < 0 or not 0 < self.top_p <= 1:
+            raise UserError("temperature and top_k must be at least 0, and top_p above 0 and at most 1")
+
+
+GREEDY = Sampling()
+
+
+def choose(logits: Tensor, sampling: Sampling, generators: Sequence[torch.Generator]) -> Tensor:
+    """Logits (B, V) -> the next ids (B,), on the CPU."""
+    if sampling.temperature == 0:
+        return logits.argmax(-1).cpu()
+    logits = logits.float().cpu() / sampling.temperature
+    if sampling.top_k and sampling.top_k < logits.size(-1):
+        smallest = logits.topk(sampling.top_k).values[:, -1:]  # (B, 1)
+        logits = logits.masked_fill(logits < smallest, -torch.inf)
+    probabilities = logits.softmax(-1)  # (B, V)
+    if sampling.top_p < 1:
+        ordered, which = probabilities.sort(-1, descending=True)
+        # a token is kept while those before it have not reached top_p, so the first always is
+        dropped = ordered.cumsum(-1) - ordered >= sampling.top_p
+        probabilities = probabilities.masked_fill(dropped.scatter(-1, which, dropped), 0.0)
+    drawn = [torch.multinomial(row, 1, generator=g) for row, g in zip(probabilities, generators, strict=True)]
+    return torch.cat(drawn)
+
+
+def _next_logits(model: GPT, h: Tensor, n_vocab: int) -> Tensor:
+    """Hidden states (B, C) of the last tokens -> logits (B, n_vocab): ids beyond the tokenizer cannot be chosen."""
+    return model.head(h)[:, :n_vocab]
+
+
+def _generators(sampling: Sampling, count: int, first: int = 0) -> list[torch.Generator]:
+    if sampling.temperature == 0:
+        return [None] * count
+    return [torch.Generator().manual_seed((sampling.seed << 20) + first + n) for n in range(count)]
+
+
+@torch.no_grad()
+def decode_plain(
+    model: GPT, prompt: Sequence[int], max_new_tokens: int, stop: int, n_vocab: int, sampling: Sampling = GREEDY
+) -> list[int]:
+    """One prompt's continuation without a cache: the oracle. The stop token ends it and is not returned."""
+    ids = list(prompt)
+    _check_lengths(model, [ids])
+    generators = _generators(sampling, 1)
+    while len(ids) - len(prompt) < max_new_tokens and len(ids) <= model.config.block_size:
+        h = model.hidden(torch.tensor([ids], device=model.device))  # (1, T, C)
+        new = choose(_next_logits(model, h[:, -1], n_vocab), sampling, generators).item()
+        if new == stop:
+            break
+        ids.append(new)
+    return ids[len(prompt) :]
+
+
+@torch.no_grad()
+def decode(
+    model: GPT,
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    stop: int,
+    n_vocab: int,
+    sampling: Sampling = GREEDY,
+    first: int = 0,
+) -> Iterator[list[tuple[int, int]]]:
+    """Continue several prompts at once with a KV cache: yields after each pass the (prompt number, new id) pairs.
+
+    Prompts of unequal length stand side by side, each from position 0. A row that stops, or fills block_size,
+    stops alone; when half of the rows have, the others move together. `first` numbers the random streams.
+    """
+    _check_lengths(model, prompts)
+    B, longest, block = len(prompts), max(map(len, prompts)), model.config.block_size
+    cache = model.new_cache(B, min(longest + max_new_tokens, block))
+    left = [min(max_new_tokens, block - len(prompt) + 1) for prompt in prompts]  # tokens still to come, per prompt
+    generators = _generators(sampling, B, first)
+
+    idx = torch.zeros(B, longest, dtype=torch.long)
+    for row, prompt in enumerate(prompts):
+        idx[row, : len(prompt)] = torch.tensor(prompt)
+    idx = idx.to(model.device)
+    pos = torch.arange(longest, device=model.device).expand(B, -1)  # (B, T)
+    h = model.hidden(idx, Layout(pos, end=longest, fresh=True), cache)  # (B, T, C)
+    lengths = torch.tensor([len(prompt) for prompt in prompts])
+    h = h[torch.arange(B), lengths - 1]  # (B, C) of each prompt's last token
+
+    rows = list(range(B))  # which prompt each row of the cache belongs to
+    while True:
+        new = choose(_next_logits(model, h, n_vocab), sampling, [generators[row] for row in rows])  # (rows,)
+        emitted = []
+        for row, token in zip(rows, new.tolist(), strict=True):
+            if left[row] > 0 and token != stop:
+                emitted.append((row, token))
+                left[row] -= 1
+            else:
+                left[row] = 0
+        if emitted:
+            yield emitted
+        alive = [n for n, row in enumerate(rows) if left[row] > 0]
+        if not alive:
+            return
+        if len(alive) <= len(rows) // 2:
+            kept = torch.tensor(alive)
+            cache.keep(kept.to(model.device))
+            rows, new, lengths = [rows[n] for n in alive], new[kept], lengths[kept]
+            alive = list(range(len(rows)))
+        end = int(lengths[alive].max()) + 1
+        pos = lengths.clamp(max=end - 1)[:, None].to(model.device)  # (rows, 1); a finished row may stand anywhere
+        layout = Layout(pos, end=end, even=bool((lengths == lengths[0]).all()))
+        h = model.hidden(new[:, None].to(model.device), layout, cache)[:, 0]  # (rows, C)
+        lengths = lengths + 1
+
+
+def _check_lengths(model: GPT, prompts: Sequence[Sequence[int]]) -> None:
+    for number, prompt in enumerate(prompts):
+        if not prompt:
+            raise UserError(f"prompt {number + 1} is empty: there is nothing to continue")
+        if len(prompt) > model.config.block_size:
+            raise UserError(
+                f"prompt {number + 1} has {len(prompt)} tokens, the model's block_size is {model.config.block_size}; "
+                "shorten it, or let max_input_tokens cut its start"
+            )
+
+
+def prompt_ids(tokenizer: Tokenizer, prompt, raw: bool = False, max_input_tokens: int = 0) -> list[int]:
+    """The ids that the model is given for a prompt: a text, a record (a dict), or a conversation (a list).
+
+    The tokenizer's template is applied unless `raw`. `max_input_tokens` above 0 keeps the last that many: the end of
+    a prompt is where the template asks for the answer.
+    """
+    template = tokenizer.template
+    if raw or template is None:
+        if not isinstance(prompt, str):
+            raise UserError("a record or a conversation needs a prompt template; this tokenizer has none")
+        ids = tokenizer.encode(prompt)
+    else:
+        if isinstance(prompt, str):
+            parts = {"instruction": prompt}
+        elif isinstance(prompt, list):
+            parts = {"messages": prompt}
+        else:
+            parts = prompt if "instruction" in prompt else recognise(prompt)
+        ids, _ = tokenizer.encode_segments(template.prompt_segments(parts))
+    return ids[-max_input_tokens:] if max_input_tokens else ids
+
+
+def stop_of(tokenizer: Tokenizer) -> int:
+    """The id that ends a response under the tokenizer's template."""
+    return tokenizer.stop_id(tokenizer.template.stop) if tokenizer.template else tokenizer.eot
+
+
+def generate(
+    model: GPT,
+    tokenizer: Tokenizer,
+    prompts: Sequence,
+    max_new_tokens: int = 100,
+    raw: bool = False,
+    max_input_tokens: int = 0,
+    batch_size: int = 16,
+    temperature: float = 0.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    seed: int = 0,
+) -> list[str]:
+    """The model's responses to `prompts`, in their order; the prompt is not repeated. Greedy unless temperature > 0.
+
+    A prompt is a text, a record such as {"instruction": ..., "input": ...}, or a list of messages; the checkpoint's
+    template is applied unless `raw`. Raises UserError for a prompt beyond block_size, unless `max_input_tokens` (in
+    tokens) cuts its start.
+    """
+    if isinstance(prompts, str):
+        raise UserError("prompts must be a list of prompts, not one text")
+    sampling = Sampling(temperature, top_k, top_p, seed)
+    ids = [prompt_ids(tokenizer, prompt, raw, max_input_tokens) for prompt in prompts]
+    _check_lengths(model, ids)
+    answers: list[list[int]] = [[] for _ in ids]
+    order = sorted(range(len(ids)), key=lambda n: len(ids[n]))  # like lengths together: less padding
+    was_training = model.training
+    model.eval()
+    try:
+        for start in range(0, len(order), batch_size):
+            chosen = order[start : start + batch_size]
+            batch = [ids[n] for n in chosen]
+            # a stream of random numbers belongs to a prompt, not to its place in a batch
+            for pairs in decode(model, batch, max_new_tokens, stop_of(tokenizer), tokenizer.n_vocab, sampling, start):
+                for row, token in pairs:
+                    answers[chosen[row]].append(token)
+    finally:
+        model.train(was_training)
+    lead = tokenizer.template.lead if tokenizer.template and not raw else ""
+    return [tokenizer.decode(answer).removeprefix(lead) for answer in answers]

@@ -1,0 +1,146 @@
+import pytest
+import torch
+from toys import toy_model
+
+from gptft.decoding import Sampling, choose, decode, decode_plain, generate, prompt_ids
+from gptft.files import UserError
+from gptft.model import GPT
+from gptft.prompts import TEMPLATES
+from gptft.tokenizer import embedded
+
+STOP = 7
+VARIANTS = {"learned": {"position": "learned"}, "rotary": {}, "grouped": {"n_kv_head": 2}}
+
+
+def random_prompts(lengths, V=61):
+    return [torch.randint(0, V, (n,), generator=torch.Generator().manual_seed(n)).tolist() for n in lengths]
+
+
+def collect(model, prompts, *args, **options):
+    answers = [[] for _ in prompts]
+    for pairs in decode(model, prompts, *args, **options):
+        for row, token in pairs:
+            answers[row].append(token)
+    return answers
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_cache_and_batch_give_the_oracles_ids(variant, dtype):
+    """Row 16: cached and uncached, alone and beside unequal prompts (left padding was garbage elsewhere).
+
+    fp64 must be equal always. fp32 is equal wherever the margin between the best two is above 1e-4, which the
+    assertion of the margins below makes certain for these models.
+    """
+    for seed in range(5):
+        model = toy_model(dtype, seed, **VARIANTS[variant])
+        prompts = random_prompts([3, 9, 1, 14, 6])
+        oracle = [decode_plain(model, prompt, 12, STOP, 61) for prompt in prompts]
+        if dtype == torch.float32:
+            for prompt, answer in zip(prompts, oracle, strict=True):
+                logits = model(torch.tensor([prompt + answer]))[0, len(prompt) - 1 :]
+                best = logits[: len(answer)].topk(2).values
+                assert (best[:, 0] - best[:, 1] > 1e-4).all()
+        assert collect(model, prompts, 12, STOP, 61) == oracle
+        assert [collect(model, [prompt], 12, STOP, 61)[0] for prompt in prompts] == oracle
+        assert len({len(answer) for answer in oracle} | {12}) >= 1
+
+
+def test_stop_ends_its_row_alone():
+    """Row 17: one row's end-of-text must not end the others, nor appear in the answer."""
+    model = toy_model()
+    prompts = random_prompts([4, 6, 8, 5])
+    free = collect(model, prompts, 10, -1, 61)
+    stop = free[0][3]  # a token that row 0 emits in its fourth place, or earlier
+    answers = collect(model, prompts, 10, stop, 61)
+    for answer, whole in zip(answers, free, strict=True):
+        assert answer == (whole[: whole.index(stop)] if stop in whole else whole)
+    assert len(answers[0]) < 10 and max(map(len, answers)) == 10
+
+
+def test_ids_beyond_the_tokenizer_are_never_emitted():
+    """Row 17: a padded vocabulary's spare rows must not be chosen, however likely the model finds them."""
+    model = toy_model(tie_embeddings=False)
+    with torch.no_grad():
+        model.lm_head.weight[50:] = 100 * model.lm_head.weight[50:].abs()
+    prompts = random_prompts([4, 6], V=50)
+    assert all(max(answer) < 50 for answer in collect(model, prompts, 10, -1, 50))
+    assert max(decode_plain(model, prompts[0], 10, -1, 50)) < 50
+    drawn = collect(model, prompts, 10, -1, 50, Sampling(temperature=2.0, seed=1))
+    assert all(max(answer) < 50 for answer in drawn)
+
+
+def test_a_row_that_fills_the_block_stops():
+    """block_size 32 and prompts of 30 and 3: the first can take 3 tokens more, the second all it asks for."""
+    model = toy_model()
+    prompts = random_prompts([30, 3])
+    answers = collect(model, prompts, 20, -1, 61)
+    assert [len(answer) for answer in answers] == [3, 20]
+    assert answers == [decode_plain(model, prompt, 20, -1, 61) for prompt in prompts]
+
+
+def test_over_long_and_empty_prompts_are_refused():
+    model = toy_model()
+    with pytest.raises(UserError, match="prompt 2 has 33 tokens, the model's block_size is 32"):
+        collect(model, random_prompts([4, 33]), 5, STOP, 61)
+    with pytest.raises(UserError, match="prompt 1 is empty"):
+        collect(model, [[]], 5, STOP, 61)
+
+
+def test_sampling_keeps_top_k_and_top_p():
+    """Draws come from the k likeliest, or from the fewest tokens that reach p, in their proportions."""
+    logits = torch.log(torch.tensor([[0.5, 0.25, 0.15, 0.1]]))
+    generators = [torch.Generator().manual_seed(0)]
+
+    def shares(sampling):
+        drawn = torch.cat([choose(logits, sampling, generators) for _ in range(4000)])
+        return [(drawn == n).float().mean().item() for n in range(4)]
+
+    # 4000 draws: a share's standard deviation is below 0.008
+    assert shares(Sampling(1.0)) == pytest.approx([0.5, 0.25, 0.15, 0.1], abs=0.035)
+    assert shares(Sampling(1.0, top_k=2)) == pytest.approx([2 / 3, 1 / 3, 0, 0], abs=0.035)
+    assert shares(Sampling(1.0, top_p=0.6)) == pytest.approx([2 / 3, 1 / 3, 0, 0], abs=0.035)
+    assert shares(Sampling(1.0, top_p=0.01)) == [1, 0, 0, 0]
+    sharp = torch.softmax(torch.log(torch.tensor([0.5, 0.25, 0.15, 0.1])) / 0.5, -1).tolist()
+    assert shares(Sampling(0.5)) == pytest.approx(sharp, abs=0.035)
+
+
+def test_sampling_does_not_depend_on_the_batch():
+    """The same seed gives the same answers alone and in company."""
+    tokenizer = embedded()
+    model = GPT.create(toy_model(vocab_size=tokenizer.n_vocab).config, seed=1).eval()
+    prompts = ["The dog", "A much longer prompt than that", "One", "Some words here"]
+    options = {"max_new_tokens": 8, "temperature": 1.0, "seed": 5, "raw": True}
+    together = generate(model, tokenizer, prompts, **options)
+    assert together == generate(model, tokenizer, prompts, batch_size=2, **options)
+    assert together != generate(model, tokenizer, prompts, **{**options, "seed": 6})
+
+
+def test_generate_applies_the_template_and_returns_training_mode():
+    """The ids sent are those of training (row 4); the prompt is not repeated; the mode is as before."""
+    tokenizer = embedded()
+    tokenizer.template = TEMPLATES["llama2"]
+    model = GPT.create(toy_model(vocab_size=tokenizer.n_vocab, block_size=64).config, seed=1).train()
+    record = {"instruction": "Name a colour.", "response": "Blue."}
+    trained, spans = tokenizer.encode_segments(tokenizer.template.segments(record))
+    assert prompt_ids(tokenizer, "Name a colour.") == trained[: spans[0][0]]
+    (text,) = generate(model, tokenizer, ["Name a colour."], max_new_tokens=5)
+    assert "INST" not in text
+    assert model.training
+
+
+def test_max_input_tokens_is_a_stated_choice():
+    """An over-long prompt is an error unless its start may be cut; what is kept is its end."""
+    tokenizer = embedded()
+    model = GPT.create(toy_model(vocab_size=tokenizer.n_vocab).config, seed=1)
+    long = "word " * 100
+    with pytest.raises(UserError, match="max_input_tokens"):
+        generate(model, tokenizer, [long], raw=True)
+    assert len(generate(model, tokenizer, [long], raw=True, max_input_tokens=20, max_new_tokens=3)) == 1
+    assert prompt_ids(tokenizer, long, raw=True, max_input_tokens=20) == tokenizer.encode(long)[-20:]
+
+
+def test_one_text_is_not_a_list_of_prompts():
+    tokenizer = embedded()
+    with pytest.raises(UserError, match="a list of prompts"):
+        generate(toy_model(vocab_size=tokenizer.n_vocab), tokenizer, "Hello")

@@ -1,0 +1,193 @@
+"""Weights from Hugging Face's layout, compared with transformers on the same weights."""
+
+import json
+
+import pytest
+import torch
+from toys import difference
+
+from gptft.checkpoint import load
+from gptft.files import UserError
+from gptft.pretrained import load_hf
+
+transformers = pytest.importorskip("transformers")
+
+
+def hf_gpt2(directory, dtype=torch.float32, seed=0, save=True, **changes):
+    """A transformers GPT-2 with random weights, biases and norms included, saved to `directory`."""
+    torch.manual_seed(seed)
+    values = {"vocab_size": 97, "n_positions": 48, "n_embd": 32, "n_layer": 3, "n_head": 4}
+    config = transformers.GPT2Config(**{**values, **changes}, bos_token_id=0, eos_token_id=0,
+                                     resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)  # fmt: skip
+    model = transformers.GPT2LMHeadModel(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    model = model.to(dtype).eval()
+    if save:
+        model.save_pretrained(directory)
+    return model
+
+
+# fp64 leaves only the order of summation; fp32 at toy size stays near its rounding of 6e-8 times the depth
+@pytest.mark.parametrize("dtype, limit", [(torch.float64, 1e-10), (torch.float32, 1e-5)])
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"tie_word_embeddings": False}, {"activation_function": "gelu"}, {"n_inner": 52, "layer_norm_epsilon": 1e-3}],
+    ids=["gpt2", "untied", "exact_gelu", "inner"],
+)
+def test_logits_hidden_states_and_gradients_equal_transformers(tmp_path, dtype, limit, changes):
+    """Row 15: an exact-GELU or a wrong epsilon would be off by 1e-3, a transposed weight by far more."""
+    theirs = hf_gpt2(tmp_path, dtype, **changes)
+    ours = load_hf(tmp_path, dtype)
+    idx = torch.randint(0, 97, (3, 40), generator=torch.Generator().manual_seed(1))
+    out = theirs(idx, output_hidden_states=True)
+    assert difference(ours(idx), out.logits) < limit
+    assert difference(ours.hidden(idx), out.hidden_states[-1]) < limit
+    weight = torch.randn(out.logits.shape, dtype=dtype, generator=torch.Generator().manual_seed(2))
+    (out.logits * weight).sum().backward()
+    (ours(idx) * weight).sum().backward()
+    assert difference(ours.tok.weight.grad, theirs.transformer.wte.weight.grad) < limit
+    assert difference(ours.pos.weight.grad[:40], theirs.transformer.wpe.weight.grad[:40]) < limit
+    fused = theirs.transformer.h[1].attn.c_attn.weight.grad
+    q = ours.blocks[1].attn
+    assert difference(torch.cat([q.q.weight.grad, q.k.weight.grad, q.v.weight.grad]).T, fused) < limit
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype, limit", [(torch.float64, 1e-10), (torch.float32, 1e-5)])
+def test_gpt2_at_full_size_equals_transformers(tmp_path, dtype, limit):
+    """The real architecture, 124M parameters, random weights."""
+    theirs = hf_gpt2(tmp_path, dtype, vocab_size=50257, n_positions=1024, n_embd=768, n_layer=12, n_head=12)
+    ours = load_hf(tmp_path, dtype)
+    idx = torch.randint(0, 50257, (1, 64), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        assert difference(ours(idx), theirs(idx).logits) < limit
+
+
+@pytest.mark.parametrize("form", ["sharded", "bin", "bare", "prefixed"])
+def test_every_form_of_the_files_loads(tmp_path, form):
+    """Shards, pytorch_model.bin, names without `transformer.` as on the hub, and wrappers' prefixes."""
+    theirs = hf_gpt2(tmp_path)
+    if form == "sharded":
+        (tmp_path / "model.safetensors").unlink()
+        theirs.save_pretrained(tmp_path, max_shard_size="40KB")
+        assert (tmp_path / "model.safetensors.index.json").exists()
+    elif form == "bin":
+        (tmp_path / "model.safetensors").unlink()
+        torch.save(theirs.state_dict(), tmp_path / "pytorch_model.bin")
+    else:
+        from safetensors.torch import save_file
+
+        state = {
+            name.removeprefix("transformer."): t.contiguous() for name, t in theirs.transformer.state_dict().items()
+        }
+        state |= {f"h.{n}.attn.bias": torch.ones(1, 1, 48, 48) for n in range(3)}  # old files hold the causal mask
+        if form == "prefixed":
+            state = {f"_orig_mod.transformer.{name}": t for name, t in state.items()}
+        save_file(state, tmp_path / "model.safetensors")
+    idx = torch.arange(20)[None]
+    assert difference(load_hf(tmp_path, torch.float32)(idx), theirs(idx).logits) < 1e-5
+
+
+def rewrite(tmp_path, change):
+    from safetensors.torch import load_file, save_file
+
+    state = load_file(tmp_path / "model.safetensors")
+    change(state)
+    save_file(state, tmp_path / "model.safetensors")
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda s: s.pop("transformer.h.1.mlp.c_fc.weight"), "the tensor 'h.1.mlp.c_fc.weight' is missing"),
+        (lambda s: s.update(extra=torch.ones(2)), "unexpected tensor 'extra'"),
+        (
+            lambda s: s.update({"transformer.ln_f.bias": torch.ones(5)}),
+            r"tensor 'transformer.ln_f.bias' has shape \(5,\)",
+        ),
+        (
+            lambda s: s.update({"transformer.h.0.attn.c_attn.bias": torch.ones(90)}),
+            r"'transformer.h.0.attn.c_attn.bias' has shape \(90,\)",
+        ),
+        (
+            lambda s: s.update({"lm_head.weight": torch.ones(97, 32)}),
+            "tie_word_embeddings is true, yet lm_head.weight differs",
+        ),
+    ],
+    ids=["missing", "extra", "misshapen", "misshapen_qkv", "untied_head"],
+)
+def test_a_wrong_tensor_fails_by_name(tmp_path, change, message):
+    """One project ran from random weights because names did not match and nobody looked."""
+    hf_gpt2(tmp_path)
+    rewrite(tmp_path, change)
+    with pytest.raises(UserError, match=message):
+        load_hf(tmp_path, torch.float32)
+
+
+@pytest.mark.parametrize(
+    "key, value, message",
+    [
+        ("model_type", "mamba", "model_type 'mamba' is not supported"),
+        ("activation_function", "relu", "activation_function = 'relu' is not supported"),
+        ("scale_attn_by_inverse_layer_idx", True, "scale_attn_by_inverse_layer_idx = True is not supported"),
+    ],
+)
+def test_an_unsupported_config_is_refused(tmp_path, key, value, message):
+    """What is not computed is refused, naming key and value; it is never approximated."""
+    hf_gpt2(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text()) | {key: value}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match=message):
+        load_hf(tmp_path, torch.float32)
+
+
+def test_broken_files_are_named(tmp_path):
+    """A truncated safetensors file, an absent shard, and a pickle with code in it."""
+    hf_gpt2(tmp_path)
+    whole = (tmp_path / "model.safetensors").read_bytes()
+    (tmp_path / "model.safetensors").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match=r"model.safetensors: not a whole safetensors file"):
+        load_hf(tmp_path, torch.float32)
+    (tmp_path / "model.safetensors").unlink()
+    (tmp_path / "model.safetensors.index.json").write_text('{"weight_map": {"a": "absent.safetensors"}}')
+    with pytest.raises(UserError, match=r"the shard 'absent\.safetensors', named in the index, is absent"):
+        load_hf(tmp_path, torch.float32)
+    (tmp_path / "model.safetensors.index.json").unlink()
+    torch.save({"wte.weight": Evil()}, tmp_path / "pytorch_model.bin")
+    with pytest.raises(UserError, match=r"pytorch_model.bin: cannot be loaded as weights"):
+        load_hf(tmp_path, torch.float32)
+
+
+class Evil:
+    """A pickle that runs a call when it is loaded."""
+
+    def __reduce__(self):
+        return (print, ("a checkpoint ran code",))
+
+
+def test_generation_gives_transformers_greedy_ids(tmp_path):
+    """Cached greedy ids in fp64 equal those of transformers' generate."""
+    from gptft.decoding import decode
+
+    theirs, ours = hf_gpt2(tmp_path, torch.float64), load_hf(tmp_path, torch.float64)
+    prompt = [5, 17, 3, 88]
+    expected = theirs.generate(torch.tensor([prompt]), max_new_tokens=20, do_sample=False, eos_token_id=96,
+                               pad_token_id=0)[0, 4:].tolist()  # fmt: skip
+    got = [pairs[0][1] for pairs in decode(ours, [prompt], 20, 96, 97)]
+    assert got == [i for i in expected if i != 96]
+
+
+def test_load_takes_a_directory_with_gpt2s_own_vocabulary_files(tmp_path, shared):
+    """`gptft.load` of a local directory: the model and GPT-2's tokenizer, without a network."""
+    hf_gpt2(tmp_path, vocab_size=50257)
+    model, tokenizer = load(tmp_path)
+    assert tokenizer.encode("Hello world") == [15496, 995] and not model.training
+    assert model.config.vocab_size == tokenizer.n_vocab == 50257
+
+
+def test_a_tokenizer_larger_than_the_model_is_refused(tmp_path, shared):
+    hf_gpt2(tmp_path, vocab_size=1000)
+    with pytest.raises(UserError, match="its tokenizer has 50257 ids, more than the 1000 rows"):
+        load(tmp_path)
