@@ -1,0 +1,56 @@
+"""Responses to held-out prompts, compared with those expected."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+
+from gptft.decoding import generate
+from gptft.model import GPT
+from gptft.prompts import recognise
+from gptft.tokenizer import Tokenizer
+
+
+def prompt_and_expected(record: dict, fields: dict[str, str] | None = None) -> tuple[dict, str] | None:
+    """A user's record -> (its prompt's parts, the response that is expected); None for plain text.
+
+    Of a conversation everything but the assistant's last turn is the prompt.
+    """
+    parts = recognise(record, fields)
+    if "text" in parts:
+        return None
+    if "messages" in parts:
+        messages = parts["messages"]
+        while messages[-1]["role"] != "assistant":
+            messages = messages[:-1]
+        return {"messages": messages[:-1]}, messages[-1]["content"]
+    return {part: text for part, text in parts.items() if part != "response"}, parts["response"]
+
+
+def answer(model: GPT, tokenizer: Tokenizer, prompts: Sequence[dict], max_new_tokens: int, max_input_tokens: int,
+           batch_size: int) -> list[str]:  # fmt: skip
+    """Greedy responses to prompts given as parts."""
+    given = [parts.get("messages", parts) for parts in prompts]
+    return generate(model, tokenizer, given, max_new_tokens, max_input_tokens=max_input_tokens, batch_size=batch_size)
+
+
+def is_exact(response: str, expected: str) -> bool:
+    """Equal but for white space at the ends."""
+    return response.strip() == expected.strip()
+
+
+def exact_match(rows: Sequence[dict]) -> dict[str, dict]:
+    """Rows with `expected`, `before`, `after` and a `record` -> by family (the record's `family`, where it has one)
+    and over `all`: n, and the shares of exact matches before and after."""
+    by_family = defaultdict(list)
+    for row in rows:
+        if isinstance(family := row["record"].get("family"), str):
+            by_family[family].append(row)
+    table = {}
+    for name, members in [*sorted(by_family.items()), ("all", rows)]:
+        shares = {
+            when: sum(is_exact(row[when], row["expected"]) for row in members) / len(members)
+            for when in ("before", "after")
+        }
+        table[name] = {"n": len(members), **shares}
+    return table

@@ -1,0 +1,340 @@
+"""The loop: what it does to weights, schedule and random state, row by row of DESIGN's table."""
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+import torch
+from toys import difference, toy_examples, toy_model
+
+from gptft.collate import plan
+from gptft.config import Config
+from gptft.evaluation import evaluate_loss
+from gptft.files import NonFinite
+from gptft.loss import Objective
+from gptft.optim import Precision, learning_rate, make_optimizer
+from gptft.training import (
+    Evaluation,
+    Step,
+    Stopped,
+    TrainState,
+    allocate_state,
+    random_state,
+    rehearse,
+    total_steps,
+    train,
+)
+
+
+class Examples(list):
+    """A split held in memory: all that the loop asks of one."""
+
+    @property
+    def lengths(self):
+        return np.array([len(example.ids) for example in self])
+
+
+def setup(lengths=(5, 9, 14, 7, 20, 6, 11, 8, 17), dtype=torch.float64, n_val=3, model=None, **settings):
+    config = Config(**{"lr": 1e-2, "warmup_steps": 2, "batch_size": 2, "grad_accum": 2, "precision": "fp32",
+                       "eval_every": 3, **settings})  # fmt: skip
+    model = model or toy_model(dtype)
+    model.set_dropout(config.dropout)
+    examples = Examples(toy_examples(lengths))
+    val = Examples(toy_examples([6, 13, 9][:n_val], seed=9))
+    state = TrainState(model, make_optimizer(model, config), Precision(config.precision, torch.device("cpu")))
+    return state, Objective(model), config, examples, val
+
+
+def weights(model):
+    return torch.cat([p.detach().flatten() for p in model.parameters()]).clone()
+
+
+def run(state, objective, config, examples, val, stop=lambda: False):
+    return list(train(state, objective, config, examples, val, 0, stop))
+
+
+def test_the_loop_is_the_plain_loop():
+    """Against PyTorch's own pieces put together by hand: autograd of a mean over the window, clip, AdamW, LambdaLR."""
+    settings = {"epochs": 2, "grad_clip": 0.5, "weight_decay": 0.1}
+    state, objective, config, examples, val = setup(**settings, n_val=0)
+    steps = [event for event in run(state, objective, config, examples, val) if isinstance(event, Step)]
+
+    model = toy_model()
+    decay = [p for p in model.parameters() if p.dim() > 1]
+    other = [p for p in model.parameters() if p.dim() == 1]
+    optimizer = torch.optim.AdamW([{"params": decay}, {"params": other, "weight_decay": 0}], lr=config.lr,
+                                  weight_decay=0.1, fused=False, foreach=False)  # fmt: skip
+    total, losses = total_steps(len(examples), config), []
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda n: min((n + 1) / 2, 0.5 * (1 + math.cos(math.pi * max(0, n - 1) / (total - 2))))
+    )
+    for epoch in range(2):
+        for window in plan(examples.lengths, 2, 2, config.seed, epoch):
+            rows = []
+            for i in (i for batch in window for i in batch):
+                ids = torch.from_numpy(examples[i].ids.astype(np.int64))
+                logits = model(ids[None, :-1])[0]
+                start = examples[i].spans[0][0]
+                rows.append(torch.nn.functional.cross_entropy(logits[start - 1 :], ids[start:], reduction="none"))
+            loss = torch.cat(rows).mean()
+            optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 0.5)
+            optimizer.step()
+            schedule.step()
+            losses.append(loss.item())
+    assert [event.loss for event in steps] == pytest.approx(losses, rel=1e-10)
+    # ten updates of fp64 rounding, amplified where AdamW divides by small second moments
+    assert difference(weights(state.model), weights(model)) < 1e-9
+
+
+def test_accumulation_changes_nothing():
+    """Row 7: the same windows as 4x1, 2x2 and 1x4 take the same steps."""
+    results = []
+    for size, accum in ((1, 4), (2, 2), (4, 1)):
+        # equal lengths and a random order, so that the windows hold the same examples whatever the batch size
+        state, objective, config, examples, val = setup(
+            lengths=[5, 9, 14, 7, 20, 6, 11, 8], batch_size=size, grad_accum=accum, batching="random", epochs=3
+        )
+        events = run(state, objective, config, examples, val)
+        results.append((weights(state.model), [e.loss for e in events if isinstance(e, Step)]))
+    for result, losses in results[1:]:
+        assert losses == pytest.approx(results[0][1], rel=1e-9)
+        assert difference(result, results[0][0]) < 1e-8
+
+
+def test_leftovers_are_scaled_by_their_own_tokens():
+    """Row 7: 9 examples in windows of 4: three steps an epoch, the last of one example, nothing carried over."""
+    state, objective, config, examples, val = setup(epochs=2, batching="random", n_val=0)
+    events = run(state, objective, config, examples, val)
+    assert len(events) == total_steps(9, config) == 6
+    assert [event.epoch for event in events][2] == 1.0
+    assert all(p.grad is None for p in state.model.parameters())
+    # the third window alone, from the weights that it met
+    fresh, objective2, config2, *_ = setup(epochs=2, batching="random", n_val=0)
+    loop = train(fresh, objective2, config2, examples, val, 0)
+    next(loop), next(loop)
+    (chosen,) = plan(examples.lengths, 2, 2, config.seed, 0, "random")[2]
+    (alone,) = chosen
+    ids = torch.from_numpy(examples[alone].ids.astype(np.int64))
+    logits = fresh.model(ids[None, :-1])[0, 2:]
+    expected = torch.nn.functional.cross_entropy(logits, ids[3:]).item()
+    assert next(loop).loss == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("accum", [1, 2, 4])
+def test_one_schedule_step_per_optimizer_step(accum):
+    """Row 9: the learning rate follows optimizer steps and ends at its minimum whatever the accumulation."""
+    state, objective, config, examples, val = setup(grad_accum=accum, epochs=3, min_lr=1e-4)
+    steps = [event for event in run(state, objective, config, examples, val) if isinstance(event, Step)]
+    total = total_steps(len(examples), config)
+    assert [e.learning_rate for e in steps] == [learning_rate(n, total, config) for n in range(1, total + 1)]
+    assert steps[-1].learning_rate == pytest.approx(1e-4)
+    assert [e.remaining_time for e in steps][-1] == 0
+
+
+def test_max_steps_overrides_epochs():
+    state, objective, config, examples, val = setup(epochs=5, max_steps=4, n_val=0)
+    assert len(run(state, objective, config, examples, val)) == 4
+
+
+def test_evaluation_does_not_depend_on_its_batch():
+    """Row 8: the same loss at batch 1, 4 and 16, and dropout off in it, training mode back after it."""
+    state, objective, _, examples, _ = setup(dropout=0.5)
+    state.model.train()
+    losses = [evaluate_loss(objective, examples, size, 0, state.precision) for size in (1, 4, 16, 4)]
+    assert max(abs(loss - losses[0]) for loss in losses) < 1e-10 * losses[0]
+    assert state.model.training
+    mean_of_rows = np.mean([evaluate_loss(objective, Examples([e]), 1, 0, state.precision) for e in examples])
+    assert abs(mean_of_rows - losses[0]) > 1e-4, "a mean of means would pass here"
+
+
+def test_evaluations_happen_at_the_start_every_n_steps_and_at_the_end():
+    state, objective, config, examples, val = setup(max_steps=8)
+    events = run(state, objective, config, examples, val)
+    assert [e.step for e in events if isinstance(e, Evaluation)] == [0, 3, 6, 8]
+    assert [e.step for e in events if isinstance(e, Step)] == list(range(1, 9))
+    best = min((e.eval_loss, e.step) for e in events if isinstance(e, Evaluation))
+    assert (state.progress.best_loss, state.progress.best_step) == best
+
+
+def test_early_stop_by_patience():
+    """A learning rate that can only do harm: after two evaluations without improvement it stops."""
+    state, objective, config, examples, val = setup(max_steps=50, lr=0.5, warmup_steps=0, patience=2, grad_clip=0)
+    events = run(state, objective, config, examples, val)
+    assert events[-1] == Stopped(6, "patience")
+    assert state.progress.best_step == 0
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_weights_stay_fp32_and_follow_fp32_at_a_tiny_learning_rate(precision):
+    """Row 10: bf16 weights would swallow every update of this size (0% of them changed, as measured elsewhere)."""
+    settings = {"lr": 1e-5, "warmup_steps": 0, "schedule": "constant", "max_steps": 100, "n_val": 0, "weight_decay": 0}
+    state, objective, config, examples, val = setup(dtype=torch.float32, precision=precision, **settings)
+    start = weights(state.model)
+    run(state, objective, config, examples, val)
+    assert weights(state.model).dtype == torch.float32
+    exact, objective, config, *_ = setup(dtype=torch.float32, **settings)
+    run(exact, objective, config, examples, val)
+    moved, expected = weights(state.model) - start, weights(exact.model) - start
+    # gradients of 8 or 11 bits flip signs where they are near 0, and AdamW moves by signs at first
+    assert difference(moved, expected) < (1e-6 if precision == "fp32" else 0.25)
+    assert (moved != 0).float().mean() > 0.9
+
+
+def test_fp16_clips_unscaled_gradients():
+    """Row 10: clipping before unscaling would clip everything to nothing; the norm reported is the true one."""
+    norms = []
+    for precision in ("fp32", "fp16"):
+        state, objective, config, examples, val = setup(dtype=torch.float32, precision=precision, max_steps=3, n_val=0)
+        norms.append([e.grad_norm for e in run(state, objective, config, examples, val)])
+    assert norms[1] == pytest.approx(norms[0], rel=0.02)
+
+
+def test_fp16_overflow_lowers_the_scale_and_repeats_the_window():
+    """Row 11: no window is lost to an overflow; at the minimum scale it stops instead of looping for ever."""
+    state, objective, config, examples, val = setup(dtype=torch.float32, precision="fp16", max_steps=4, n_val=0)
+    state.precision.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**30)
+    events = run(state, objective, config, examples, val)
+    assert [e.step for e in events] == [1, 2, 3, 4]
+    assert state.precision.scaler.get_scale() < 2.0**30
+    assert state.progress.examples == 4 * 4 - 3  # 9 examples in windows of 4, 4, 1, then 4 again
+
+
+def poison(model):
+    with torch.no_grad():
+        model.tok.weight[60] = torch.nan
+
+
+def test_a_non_finite_loss_stops_with_weights_unchanged_and_names_the_examples():
+    """Row 11: one NaN step ended runs elsewhere with "Training Complete" and an all-NaN model."""
+    model = toy_model(tie_embeddings=False)
+    poison(model)
+    examples = toy_examples([5, 9, 14, 7], vocab_size=59)
+    examples[2].ids[4] = 60
+    state, objective, config, _, val = setup(model=model, n_val=0, batch_size=1, grad_accum=1, batching="random")
+    before, seen = weights(model), []
+    with pytest.raises(NonFinite, match=r"step \d: the loss is nan; .*: toy.jsonl, line 3\. A lower"):
+        for event in train(state, objective, config, Examples(examples), val, 0):
+            seen.append(event)
+            before = weights(model)
+    assert torch.equal(torch.nan_to_num(weights(model)), torch.nan_to_num(before))
+    assert state.progress.step == len(seen)
+
+
+def test_a_non_finite_gradient_stops_too():
+    """A finite loss with an infinite gradient norm must not be clipped into NaN weights."""
+    state, objective, config, examples, val = setup(n_val=0)
+    before = weights(state.model)
+    state.model.norm.weight.register_hook(lambda grad: grad * torch.inf)
+    with pytest.raises(NonFinite, match=r"step 1: the gradient norm is (inf|nan)"):
+        run(state, objective, config, examples, val)
+    assert torch.equal(weights(state.model), before)
+
+
+def test_rehearsal_leaves_everything_as_it_was():
+    """Row 12: weights, gradients, random state and optimizer are as without it, and the run after it is the same."""
+    results = []
+    for rehearsed in (False, True):
+        state, objective, config, examples, val = setup(dropout=0.3, max_steps=5)
+        torch.manual_seed(1)
+        if rehearsed:
+            before, random = weights(state.model), random_state()
+            rehearse(state, objective, config, examples, val, 0)
+            assert torch.equal(weights(state.model), before) and torch.equal(random["cpu"], random_state()["cpu"])
+            assert all(p.grad is None for p in state.model.parameters())
+            assert len(state.optimizer.state) == len(list(state.model.parameters()))
+        run(state, objective, config, examples, val)
+        results.append(weights(state.model))
+    assert torch.equal(*results)
+
+
+def test_rehearsal_meets_the_longest_batches():
+    """Row 12: what will not fit must fail in the first minute, so the longest examples of both splits are tried."""
+    state, objective, config, examples, val = setup()
+    shapes = []
+    hidden = state.model.hidden
+    state.model.hidden = lambda idx, layout=None: (
+        shapes.append((*idx.shape, state.model.training)) or hidden(idx, layout)
+    )
+    rehearse(state, objective, config, examples, val, 0)
+    assert shapes[0] == (2, max(map(len, (e.ids for e in examples))) - 1)
+    assert shapes[1] == (3, max(map(len, (e.ids for e in val))) - 1)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "adafactor"])
+def test_allocating_optimizer_state_moves_no_weight(optimizer):
+    state, *_ = setup(optimizer=optimizer, weight_decay=0.5)
+    before = weights(state.model)
+    allocate_state(state.optimizer)
+    assert torch.equal(weights(state.model), before)
+    assert all(g["lr"] == 1e-2 for g in state.optimizer.param_groups)
+    for values in state.optimizer.state.values():
+        assert all(not tensor.any() for tensor in values.values() if isinstance(tensor, torch.Tensor))
+
+
+@pytest.mark.parametrize("settings", [{}, {"optimizer": "adafactor"}, {"dropout": 0.3}, {"precision": "fp16"},
+                                      {"checkpoint_activations": True, "dropout": 0.3}], ids=str)  # fmt: skip
+@pytest.mark.parametrize("stop_at", [1, 4, 5, 7])
+def test_stopping_and_going_on_is_the_unbroken_run(settings, stop_at):
+    """Row 13: losses, order, learning rate, weights and random state equal the unbroken run's, bit for bit, wherever
+    it was stopped: in mid-epoch, at an epoch's end, before an evaluation."""
+    kind = {"dtype": torch.float32, "max_steps": 10, **settings}
+    torch.manual_seed(3)
+    whole, objective, config, examples, val = setup(**kind)
+    whole.model.checkpoint_activations = config.checkpoint_activations
+    expected = run(whole, objective, config, examples, val)
+
+    torch.manual_seed(3)
+    first, objective, *_ = setup(**kind)
+    first.model.checkpoint_activations = config.checkpoint_activations
+    events = []
+    for event in train(first, objective, config, examples, val, 0):
+        events.append(event)
+        if isinstance(event, Step) and event.step == stop_at:
+            break
+    saved, saved_weights = first.state_dict(), {k: v.clone() for k, v in first.model.state_dict().items()}
+
+    torch.manual_seed(99)  # what happens in between must not matter
+    second, objective, *_ = setup(**kind)
+    second.model.checkpoint_activations = config.checkpoint_activations
+    second.model.load_state_dict(saved_weights)
+    second.load_state_dict(saved)
+    events += run(second, objective, config, examples, val)
+    timeless = [dataclasses.replace(e, iter_time=0, tokens_per_second=0, flops=0, remaining_time=0)
+                if isinstance(e, Step) else e for e in events]  # fmt: skip
+    wanted = [dataclasses.replace(e, iter_time=0, tokens_per_second=0, flops=0, remaining_time=0)
+              if isinstance(e, Step) else e for e in expected]  # fmt: skip
+    assert timeless == wanted
+    assert torch.equal(weights(second.model), weights(whole.model))
+    assert torch.equal(second.state_dict()["random"]["cpu"], whole.state_dict()["random"]["cpu"])
+
+
+def test_an_interrupt_in_mid_step_drops_the_window():
+    """Ctrl-C between two micro-batches: state and random state are those of the last completed step."""
+    state, objective, config, examples, val = setup(dropout=0.3, max_steps=6, n_val=0)
+    calls, snapshots = [], {}
+
+    def stop():
+        calls.append(1)
+        return len(calls) == 6  # two micro-batches a window, the third window of one: in the middle of a window
+
+    events = []
+    for event in train(state, objective, config, examples, val, 0, stop):
+        events.append(event)
+        snapshots[event.step] = (weights(state.model), random_state()["cpu"])
+    assert isinstance(events[-1], Stopped) and events[-1].reason == "interrupt"
+    assert torch.equal(weights(state.model), snapshots[events[-1].step][0])
+    assert state.progress.step == events[-2].step
+    assert all(p.grad is None for p in state.model.parameters())
+    # going on gives the unbroken run
+    rest = run(state, objective, config, examples, val)
+    assert [e.step for e in rest] == list(range(events[-1].step + 1, 7))
+
+
+def test_adapts_to_a_learnable_pattern():
+    """It learns: on a pattern that can be memorised the loss falls by an order of magnitude."""
+    state, objective, config, examples, val = setup(dtype=torch.float32, max_steps=120, eval_every=120, n_val=0)
+    steps = run(state, objective, config, examples, val)
+    assert steps[-1].loss < 0.1 * steps[0].loss
