@@ -1,0 +1,316 @@
+"""Fine-tuning, the story on one page: tokenizer, data, model, optimizer, loop, evaluation, saving.
+
+`finetune` is what `python train.py` and Python users call. Reading on from here: `training.train` is the loop,
+`loss.Objective` the loss, `model.GPT` the model.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from gptft import checkpoint, data, records, report
+from gptft.config import PRESETS, Config, check, check_names, resolve, shipped, to_toml
+from gptft.data import Dataset, Recipe, Split
+from gptft.evaluation import answer, evaluate_loss, exact_match, prompt_and_expected
+from gptft.files import UserError, atomic_write, json_line
+from gptft.loss import Objective
+from gptft.model import GPT
+from gptft.optim import Precision, make_optimizer, pick_device
+from gptft.prompts import TEMPLATES, load_template
+from gptft.report import say
+from gptft.runs import choose_out_dir, describe_inputs, holds_run, numbered, resume, run_loop
+from gptft.tokenizer import Tokenizer, embedded
+from gptft.training import Progress, TrainState, rehearse, total_steps
+
+
+@dataclass
+class Run:
+    """A finished run: the best model and its tokenizer, what `summary.json` says, and the run's folder."""
+
+    model: GPT
+    tokenizer: Tokenizer
+    summary: dict
+    path: Path
+
+
+def finetune(config: Config | None = None, **settings) -> Run:
+    """Fine-tune as `config` or `settings` say (the names of `python train.py --help`) and return the Run.
+
+    Raises UserError for whatever the user can put right: before training, with nothing written, wherever the fault
+    can be seen before; Interruption after Ctrl-C or SIGTERM, once a checkpoint to go on from is saved.
+    """
+    config = (
+        check(dataclasses.replace(config, **check_names(settings, "settings"))) if config else resolve("", settings)
+    )
+    if not config.data:
+        raise UserError("--data is missing: name the files to train on")
+    device = pick_device(config.device)
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    out_dir = choose_out_dir(config)
+    check_inputs(config)
+
+    # 1. what we start from, and the data, as tokens
+    model, tokenizer = load_start(config)
+    datasets, (train_set, val_set, test_set) = load_data(config, model, tokenizer)
+    for name, dataset in datasets.items():
+        say(report.describe_ledger(name, dataset.ledger))
+    say(f"split: {len(train_set):,} to train on, {len(val_set):,} for validation, {len(test_set):,} for the test")
+    for part, name in ((val_set, "validation"), (test_set, "test")):
+        if not len(part):
+            say(f"  the {name} split is empty, so the {name} loss is not measured"
+                + ("; the last weights are kept, not the best" if name == "validation" else ""))  # fmt: skip
+
+    # 2. the state of training; a rehearsal of the largest batches finds now what would fail later
+    model = model.to(device)
+    model.set_dropout(config.dropout)
+    model.checkpoint_activations = config.checkpoint_activations
+    state = TrainState(model, make_optimizer(model, config), Precision(config.precision, device))
+    objective = Objective(model)
+    if config.compile:
+        for block in model.blocks:
+            block.compile()
+    pad_id = tokenizer.eot
+    rehearse(state, objective, config, train_set, val_set, pad_id)
+    describe(state, config, train_set, device)
+
+    # 3. from here on there is something to keep
+    fingerprint = describe_inputs(config, model, tokenizer, train_set, val_set)
+    out_dir.mkdir(parents=True, exist_ok=True)
+    if config.resume:
+        resume(state, out_dir, fingerprint)
+    with atomic_write(out_dir / "config.toml") as file:
+        file.write(to_toml(config))
+    rows, prompts = ask_before(config, out_dir, model, tokenizer, test_set)
+    if state.progress.step == 0:
+        torch.manual_seed(config.seed)
+
+    # 4. train; the loop says what happened, and here it is logged, shown and saved
+    run_loop(state, objective, config, (train_set, val_set), pad_id, out_dir, tokenizer, fingerprint)
+
+    # 5. the best weights, on data that was never seen
+    if (out_dir / "best").exists():
+        checkpoint.load_weights(model, out_dir / "best")
+    model.eval()
+    summary = summarise(state, objective, config, test_set, pad_id, out_dir, tokenizer)
+    summary["ledger"] = {name: dataset.ledger for name, dataset in datasets.items()}
+    if rows:
+        say(f"answering {len(rows)} test prompts again ...")
+        after = answer(
+            model, tokenizer, prompts, config.max_new_tokens, model.config.block_size, config.eval_batch_size
+        )
+        for row, text in zip(rows, after, strict=True):
+            row["after"] = text
+        summary["exact_match"] = exact_match(rows)
+        summary["test_exact_match"] = summary["exact_match"]["all"]["after"]
+    write_results(config, out_dir, rows, prompts, summary, datasets)
+    return Run(model, tokenizer, summary, out_dir)
+
+
+def check_inputs(config: Config) -> None:
+    """Refuse a missing file or a faulty template at once, before a model is loaded, downloaded perhaps."""
+    for name in ("data", "val_data", "test_data"):
+        records.find(getattr(config, name), name)
+    if config.template != "auto":
+        load_template(config.template, config.fields)
+
+
+def load_start(config: Config) -> tuple[GPT, Tokenizer]:
+    """The model and tokenizer that training starts from."""
+    if config.init in PRESETS:
+        model, tokenizer = checkpoint.preset(config.init, config.seed), embedded()
+    else:
+        model, tokenizer = checkpoint.load(config.init)
+    if tokenizer is None:
+        raise UserError(f"--init {config.init} has no tokenizer")
+    if config.max_length > model.config.block_size:
+        raise UserError(f"--max_length {config.max_length} is above the model's block_size {model.config.block_size}")
+    return model, tokenizer
+
+
+def load_data(
+    config: Config, model: GPT, tokenizer: Tokenizer
+) -> tuple[dict[str, Dataset], tuple[Split, Split, Split]]:
+    """The datasets by name, and the three splits. Sets the tokenizer's template."""
+    files = {"data": records.find(config.data)}
+    for name in ("val_data", "test_data"):
+        if getattr(config, name):
+            files[name] = records.find(getattr(config, name), name)
+    set_template(config, tokenizer, records.first_record(files["data"]))
+    max_length = config.max_length or min(model.config.block_size, 1024)
+    recipe = Recipe(tokenizer.template, max_length, config.truncation, config.bad_records, config.fields)
+    datasets = {name: data.load_dataset(paths, tokenizer, recipe) for name, paths in files.items()}
+    if not config.mask_prompt:
+        for dataset in datasets.values():
+            dataset.score_prompts()
+    val_fraction = 0.0 if config.val_data else config.val_fraction
+    test_fraction = 0.0 if config.test_data else config.test_fraction
+    splits = dict(zip(("data", "val_data", "test_data"),
+                      data.split(datasets["data"], val_fraction, test_fraction, config.seed), strict=True))  # fmt: skip
+    for name in ("val_data", "test_data"):
+        if name in datasets:
+            splits[name] = Split(datasets[name], np.arange(len(datasets[name])))
+    if not len(splits["data"]):
+        raise UserError("the splits leave nothing to train on: lower --val_fraction and --test_fraction")
+    return datasets, tuple(splits.values())
+
+
+def set_template(config: Config, tokenizer: Tokenizer, first: dict) -> None:
+    """`auto`: the checkpoint's own template, else by the keys of the first record."""
+    if config.template != "auto":
+        tokenizer.template = load_template(config.template, config.fields)
+    elif tokenizer.template is None:
+        keys = first.keys()
+        name = "chatml" if "messages" in keys else "qa" if {"question", "answer"} <= keys else "alpaca"
+        tokenizer.template = TEMPLATES[name]
+    tokenizer.template.check_fields(config.fields)
+
+
+def describe(state: TrainState, config: Config, train_set: Split, device: torch.device) -> None:
+    """Say what is about to happen."""
+    optimizer_bytes = sum(
+        tensor.numel() * tensor.element_size()
+        for values in state.optimizer.state.values() for tensor in values.values() if isinstance(tensor, torch.Tensor)
+    )  # fmt: skip
+    total = total_steps(len(train_set), config)
+    mean_length = float(train_set.lengths.mean())
+    flops = report.flops_per_token(state.model.config, mean_length / 2)
+    per_step = 3 * flops * mean_length * config.batch_size * config.grad_accum
+    say(report.describe_model(state.model, optimizer_bytes, mean_length))
+    say(f"training: {total:,} steps of {config.batch_size * config.grad_accum} examples, about "
+        f"{report.amount(per_step, 'FLOP')} a step, in {state.precision.name} on {device}")  # fmt: skip
+
+
+def ask_before(
+    config: Config, out_dir: Path, model: GPT, tokenizer: Tokenizer, test_set: Split
+) -> tuple[list[dict], list[dict]]:
+    """The rows of responses.jsonl with the responses before training, and the prompts to ask again afterwards.
+
+    A resumed run reads them back: its weights are no longer those from before.
+    """
+    chosen = np.sort(np.random.default_rng(config.seed).permutation(len(test_set))[: config.test_samples])
+    rows, prompts = [], []
+    for record in test_set.records(chosen):
+        pair = prompt_and_expected(record, config.fields)
+        if pair is not None:
+            prompts.append(pair[0])
+            rows.append({"record": record, "expected": pair[1], "before": "", "after": ""})
+    path = out_dir / "responses.jsonl"
+    if config.resume and path.exists():
+        # not splitlines: a text may hold other line separators, which JSON does not escape
+        earlier = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+        if [row["record"] for row in earlier] == [row["record"] for row in rows]:
+            return earlier, prompts
+    if rows:
+        say(f"answering {len(rows)} test prompts before training ...")
+        before = answer(
+            model, tokenizer, prompts, config.max_new_tokens, model.config.block_size, config.eval_batch_size
+        )
+        for row, text in zip(rows, before, strict=True):
+            row["before"] = text
+        write_rows(path, rows)
+    return rows, prompts
+
+
+def summarise(state: TrainState, objective: Objective, config: Config, test_set: Split, pad_id: int, out_dir: Path,
+              tokenizer: Tokenizer) -> dict:  # fmt: skip
+    """What `summary.json` says. Losses are nats a target, times seconds."""
+    progress: Progress = state.progress
+    test_loss = None
+    if len(test_set):
+        test_loss = evaluate_loss(
+            objective, test_set, config.eval_batch_size, pad_id, state.precision, config.mask_prompt
+        )
+    seconds = max(progress.seconds, 1e-9)
+    return {
+        "model_id": checkpoint.model_id(state.model, tokenizer),
+        "steps": progress.step,
+        "best_step": progress.best_step if (out_dir / "best").exists() else progress.step,
+        "train_runtime": progress.seconds,
+        "train_samples_per_second": progress.examples / seconds,
+        "train_steps_per_second": progress.step / seconds,
+        "train_tokens": progress.tokens,
+        "total_flos": progress.flops,
+        "train_loss": progress.loss_sum / max(progress.targets, 1),
+        "eval_loss": progress.best_loss if progress.evaluated >= 0 else None,
+        "test_loss": test_loss,
+        "test_exact_match": None,
+        "parameters": state.model.n_parameters(),
+        "peak_memory_bytes": peak_memory(state.model.device),
+        "precision": state.precision.name,
+        "device": str(state.model.device),
+    }
+
+
+def peak_memory(device: torch.device) -> int | None:
+    """The most memory in use so far, bytes: the GPU's on CUDA, else the process's; None where it cannot be told."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def write_rows(path: Path, rows: list[dict]) -> None:
+    with atomic_write(path) as file:
+        file.writelines(map(json_line, rows))
+
+
+def write_results(config: Config, out_dir: Path, rows: list[dict], prompts: list[dict], summary: dict,
+                  datasets: dict[str, Dataset]) -> None:  # fmt: skip
+    """Write the run's files, and print what they hold and where they are."""
+    lost = [{"split": name, **entry} for name, dataset in datasets.items() for entry in dataset.lost()]
+    if lost:
+        write_rows(out_dir / "lost.jsonl", lost)
+    if rows:
+        write_rows(out_dir / "responses.jsonl", rows)
+        say("\n" + report.response_table(rows, [shown_prompt(prompt) for prompt in prompts]))
+        say("\n" + report.match_table(summary["exact_match"]))
+    with atomic_write(out_dir / "summary.json") as file:
+        json.dump(summary, file, indent=1)
+    if not report.plot_losses(report.read_metrics(out_dir / "metrics.jsonl"), out_dir / "loss.png"):
+        say("no loss.png: drawing it needs matplotlib (pip install 'gptft[plot]')")
+    for name in ("eval_loss", "test_loss"):
+        if summary[name] is not None:
+            say(f"{name.replace('_', ' ')} {summary[name]:.4f}" + (" (best)" if name == "eval_loss" else ""))
+    say(f"{summary['steps']:,} steps in {report.clock(summary['train_runtime'])} (m:ss), "
+        f"{summary['train_samples_per_second']:.1f} examples a second")  # fmt: skip
+    for path in sorted(out_dir.iterdir()):
+        if not path.name.startswith("."):
+            say(f"  {path}{'/' if path.is_dir() else ''}")
+
+
+def shown_prompt(parts: dict) -> str:
+    """A prompt on one line, without the template around it."""
+    if "messages" in parts:
+        return parts["messages"][-1]["content"]
+    return " / ".join(text for name in ("instruction", "input") if (text := parts.get(name)))
+
+
+def embedded_default(given: dict) -> Run:
+    """The course's story in miniature: pretrain on plain text, then tune on instructions. Two ordinary runs."""
+    out_dir = Path(given.pop("out_dir", "") or numbered(Path("checkpoints/default")))
+    going_on = given.get("resume", False)
+    if holds_run(out_dir) and not going_on:
+        raise UserError(f"--out_dir {out_dir} already holds a run: choose another, or go on with it by --resume")
+    first = out_dir / "pretrain"
+    say(f"1. pretraining from scratch on plain text, in {first}\n")
+    if going_on and (first / "summary.json").exists():
+        say("already done")
+    else:
+        if not (going_on or not holds_run(first)):
+            shutil.rmtree(first)  # left by a run that ended before its second stage
+        finetune(resolve(shipped("pretrain.toml"), {**given, "out_dir": str(first)}))
+    say(f"\n2. tuning on instructions, in {out_dir}\n")
+    return finetune(resolve(shipped("instruct.toml"), {**given, "init": str(first / "best"), "out_dir": str(out_dir)}))

@@ -1,0 +1,245 @@
+"""Whole runs through the public function, small enough for a test."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import gptft
+from gptft.config import Config, resolve
+from gptft.files import UserError
+from gptft.finetuning import finetune
+from gptft.report import read_metrics
+
+ROOT = Path(__file__).resolve().parent.parent
+QUICK = {"init": "tiny", "max_steps": 6, "batch_size": 4, "eval_every": 3, "max_new_tokens": 8, "test_samples": 5,
+         "max_length": 64, "threads": 1, "precision": "fp32"}  # fmt: skip
+
+
+def test_a_run_leaves_the_files_of_the_contract(tmp_path, write_lines, pairs):
+    """Every file and key that DESIGN.md promises, and the ledger in the summary."""
+    run = finetune(data=write_lines(pairs(60)), out_dir=tmp_path / "run", **QUICK)
+    names = {path.name for path in (tmp_path / "run").iterdir()}
+    assert {"config.toml", "metrics.jsonl", "responses.jsonl", "summary.json", "best", "last"} <= names
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    wanted = {"model_id", "train_runtime", "train_samples_per_second", "train_steps_per_second", "total_flos",
+              "train_loss", "eval_loss", "test_loss", "test_exact_match", "parameters", "peak_memory_bytes",
+              "ledger"}  # fmt: skip
+    assert wanted <= summary.keys() and summary == run.summary
+    assert summary["ledger"]["data"]["records_read"] == 60
+    assert summary["parameters"] == run.model.n_parameters()
+    rows = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    assert [row["step"] for row in rows if "loss" in row] == [1, 2, 3, 4, 5, 6]
+    assert [row["step"] for row in rows if "eval_loss" in row] == [0, 3, 6]
+    assert {"step", "epoch", "loss", "learning_rate", "grad_norm", "iter_time", "tokens_per_second", "flops",
+            "remaining_time"} == next(row for row in rows if "loss" in row).keys()  # fmt: skip
+    answers = [json.loads(line) for line in (tmp_path / "run" / "responses.jsonl").read_text().splitlines()]
+    assert len(answers) == 5 and {"record", "expected", "before", "after"} == answers[0].keys()
+    assert resolve(str(tmp_path / "run" / "config.toml"), {}).max_steps == 6
+
+
+def test_the_best_weights_are_the_ones_returned(tmp_path, write_lines, pairs):
+    """`load` of the run's folder, the returned model and best/ are one and the same; its loss is the lowest seen."""
+    run = finetune(data=write_lines(pairs(60)), out_dir=tmp_path / "run", **{**QUICK, "lr": 0.3, "warmup_steps": 0})
+    loaded, tokenizer = gptft.load(tmp_path / "run")
+    assert all(torch.equal(a, b) for a, b in zip(loaded.parameters(), run.model.parameters(), strict=True))
+    rows = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    assert run.summary["eval_loss"] == min(row["eval_loss"] for row in rows if "eval_loss" in row)
+    assert tokenizer.template.name == "qa"
+    assert gptft.generate(loaded, tokenizer, ["What comes after 7?"], max_new_tokens=4)
+
+
+def test_the_config_of_a_run_repeats_it(tmp_path, write_lines, pairs):
+    """--config on config.toml gives the same losses and weights, bit for bit."""
+    first = finetune(data=write_lines(pairs(60)), out_dir=tmp_path / "a", **{**QUICK, "dropout": 0.1})
+    second = finetune(resolve(str(tmp_path / "a" / "config.toml"), {"out_dir": tmp_path / "b"}))
+    assert first.summary["model_id"] == second.summary["model_id"]
+    assert first.summary["train_loss"] == second.summary["train_loss"]
+
+
+def test_empty_splits_are_legal_and_said(tmp_path, write_lines, pairs, capsys):
+    """A split of size zero trains all the same, and says what is then not measured."""
+    run = finetune(
+        data=write_lines(pairs(20)), out_dir=tmp_path / "run", val_fraction=0, test_fraction=0, **{**QUICK, "keep": 2}
+    )
+    said = capsys.readouterr().out
+    assert "the validation split is empty" in said and "the test split is empty" in said
+    assert run.summary["eval_loss"] is None and run.summary["test_loss"] is None
+    assert not (run.path / "best").exists() and gptft.load(run.path)
+
+
+def test_files_of_their_own_for_validation_and_test(tmp_path, write_lines, pairs):
+    """val_data and test_data are used whole, and nothing of the training file is held out."""
+    records = pairs(40)
+    run = finetune(data=write_lines(records[:30]), val_data=write_lines(records[30:34], "v.jsonl"),
+                   test_data=write_lines(records[34:], "t.jsonl"), out_dir=tmp_path / "run", **QUICK)  # fmt: skip
+    assert {name: ledger["examples"] for name, ledger in run.summary["ledger"].items()} == {
+        "data": 30, "val_data": 4, "test_data": 6}  # fmt: skip
+
+
+def test_an_out_dir_that_holds_a_run_is_refused(tmp_path, write_lines, pairs, monkeypatch):
+    """No run overwrites another; the default name gets a number."""
+    data = write_lines(pairs(30))
+    finetune(data=data, out_dir=tmp_path / "run", **QUICK)
+    with pytest.raises(UserError, match=r"already holds a run: choose another, or go on with it by --resume"):
+        finetune(data=data, out_dir=tmp_path / "run", **QUICK)
+    monkeypatch.chdir(tmp_path)
+    assert [finetune(data=data, **QUICK).path.name for _ in range(2)] == ["tiny-data", "tiny-data-2"]
+
+
+def test_resume_refuses_other_data_and_starts_at_0_without_a_checkpoint(tmp_path, write_lines, pairs, capsys):
+    settings = {**QUICK, "out_dir": tmp_path / "run"}
+    finetune(data=write_lines(pairs(30)), resume=True, **settings)
+    assert "no valid checkpoint to go on from: starting at step 0" in capsys.readouterr().out
+    with pytest.raises(UserError, match="--resume: the training data changed since"):
+        finetune(data=write_lines(pairs(31)), resume=True, **settings)
+    with pytest.raises(UserError, match="--resume: the batch_size changed since"):
+        finetune(data=write_lines(pairs(30)), resume=True, **{**settings, "batch_size": 5})
+    with pytest.raises(UserError, match="--resume needs --out_dir"):
+        finetune(data=write_lines(pairs(30)), resume=True, **QUICK)
+
+
+def test_resume_passes_over_a_damaged_checkpoint(tmp_path, write_lines, pairs, capsys):
+    """Row 14: the newest is broken, so the one before is taken, and metrics hold each step once."""
+    data = write_lines(pairs(60))
+    whole = finetune(data=data, out_dir=tmp_path / "whole", **QUICK)
+    settings = {**QUICK, "out_dir": tmp_path / "run", "save_every": 2, "keep": 5}
+    finetune(data=data, **settings)
+    for broken in ("last", "step-000006"):
+        (tmp_path / "run" / broken / "model.pt").write_bytes(b"")
+    run = finetune(data=data, resume=True, **settings)
+    said = capsys.readouterr().out
+    assert "step-000006: model.pt is damaged" in said and "step-000004, step 4" in said
+    assert run.summary["model_id"] == whole.summary["model_id"]
+    steps = [row["step"] for row in read_metrics(run.path / "metrics.jsonl") if "loss" in row]
+    assert steps == [1, 2, 3, 4, 5, 6]
+
+
+def test_losses_do_not_depend_on_how_data_is_batched_in_evaluation(tmp_path, write_lines, pairs):
+    data = write_lines(pairs(60))
+    losses = [
+        finetune(data=data, out_dir=tmp_path / str(size), **{**QUICK, "eval_batch_size": size}).summary["test_loss"]
+        for size in (1, 16)
+    ]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+def test_plain_text_trains_on_every_token(tmp_path):
+    """A .txt file: every token but the first is a target; there is no response to compare."""
+    (tmp_path / "book.txt").write_text("".join(f"The dog saw cat number {i}. " for i in range(300)))
+    run = finetune(data=tmp_path / "book.txt", out_dir=tmp_path / "run", **QUICK)
+    ledger = run.summary["ledger"]["data"]
+    assert ledger["targets"] == ledger["tokens_read"] - 1
+    assert run.summary["test_exact_match"] is None and run.summary["test_loss"] > 0
+
+
+def test_lost_records_are_named_in_a_file(tmp_path, write_lines, pairs):
+    """What was cut or dropped stands in lost.jsonl with file, line and tokens, and adds up with the ledger."""
+    records = pairs(40)
+    records[3]["question"] = "word " * 100
+    records[5]["answer"] = "word " * 100
+    data = write_lines(records)
+    run = finetune(data=data, out_dir=tmp_path / "run", **QUICK)
+    lost = [json.loads(line) for line in (run.path / "lost.jsonl").read_text().splitlines()]
+    assert [(row["line"], row["what"]) for row in lost] == [(4, "dropped"), (6, "cut")]
+    ledger = run.summary["ledger"]["data"]
+    assert lost[0]["tokens"] == ledger["tokens_dropped"] and lost[1]["tokens"] == ledger["tokens_cut"]
+    assert all(row["file"] == str(data) for row in lost)
+
+
+def test_three_lines_of_the_course(tmp_path, write_lines, pairs, monkeypatch):
+    """BasicModelRunner as the course has it: load data, train, ask; train returns the model id."""
+    from gptft import BasicModelRunner
+
+    monkeypatch.chdir(tmp_path)
+    start = finetune(data=write_lines(pairs(30)), out_dir="start", **QUICK)
+    model = BasicModelRunner("start", **{k: v for k, v in QUICK.items() if k != "init"})
+    before = model.model_id
+    model.load_data_from_jsonlines("data.jsonl", input_key="question", output_key="answer")
+    model_id = model.train()
+    assert before == start.summary["model_id"] != model_id == model.model_id
+    assert isinstance(model("What comes after 3?"), str) and len(model(["One?", "Two?"])) == 2
+    with pytest.raises(UserError, match="call load_data_from_jsonlines first"):
+        BasicModelRunner("start").train()
+
+
+def test_conversations_train_on_every_assistant_turn(tmp_path, write_lines):
+    """messages records: all assistant turns are targets; the last one is what the test asks for."""
+    talk = [{"messages": [{"role": "user", "content": f"Hello {i}"}, {"role": "assistant", "content": "Hi."},
+                          {"role": "user", "content": "Bye"}, {"role": "assistant", "content": "See you."}]}
+            for i in range(30)]  # fmt: skip
+    run = finetune(data=write_lines(talk), out_dir=tmp_path / "run", **{**QUICK, "max_length": 128})
+    assert run.tokenizer.template.name == "chatml"
+    per_record = len(run.tokenizer.encode("Hi.")) + len(run.tokenizer.encode("See you.")) + 2
+    assert run.summary["ledger"]["data"]["targets"] == 30 * per_record
+
+
+def test_settings_are_checked_before_anything_is_written(tmp_path, write_lines, pairs):
+    with pytest.raises(UserError, match="unknown key 'epoch'; did you mean 'epochs'"):
+        finetune(data=write_lines(pairs(5)), out_dir=tmp_path / "run", epoch=3)
+    with pytest.raises(UserError, match="--max_length 300 is above the model's block_size 256"):
+        finetune(data=write_lines(pairs(5)), out_dir=tmp_path / "run", **{**QUICK, "max_length": 300})
+    with pytest.raises(UserError, match="--data is missing"):
+        finetune(Config(init="tiny"))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_compiled_blocks_give_the_same_losses(tmp_path, write_lines, pairs):
+    """--compile is an option beside the plain path: the same losses but for fp32 rounding."""
+    data = write_lines(pairs(30))
+    losses = []
+    for compiled in (False, True):
+        settings = {**QUICK, "compile": compiled, "max_steps": 2, "test_samples": 0}
+        run = finetune(data=data, out_dir=tmp_path / str(compiled), **settings)
+        losses.append([row["loss"] for row in read_metrics(run.path / "metrics.jsonl") if "loss" in row])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+@pytest.mark.slow
+def test_gpt2_on_the_real_set_starts_from_transformers_loss(tmp_path, shared):
+    """The real job: GPT-2 124M of random weights on the real instruction set, through the command line, offline.
+
+    The loss on its first window is what transformers computes on the same tokens (1e-4), and it falls.
+    """
+    from test_pretrained import hf_gpt2
+
+    from gptft import data, pretrained, prompts
+    from gptft.collate import collate, plan
+
+    torch.set_num_threads(2)
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    theirs = transformers.GPT2LMHeadModel(transformers.GPT2Config()).eval()
+    theirs.save_pretrained(tmp_path / "gpt2")
+    assert hf_gpt2 is not None
+    source = shared / "instruction-data.json"
+    command = [sys.executable, ROOT / "train.py", "--init", tmp_path / "gpt2", "--data", source, "--out_dir",
+               tmp_path / "run", "--max_steps", "8", "--test_samples", "0", "--eval_every", "8", "--save_every", "0",
+               "--precision", "fp32", "--lr", "1e-4", "--warmup_steps", "2", "--val_fraction", "0.01"]  # fmt: skip
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, env=os.environ)
+    assert done.returncode == 0, done.stderr
+    losses = [row["loss"] for row in read_metrics(tmp_path / "run" / "metrics.jsonl") if "loss" in row]
+
+    tokenizer = pretrained.hf_tokenizer(tmp_path / "gpt2")
+    dataset = data.load_dataset([source], tokenizer, data.Recipe(prompts.TEMPLATES["alpaca"], 1024))
+    train_set, _, _ = data.split(dataset, 0.01, 0.1, 123)
+    (chosen,) = plan(train_set.lengths, 8, 1, 123, 0)[0]
+    batch = collate([train_set[i] for i in chosen], tokenizer.eot)
+    # transformers shifts by itself: its labels stand where the tokens stand
+    labels = torch.full_like(batch.targets, -100)
+    labels[:, 1:] = batch.targets[:, :-1]
+    idx, last = batch.idx, batch.targets[:, -1:]
+    idx = torch.cat([idx, last.clamp(min=0)], 1)
+    labels = torch.cat([labels, last], 1)
+    with torch.no_grad():
+        expected = theirs(idx, labels=labels).loss.item()
+    assert losses[0] == pytest.approx(expected, abs=1e-4)
+    assert losses[-1] < losses[0] - 0.5
+    assert math.isfinite(losses[-1])
+    torch.set_num_threads(1)

@@ -1,0 +1,10 @@
+"""Fine-tune a GPT: `python train.py [--config FILE.toml] [--FIELD VALUE ...]`.
+
+With no config, data or init it runs the embedded default: a small GPT is pretrained on plain text, then tuned on
+instructions, on any laptop. From here the story goes on in `gptft/finetuning.py`.
+"""
+
+from gptft.__main__ import command_train, run
+
+if __name__ == "__main__":
+    run(command_train)
