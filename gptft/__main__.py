@@ -18,7 +18,7 @@ TRAIN_USAGE = "usage: python train.py [--config FILE.toml] [--FIELD VALUE ...]"
 def run(command: Callable[[list[str]], None], argv: list[str] | None = None) -> None:
     """Run a command; what the user can put right becomes one line on standard error and an exit status."""
     for stream in (sys.stdin, sys.stdout):  # an odd character must not end a run that is nearly done
-        with contextlib.suppress(AttributeError):  # a stream that is no text file has no such method
+        with contextlib.suppress(AttributeError, OSError):  # a stream that is no text file has no such method
             stream.reconfigure(errors="replace")
     try:
         command(sys.argv[1:] if argv is None else argv)
@@ -48,7 +48,7 @@ def command_train(argv: list[str]) -> None:
     config_path, given = parse_arguments(argv)
     if given.get("resume") and not config_path and given.get("out_dir"):
         earlier = os.path.join(given["out_dir"], "config.toml")
-        is_default = os.path.isdir(os.path.join(given["out_dir"], "pretrain"))
+        is_default = os.path.isdir(os.path.join(given["out_dir"], "pretrain"))  # two stages, gone on with as two
         if os.path.exists(earlier) and not is_default:
             config_path = earlier  # the run's own settings; flags still win
     default = not (config_path or given.get("data") or given.get("init"))

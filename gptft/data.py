@@ -224,7 +224,7 @@ class _Builder:
                     self._chunk(file, path, chunk)
                     bar.update(len(chunk))
         if self.bad and self.recipe.bad_records == "stop":
-            count = self.reasons.total()
+            count = self.reasons["bad record"]
             more = f"\n  ... and {count - NAMED} more" if count > NAMED else ""
             raise UserError(f"{count} bad record{'s' * (count > 1)} (--bad_records drop goes on without them):"
                             + "".join(f"\n  {line}" for line in self.bad) + more)  # fmt: skip

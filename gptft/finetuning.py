@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +25,7 @@ from gptft.model import GPT
 from gptft.optim import Precision, make_optimizer, pick_device
 from gptft.prompts import TEMPLATES, load_template
 from gptft.report import say
-from gptft.runs import choose_out_dir, describe_inputs, holds_run, numbered, resume, run_loop
+from gptft.runs import Interruption, choose_out_dir, describe_inputs, holds_run, numbered, resume, run_loop
 from gptft.tokenizer import Tokenizer, embedded
 from gptft.training import Progress, TrainState, rehearse, total_steps
 
@@ -61,13 +60,7 @@ def finetune(config: Config | None = None, **settings) -> Run:
     # 1. what we start from, and the data, as tokens
     model, tokenizer = load_start(config)
     datasets, (train_set, val_set, test_set) = load_data(config, model, tokenizer)
-    for name, dataset in datasets.items():
-        say(report.describe_ledger(name, dataset.ledger))
-    say(f"split: {len(train_set):,} to train on, {len(val_set):,} for validation, {len(test_set):,} for the test")
-    for part, name in ((val_set, "validation"), (test_set, "test")):
-        if not len(part):
-            say(f"  the {name} split is empty, so the {name} loss is not measured"
-                + ("; the last weights are kept, not the best" if name == "validation" else ""))  # fmt: skip
+    describe_data(datasets, train_set, val_set, test_set)
 
     # 2. the state of training; a rehearsal of the largest batches finds now what would fail later
     model = model.to(device)
@@ -102,15 +95,7 @@ def finetune(config: Config | None = None, **settings) -> Run:
     model.eval()
     summary = summarise(state, objective, config, test_set, pad_id, out_dir, tokenizer)
     summary["ledger"] = {name: dataset.ledger for name, dataset in datasets.items()}
-    if rows:
-        say(f"answering {len(rows)} test prompts again ...")
-        after = answer(
-            model, tokenizer, prompts, config.max_new_tokens, model.config.block_size, config.eval_batch_size
-        )
-        for row, text in zip(rows, after, strict=True):
-            row["after"] = text
-        summary["exact_match"] = exact_match(rows)
-        summary["test_exact_match"] = summary["exact_match"]["all"]["after"]
+    ask_after(config, model, tokenizer, rows, prompts, summary)
     write_results(config, out_dir, rows, prompts, summary, datasets)
     return Run(model, tokenizer, summary, out_dir)
 
@@ -174,6 +159,17 @@ def set_template(config: Config, tokenizer: Tokenizer, first: dict) -> None:
     tokenizer.template.check_fields(config.fields)
 
 
+def describe_data(datasets: dict[str, Dataset], train_set: Split, val_set: Split, test_set: Split) -> None:
+    """Say what became of the records, and what an empty split means."""
+    for name, dataset in datasets.items():
+        say(report.describe_ledger(name, dataset.ledger))
+    say(f"split: {len(train_set):,} to train on, {len(val_set):,} for validation, {len(test_set):,} for the test")
+    if not len(val_set):
+        say("  the validation split is empty: its loss is not measured, and the last weights are kept, not the best")
+    if not len(test_set):
+        say("  the test split is empty: test loss and exact match are not measured")
+
+
 def describe(state: TrainState, config: Config, train_set: Split, device: torch.device) -> None:
     """Say what is about to happen."""
     optimizer_bytes = sum(
@@ -218,6 +214,19 @@ def ask_before(
             row["before"] = text
         write_rows(path, rows)
     return rows, prompts
+
+
+def ask_after(config: Config, model: GPT, tokenizer: Tokenizer, rows: list[dict], prompts: list[dict],
+              summary: dict) -> None:  # fmt: skip
+    """Ask the same prompts again, and count the exact matches."""
+    if not rows:
+        return
+    say(f"answering {len(rows)} test prompts again ...")
+    after = answer(model, tokenizer, prompts, config.max_new_tokens, model.config.block_size, config.eval_batch_size)
+    for row, text in zip(rows, after, strict=True):
+        row["after"] = text
+    summary["exact_match"] = exact_match(rows)
+    summary["test_exact_match"] = summary["exact_match"]["all"]["after"]
 
 
 def summarise(state: TrainState, objective: Objective, config: Config, test_set: Split, pad_id: int, out_dir: Path,
@@ -299,18 +308,22 @@ def shown_prompt(parts: dict) -> str:
 
 
 def embedded_default(given: dict) -> Run:
-    """The course's story in miniature: pretrain on plain text, then tune on instructions. Two ordinary runs."""
+    """The course's story in miniature: pretrain on plain text, then tune on instructions. Two ordinary runs.
+
+    With `resume` in `given`, whatever was finished is kept and the rest is gone on with.
+    """
     out_dir = Path(given.pop("out_dir", "") or numbered(Path("checkpoints/default")))
-    going_on = given.get("resume", False)
-    if holds_run(out_dir) and not going_on:
-        raise UserError(f"--out_dir {out_dir} already holds a run: choose another, or go on with it by --resume")
     first = out_dir / "pretrain"
+    if (holds_run(out_dir) or holds_run(first)) and not given.get("resume"):
+        raise UserError(f"--out_dir {out_dir} already holds a run: choose another, or go on with it by --resume")
     say(f"1. pretraining from scratch on plain text, in {first}\n")
-    if going_on and (first / "summary.json").exists():
-        say("already done")
-    else:
-        if not (going_on or not holds_run(first)):
-            shutil.rmtree(first)  # left by a run that ended before its second stage
-        finetune(resolve(shipped("pretrain.toml"), {**given, "out_dir": str(first)}))
-    say(f"\n2. tuning on instructions, in {out_dir}\n")
-    return finetune(resolve(shipped("instruct.toml"), {**given, "init": str(first / "best"), "out_dir": str(out_dir)}))
+    try:
+        if (first / "summary.json").exists():
+            say("already done")
+        else:
+            finetune(resolve(shipped("pretrain.toml"), {**given, "out_dir": str(first)}))
+        say(f"\n2. tuning on instructions, in {out_dir}\n")
+        tuning = {**given, "init": str(first / "best"), "out_dir": str(out_dir)}
+        return finetune(resolve(shipped("instruct.toml"), tuning))
+    except Interruption as stopped:  # both stages go on by one command
+        raise Interruption(stopped.saved, stopped.step, stopped.number, out_dir) from None

@@ -59,7 +59,7 @@ def parse(raw: bytes | object) -> dict:
     """A raw record -> dict. Raises Unreadable with the column or the type that was found."""
     if isinstance(raw, bytes):
         try:
-            raw = json.loads(raw.decode())
+            raw = json.loads(raw.decode().rstrip())  # an error at the line's end would be in column 1 of the next
         except UnicodeDecodeError as error:
             raise Unreadable(f"not UTF-8 (byte {error.start + 1} of the line)") from None
         except json.JSONDecodeError as error:

@@ -32,14 +32,17 @@ def choose_out_dir(config: Config) -> Path:
         return out_dir
     if config.resume:
         raise UserError("--resume needs --out_dir: the folder of the run to go on with")
-    stem = f"{Path(config.init).name}-{Path(config.data[0].removeprefix('embedded:')).stem}"
+    init = Path(config.init)
+    if init.name in ("best", "last") or init.name.startswith("step-"):
+        init = init.parent  # a run's checkpoint goes by the name of its run
+    stem = f"{init.name}-{Path(config.data[0].removeprefix('embedded:')).stem}"
     return numbered(Path("checkpoints") / stem)
 
 
 def numbered(path: Path) -> Path:
     """`path`, or `path-2`, `path-3`, ... where it already holds a run."""
     candidate, number = path, 2
-    while holds_run(candidate):
+    while holds_run(candidate) or holds_run(candidate / "pretrain"):  # the embedded default's first stage
         candidate, number = path.with_name(f"{path.name}-{number}"), number + 1
     return candidate
 
@@ -108,7 +111,7 @@ def run_loop(state: TrainState, objective: Objective, config: Config, splits: tu
             if isinstance(event, Stopped):
                 if event.reason == "interrupt":
                     save("last")
-                    raise Interruption(out_dir, event.step, caught[0])
+                    raise Interruption(out_dir / "last", event.step, caught[0], out_dir)
                 say(f"stopped early at step {event.step}: {config.patience} evaluations without improvement")
                 continue
             metrics.write(event)
@@ -122,12 +125,12 @@ def run_loop(state: TrainState, objective: Objective, config: Config, splits: tu
 
 
 class Interruption(UserError):
-    """Training was stopped by Ctrl-C or SIGTERM and can be resumed."""
+    """Training was stopped by Ctrl-C or SIGTERM (`number`): saved in `saved`, to be resumed in `out_dir`."""
 
-    def __init__(self, out_dir: Path, step: int, number: int) -> None:
+    def __init__(self, saved: Path, step: int, number: int, out_dir: Path) -> None:
+        self.saved, self.step, self.number = saved, step, number
         super().__init__(
-            f"stopped after step {step}; saved in {out_dir / 'last'}. "
-            f"Go on with: python train.py --resume --out_dir {out_dir}",
+            f"stopped after step {step}; saved in {saved}. Go on with: python train.py --resume --out_dir {out_dir}",
             128 + number,
         )
 
