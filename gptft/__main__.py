@@ -176,9 +176,9 @@ def command_chat(argv: list[str]) -> None:
         try:
             ids = prompt_ids(tokenizer, history if multi_turn else line, max_input_tokens=options.max_input_tokens)
             stream = decode(model, [ids], options.max_new_tokens, stop_of(tokenizer), tokenizer.n_vocab, sampling)
-            text = ""
+            text, lead_due = "", lead
             for piece in tokenizer.stream(pairs[0][1] for pairs in stream):
-                piece = piece.removeprefix(lead) if not text else piece
+                piece, lead_due = piece.removeprefix(lead_due), ""
                 text += piece
                 print(piece, end="", flush=True)
             print()

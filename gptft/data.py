@@ -24,11 +24,11 @@ import numpy as np
 from tqdm import tqdm
 
 from gptft.files import UserError, json_line, sha256_file
-from gptft.prompts import BadRecord, Template, recognise
+from gptft.prompts import BadRecord, Template, recognise, used_keys
 from gptft.records import Unreadable, parse, raw_records
 from gptft.tokenizer import Tokenizer
 
-FORMAT = 1  # of the cache: raise it when what is stored, or how it is made, changes
+FORMAT = 2  # of the cache: raise it when what is stored, or how it is made, changes
 CHUNK = 1000  # records tokenised at a time
 NAMED = 5  # bad records named one by one in an error
 
@@ -210,6 +210,7 @@ class _Builder:
         self.spans, self.sources, self.groups = array("i"), array("i"), array("Q")
         self.count: Counter[str] = Counter()
         self.reasons: Counter[str] = Counter()
+        self.unused: Counter[str] = Counter()  # keys that play no part, and how many records have them
         self.bad: list[str] = []
 
     def build(self, paths: Sequence[Path]) -> None:
@@ -238,7 +239,9 @@ class _Builder:
         for number, (line, raw) in chunk:
             self.count["records_read"] += 1
             try:
-                parts = recognise(parse(raw), self.recipe.fields)
+                record = parse(raw)
+                parts = recognise(record, self.recipe.fields)
+                self.unused.update(record.keys() - used_keys(record, self.recipe.fields))
                 kept.append((number, line, parts, self.recipe.template.segments(parts)))
             except (BadRecord, Unreadable) as error:
                 self._bad(file, path, line, str(error))
@@ -312,6 +315,7 @@ class _Builder:
         ledger = {name: self.count[name] for name in LEDGER}
         ledger["examples"] = len(self.groups)
         ledger["records_dropped"] = dict(self.reasons)
+        ledger["unused_keys"] = dict(self.unused.most_common(20))
         meta = {"key": self.key, "dtype": self.dtype, "ledger": ledger}
         (self.directory / "meta.json").write_text(json.dumps(meta))
 

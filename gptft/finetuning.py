@@ -129,7 +129,7 @@ def load_data(
     for name in ("val_data", "test_data"):
         if getattr(config, name):
             files[name] = records.find(getattr(config, name), name)
-    set_template(config, tokenizer, records.first_record(files["data"]))
+    set_template(config, tokenizer, [records.first_record([path]) for path in files["data"]])
     max_length = config.max_length or min(model.config.block_size, 1024)
     recipe = Recipe(tokenizer.template, max_length, config.truncation, config.bad_records, config.fields)
     datasets = {name: data.load_dataset(paths, tokenizer, recipe) for name, paths in files.items()}
@@ -148,14 +148,17 @@ def load_data(
     return datasets, tuple(splits.values())
 
 
-def set_template(config: Config, tokenizer: Tokenizer, first: dict) -> None:
-    """`auto`: the checkpoint's own template, else by the keys of the first record."""
+def set_template(config: Config, tokenizer: Tokenizer, first: list[dict]) -> None:
+    """`auto`: the checkpoint's own template, else by the keys of the files' first records.
+
+    `plain` is what training on text alone leaves in a checkpoint, so it gives way to what records ask for.
+    """
     if config.template != "auto":
         tokenizer.template = load_template(config.template, config.fields)
-    elif tokenizer.template is None:
-        keys = first.keys()
-        name = "chatml" if "messages" in keys else "qa" if {"question", "answer"} <= keys else "alpaca"
-        tokenizer.template = TEMPLATES[name]
+    elif tokenizer.template is None or tokenizer.template.name == "plain":
+        keys = next((record.keys() for record in first if "text" not in record), {"text": ""}.keys())
+        names = {"messages": "chatml", "text": "plain", "question": "qa"}
+        tokenizer.template = TEMPLATES[next((name for key, name in names.items() if key in keys), "alpaca")]
     tokenizer.template.check_fields(config.fields)
 
 

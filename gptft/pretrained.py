@@ -198,7 +198,8 @@ def download(hub_id: str) -> Path:
         from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
     except ImportError:
         raise need_extra("huggingface_hub", "hf", f"the hub id {hub_id!r}") from None
-    patterns = ["config.json", "*.safetensors", "*.safetensors.index.json", "vocab.json", "merges.txt"]
+    patterns = ["config.json", "*.safetensors", "*.safetensors.index.json", "vocab.json", "merges.txt",
+                "tokenizer.json"]  # fmt: skip
     try:
         directory = Path(snapshot_download(hub_id, allow_patterns=patterns))
         if not any(directory.glob("*.safetensors")):

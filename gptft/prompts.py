@@ -52,17 +52,12 @@ def recognise(record: dict, fields: dict[str, str] | None = None) -> dict:
 
     `fields` maps parts to the record's keys; without it the keys decide. Raises BadRecord naming the key.
     """
-    if fields:
-        keys = {key: part for part, key in fields.items()}
-        for part, key in fields.items():
-            if key not in record and part not in ("input", "system"):
-                raise BadRecord(f"key {key!r} (for {part}) is missing; it has {_keys(record)}")
-    else:
-        keys = next((names for names in RECOGNISED if names.keys() <= record.keys()), None)
-        if keys is None:
-            raise BadRecord(f"no known set of keys; it has {_keys(record)}; name them with --fields")
-        if "system" in record:
-            keys = {**keys, "system": "system"}
+    keys = used_keys(record, fields)
+    for part, key in (fields or {}).items():
+        if key not in record and part not in ("input", "system"):
+            raise BadRecord(f"key {key!r} (for {part}) is missing; it has {_keys(record)}")
+    if not keys:
+        raise BadRecord(f"no known set of keys; it has {_keys(record)}; name them with --fields")
     if "messages" in keys.values():
         key = next(key for key, part in keys.items() if part == "messages")
         return {"messages": _check_messages(record[key], key)}
@@ -85,6 +80,14 @@ def recognise(record: dict, fields: dict[str, str] | None = None) -> dict:
         if not any(record.get(key, "") and record[key].strip() for key in asked):
             raise BadRecord(f"key {asked[0]!r} is empty: there is no prompt")
     return parts
+
+
+def used_keys(record: dict, fields: dict[str, str] | None = None) -> dict[str, str]:
+    """The keys of a record that play a part, and which: {key: part}; {} where they are not recognised."""
+    if fields:
+        return {key: part for part, key in fields.items()}
+    keys = next((names for names in RECOGNISED if names.keys() <= record.keys()), {})
+    return {**keys, "system": "system"} if keys and "system" in record and "messages" not in keys else keys
 
 
 def _keys(record: dict) -> str:

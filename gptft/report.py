@@ -120,11 +120,12 @@ def describe_ledger(name: str, ledger: dict) -> str:
     """A line on what became of the records."""
     dropped = ledger["records_dropped"]
     reasons = f" ({', '.join(f'{n:,} {why}' for why, n in dropped.items())})" if dropped else ""
+    unused = "".join(f"\n  not used: the key {key!r} of {n:,} records" for key, n in ledger["unused_keys"].items())
     return (
         f"{name}: {ledger['records_read']:,} records read, {ledger['records_kept']:,} kept, of these "
         f"{ledger['records_cut']:,} cut, {sum(dropped.values()):,} dropped{reasons}; {ledger['examples']:,} examples, "
         f"{ledger['tokens_read']:,} tokens read, {ledger['targets']:,} of them targets, {ledger['tokens_cut']:,} cut, "
-        f"{ledger['tokens_dropped']:,} dropped"
+        f"{ledger['tokens_dropped']:,} dropped" + unused
     )
 
 

@@ -191,12 +191,15 @@ def embedded() -> Tokenizer:
 
 
 def gpt2(directory: Path | None = None) -> Tokenizer:
-    """GPT-2's vocabulary: from `vocab.json` and `merges.txt` in `directory`, else from tiktoken (cache or download).
+    """GPT-2's kind of vocabulary: from the directory's own `tokenizer.json`, or `vocab.json` and `merges.txt`; else
+    from tiktoken (cache or download).
 
     tiktoken's `r50k_base` has the ids of its `gpt2` and asks for one file instead of two.
     """
+    if directory and (directory / "tokenizer.json").exists():
+        return _from_merges(directory / "tokenizer.json", *_read_tokenizer_json(directory / "tokenizer.json"))
     if directory and (directory / "vocab.json").exists() and (directory / "merges.txt").exists():
-        return Tokenizer(*_from_merges(directory))
+        return _from_merges(directory / "vocab.json", *_read_vocab_and_merges(directory))
     try:
         base = tiktoken.get_encoding("r50k_base")
     except Exception as error:  # requests' own exceptions, or a cache that cannot be written
@@ -207,24 +210,52 @@ def gpt2(directory: Path | None = None) -> Tokenizer:
     return Tokenizer(base._mergeable_ranks, GPT2_PATTERN, {EOT: 50256})
 
 
-def _from_merges(directory: Path) -> tuple[dict[bytes, int], str, dict[str, int]]:
-    """GPT-2's own two files -> tiktoken's ranks. The files write bytes as printable characters."""
+def _read_vocab_and_merges(directory: Path) -> tuple[dict[str, int], list[str]]:
+    """GPT-2's own two files -> (token -> id, merges)."""
+    path = directory / "vocab.json"
+    try:
+        ids = json.loads(path.read_text(encoding="utf-8"))
+        path = directory / "merges.txt"
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: not GPT-2's vocabulary ({error!r})") from None
+    return ids, [line for line in lines if line and not line.startswith("#version")]
+
+
+def _read_tokenizer_json(path: Path) -> tuple[dict[str, int], list[str]]:
+    """A `tokenizer.json` that does what GPT-2's does -> (token -> id, merges); any other is refused."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        model, split = values["model"], values["pre_tokenizer"] or {}
+        as_gpt2 = (
+            model["type"] == "BPE" and not values.get("normalizer") and split.get("type") == "ByteLevel"
+            and not split.get("add_prefix_space") and split.get("use_regex", True)
+        )  # fmt: skip
+        if not as_gpt2:
+            raise UserError(f"{path}: only a byte-level BPE that splits text as GPT-2's does is supported")
+        ids = {**model["vocab"], **{token["content"]: token["id"] for token in values.get("added_tokens", [])}}
+        return ids, [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path}: not a tokenizer that can be read ({error!r})") from None
+
+
+def _from_merges(path: Path, ids: dict[str, int], merges: list[str]) -> Tokenizer:
+    """Token -> id and the merges, as GPT-2's files have them, -> a Tokenizer. They write bytes as printable
+    characters."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [byte for byte in range(256) if byte not in printable]
     of_character = {chr(byte): byte for byte in printable}
     of_character |= {chr(256 + number): byte for number, byte in enumerate(others)}
-    path = directory / "vocab.json"
     try:
-        ids = json.loads(path.read_text(encoding="utf-8"))
-        specials = {EOT: ids.pop(EOT)}
-        ranks = {bytes(of_character[character] for character in token): rank for token, rank in ids.items()}
-        path = directory / "merges.txt"
-        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if not line.startswith("#version")]
-        merged = [bytes(of_character[character] for character in line.replace(" ", "", 1)) for line in lines if line]
-    except (AttributeError, TypeError, ValueError, KeyError) as error:
+        specials = {EOT: ids[EOT]}
+        ranks = {
+            bytes(of_character[character] for character in token): rank for token, rank in ids.items() if token != EOT
+        }
+        merged = [bytes(of_character[character] for character in merge.replace(" ", "", 1)) for merge in merges]
+    except (AttributeError, TypeError, KeyError) as error:
         raise UserError(f"{path}: not GPT-2's vocabulary ({error!r})") from None
     # tiktoken merges by rank: ids must follow the order of the merges, and there must be no other tokens
     order = sorted(ranks, key=ranks.__getitem__)
     if {*order[:256]} != {bytes([byte]) for byte in range(256)} or order[256:] != merged:
-        raise UserError(f"{directory}: vocab.json and merges.txt are in different orders; tiktoken needs one order")
-    return ranks, GPT2_PATTERN, specials
+        raise UserError(f"{path}: its ids and its merges are in different orders; tiktoken needs one order")
+    return Tokenizer(ranks, GPT2_PATTERN, specials)

@@ -529,3 +529,13 @@ def test_json_lines_are_streamed_into_compact_storage(tmp_path):
     assert count == 53_000 and tokens / count >= 60
     growth = (after - before) / 50_000
     assert growth < 300, f"{growth:.0f} bytes a record"  # a million records: 300 MB on top of torch and Python
+
+
+def test_keys_that_play_no_part_are_named(tmp_path, write_lines):
+    """A `context` beside instruction and response is not trained on; it must not be left out without a word."""
+    records = [{"instruction": f"Do {i}", "context": "c", "response": "r"} for i in range(3)]
+    dataset = load_dataset([write_lines(records)], embedded(), Recipe(TEMPLATES["alpaca"], 256))
+    assert dataset.ledger["unused_keys"] == {"context": 3}
+    mapped = Recipe(TEMPLATES["alpaca"], 256, fields={"instruction": "instruction", "input": "context",
+                                                     "response": "response"})  # fmt: skip
+    assert load_dataset([write_lines(records)], embedded(), mapped).ledger["unused_keys"] == {}

@@ -391,3 +391,25 @@ def test_vocabularies_that_would_give_other_ids_are_refused(ours, tmp_path, how)
     with pytest.raises(UserError) as caught:
         gpt2(tmp_path)
     assert str(tmp_path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_tokenizer_json_gives_its_own_ids(tmp_path):
+    """transformers saves tokenizer.json alone: its ids are used, and one that splits text otherwise is refused."""
+    tokenizers = pytest.importorskip("tokenizers")
+    theirs = tokenizers.Tokenizer(tokenizers.models.BPE())
+    theirs.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=400,
+        special_tokens=["<|endoftext|>"],
+        initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
+    )
+    theirs.train_from_iterator(["the dog saw the cat, and the cat saw the dog's 12 bones"] * 5, trainer)
+    theirs.save(str(tmp_path / "tokenizer.json"))
+    ours = gpt2(tmp_path)
+    for text in ("the dog's cat", "  12 bones\n\n  und Grüße 🙂 ", "saw<|endo"):
+        assert ours.encode(text) == theirs.encode(text).ids
+    values = json.loads((tmp_path / "tokenizer.json").read_text(encoding="utf-8"))
+    values["pre_tokenizer"]["add_prefix_space"] = True
+    (tmp_path / "tokenizer.json").write_text(json.dumps(values), encoding="utf-8")
+    with pytest.raises(UserError, match="only a byte-level BPE that splits text as GPT-2's does"):
+        gpt2(tmp_path)
