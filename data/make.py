@@ -100,7 +100,7 @@ def action(rng: random.Random, held: bool) -> dict[str, str]:
 def amount(rng: random.Random, held: bool, unit: tuple = ()) -> tuple[str, str, str, str]:
     """A quantity, the smaller unit, the same quantity in it, and a sentence to measure something."""
     large, small, zeros, sentence = unit or rng.choice(UNITS)
-    digits, _ = draw(rng, held, lambda r: (r.randint(10, 99), large))
+    digits, _ = draw(rng, held, lambda r: (10 * r.randint(1, 9) + r.randint(1, 9), large))
     return f"{digits} {large}", small, f"{digits}{'0' * zeros} {small}", sentence
 
 
@@ -122,17 +122,13 @@ FACTS = [
 def facts(rng: random.Random, held: bool) -> list[tuple[str, str]]:
     """Facts of different kinds about two people, each with the question that it answers."""
     kinds = rng.sample(FACTS, 2)
-    a, x, b, y = draw(
-        rng,
-        held,
-        lambda r: tuple(
-            w for who, kind in zip(r.sample(NAMES, 2), kinds, strict=True) for w in (who, r.choice(kind[2]))
-        ),
-    )
-    return [
+    a, b, x, y = draw(rng, held, lambda r: (*sorted(r.sample(NAMES, 2)), *(r.choice(values) for _, _, values in kinds)))
+    told = [
         (fact.format(who, value), question.format(who))
         for (fact, question, _), who, value in zip(kinds, (a, b), (x, y), strict=True)
     ]
+    rng.shuffle(told)
+    return told
 
 
 def comparison(rng: random.Random, held: bool) -> tuple[str, str, str, str]:
@@ -144,8 +140,9 @@ def comparison(rng: random.Random, held: bool) -> tuple[str, str, str, str]:
 def review(rng: random.Random, held: bool) -> tuple[str, str]:
     """What a guest wrote, and whether it is positive or negative."""
     kind, words = rng.choice([("positive", PRAISE), ("negative", BLAME)])
-    a, b, x, y = draw(rng, held, lambda r: (*r.sample(ASPECTS, 2), *r.sample(words, 2)))
-    return f"The {a} was {x} and the {b} was {y}.", kind
+    a, b, x, y = draw(rng, held, lambda r: (*sorted(r.sample(ASPECTS, 2)), *r.sample(words, 2)))
+    first, second = rng.sample([f"the {a} was {x}", f"the {b} was {y}"], 2)
+    return f"{upper(first)} and {second}.", kind
 
 
 # ---- instruction records: (instruction, input, output), one function for each family ----------------------
@@ -446,13 +443,13 @@ def guestbook(rng: random.Random) -> str:
 
 # each kind of paragraph with its weight
 SCENES = {
-    recital: 2,
+    recital: 1,
     echo: 4,
     lesson: 4,
-    tale: 2,
+    tale: 1,
     growth: 2,
     measure: 5,
-    gossip: 3,
+    gossip: 6,
     contest: 1,
     guestbook: 1,
 }

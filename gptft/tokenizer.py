@@ -20,8 +20,8 @@ from gptft.prompts import Segment, Template, template_from_dict
 EOT = "<|endoftext|>"
 LONG = 200_000  # characters; see Tokenizer.encode
 GPT2_PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
-# The embedded vocabulary splits numbers into digits, so that they can be copied and shifted.
-EMBEDDED_PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
+# The embedded vocabulary, as data/make.py trained it: numbers in ones and twos, so that they can be copied.
+EMBEDDED_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+|\p{N}{1,2}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 
 
 class Tokenizer:

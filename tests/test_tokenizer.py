@@ -108,9 +108,9 @@ def test_special_tokens_are_left_out_of_decoded_text(ours):
     assert "".join(ours.stream([ours.eot, *ours.encode("hi"), ours.eot])) == "hi"
 
 
-def test_the_embedded_vocabulary_holds_every_byte_and_splits_numbers_into_digits(ours):
+def test_the_embedded_vocabulary_holds_every_byte_and_splits_numbers_into_ones_and_twos(ours):
     assert all(bytes([byte]) in ours.ranks for byte in range(256))
-    assert len(ours.encode("12345")) == 5
+    assert all(len(ours.encode(text)) >= len(text) / 2 for text in ("12345", "2026", "1000000"))
     assert ours.n_vocab == len(ours.ranks) + 1 == ours.eot + 1
 
 
@@ -413,3 +413,15 @@ def test_a_tokenizer_json_gives_its_own_ids(tmp_path):
     (tmp_path / "tokenizer.json").write_text(json.dumps(values), encoding="utf-8")
     with pytest.raises(UserError, match="only a byte-level BPE that splits text as GPT-2's does"):
         gpt2(tmp_path)
+
+
+def test_the_embedded_pattern_is_the_one_the_vocabulary_was_trained_with():
+    """Two patterns for one vocabulary would give other ids than those that the merges were made for."""
+    import ast
+    from pathlib import Path
+
+    from gptft.tokenizer import EMBEDDED_PATTERN
+
+    tree = ast.parse((Path(__file__).resolve().parent.parent / "data" / "make.py").read_text(encoding="utf-8"))
+    (value,) = (node.value for node in tree.body if isinstance(node, ast.Assign) and node.targets[0].id == "PAT_STR")
+    assert ast.literal_eval(value) == EMBEDDED_PATTERN
