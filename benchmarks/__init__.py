@@ -1,0 +1,1 @@
+"""Measurements against peers in the same run: `python -m benchmarks NAME`. Results are in RESULTS.md."""

@@ -1,0 +1,86 @@
+"""What was measured: one JSON file a benchmark in `benchmarks/results`, and all of them as tables in RESULTS.md.
+
+A result holds `name`, `date`, `machine`, `versions`, `settings`, the raw `rounds` and the `summary` over them. Each
+benchmark's module has `table(result)`, which makes Markdown of its own.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from gptft.files import atomic_write
+
+NAMES = {
+    "sft": "fine-tuning GPT-2 124M, examples a second: gptft against TRL's SFTTrainer",
+    "decode": "greedy decoding GPT-2 124M, tokens a second: gptft against transformers",
+    "startup": "seconds until gptft is imported and until train.py --help has answered",
+    "tokenize": "seconds to tokenise 50,000 records, and to find them in the cache",
+    "memory": "resident memory while 1,000,000 records are tokenised and split",
+}
+TITLES = {
+    "sft": "Fine-tuning",
+    "decode": "Greedy decoding",
+    "startup": "Start-up",
+    "tokenize": "Tokenising",
+    "memory": "Memory of a large dataset",
+}
+FOLDER = Path(__file__).resolve().parent / "results"
+HEAD = """# Results
+
+Made by `python -m benchmarks NAME`; the raw rounds are in `benchmarks/results/NAME.json`. Contenders run in fresh
+processes, interleaved round by round, so that a busy moment of the machine meets all of them. A figure is the median
+over the rounds, with the smallest and the largest in brackets; a ratio is formed within each round first.
+"""
+
+
+def save(result: dict, folder: Path | None) -> None:
+    """Print the table; write the JSON and, in the repository's own folder, RESULTS.md. `folder` None: only print."""
+    print("\n" + section(result))
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        with atomic_write(folder / f"{result['name']}.json") as file:
+            json.dump(result, file, indent=1)
+            file.write("\n")
+        if folder.resolve() == FOLDER:
+            render()
+
+
+def section(result: dict) -> str:
+    """One benchmark's part of RESULTS.md."""
+    machine, name = result["machine"], result["name"]
+    versions = ", ".join(f"{package} {version}" for package, version in result["versions"].items())
+    where = f"{machine['cpu']}, {machine['cores']} cores, {machine['threads']} threads; {versions}; {result['date']}."
+    table = importlib.import_module(f"benchmarks.{name}").table(result)
+    return f"## {TITLES[name]}\n\n`python -m benchmarks {name}`: {where}\n\n{table}\n"
+
+
+def render() -> None:
+    """Write RESULTS.md from the JSON files that are there."""
+    found = [FOLDER / f"{name}.json" for name in NAMES if (FOLDER / f"{name}.json").exists()]
+    parts = [section(json.loads(path.read_text(encoding="utf-8"))) for path in found]
+    with atomic_write(FOLDER.parent / "RESULTS.md") as file:
+        file.write("\n".join([HEAD, *parts]))
+
+
+def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table, its columns padded so that it reads as well on a console."""
+    widths = [max(len(line[column]) for line in (head, *rows)) for column in range(len(head))]
+    lines = [
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |"
+        for line in (head, *rows)
+    ]
+    return "\n".join([lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]])
+
+
+def shown(values: dict, digits: int = 2) -> str:
+    """A spread as text: median (smallest - largest)."""
+    return f"{values['median']:.{digits}f} ({values['min']:.{digits}f} - {values['max']:.{digits}f})"
+
+
+def verdict(value: float, limit: float, unit: str = "", at_least: bool = False) -> str:
+    """A target and whether the value meets it."""
+    met = value >= limit if at_least else value <= limit
+    return f"at {'least' if at_least else 'most'} {limit:g}{unit}: {'met' if met else 'MISSED'}"
