@@ -26,6 +26,7 @@ LEARNING_RATE = 5e-5
 SEED = 123  # of gptft's batches
 TARGET = 2.0  # times TRL's examples a second, at the same precision
 CONTENDERS = ("gptft fp32", "gptft bf16", "TRL fp32", "TRL bf16")
+PLAIN_MEMORY = ("gptft fp32, keep_memory false", "gptft bf16, keep_memory false")
 SAME_BATCHES = ("TRL fp32, gptft's batches", "TRL bf16, gptft's batches")
 
 
@@ -66,13 +67,15 @@ def train_gptft(task: dict) -> dict:
     from gptft.config import resolve
     from gptft.data import Split
     from gptft.loss import Objective
-    from gptft.optim import Precision, make_optimizer
+    from gptft.optim import Precision, keep_freed_memory, make_optimizer
     from gptft.report import Metrics
     from gptft.training import Progress, TrainState, train
 
     model, tokenizer, dataset = load_gptft(task)
     warm, measured, nothing = (Split(dataset, np.array(part, int)) for part in (task["warm"], task["measured"], []))
-    precision = task["do"].split()[1]
+    precision = task["do"].split()[1].strip(",")
+    if task["do"] not in PLAIN_MEMORY:
+        keep_freed_memory()  # as gptft.finetune does, unless --keep_memory is false
     plain = {"schedule": "constant", "warmup_steps": 0, "weight_decay": 0.0, "grad_clip": 1.0, "epochs": 1}
     config = resolve("", {"precision": precision, "batch_size": BATCH, "lr": LEARNING_RATE, "seed": SEED, **plain})
     state = TrainState(model, make_optimizer(model, config), Precision(config.precision, torch.device("cpu")))
@@ -285,7 +288,7 @@ def main(argv: list[str]) -> None:
             warm, measured = draw(number, options.warm_steps, options.examples)
             return common.call("sft", {**base, "do": name, "warm": warm, "measured": measured}, env)
 
-        who = [*CONTENDERS, *(SAME_BATCHES if options.same_batches else ()), "ceiling"]
+        who = [*CONTENDERS, *PLAIN_MEMORY, *(SAME_BATCHES if options.same_batches else ()), "ceiling"]
         result["rounds"] = common.interleave(who, options.rounds, measure, "examples_per_second")
     result["ceilings"] = [once.pop("ceiling") for once in result["rounds"]]
     result["summary"] = summarise(result)
@@ -296,7 +299,7 @@ def summarise(result: dict) -> dict:
     """Medians and spreads over the rounds, and the ratios formed in each."""
     rounds, ceilings = result["rounds"], result["ceilings"]
     spreads = functools.partial(common.spreads, rounds)
-    peers = [name for name in rounds[0] if name.startswith("TRL")]
+    peers = [name for name in rounds[0] if name not in CONTENDERS[:2]]
     return {
         "examples_per_second": spreads("examples_per_second"),
         "real_share": spreads("real_share"),

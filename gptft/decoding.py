@@ -112,9 +112,9 @@ def decode(
         idx[row, : len(prompt)] = torch.tensor(prompt)
     idx = idx.to(model.device)
     pos = torch.arange(longest, device=model.device).expand(B, -1)  # (B, T)
-    h = model.hidden(idx, Layout(pos, end=longest, fresh=True), cache)  # (B, T, C)
     lengths = torch.tensor([len(prompt) for prompt in prompts])
-    h = h[torch.arange(B), lengths - 1]  # (B, C) of each prompt's last token
+    last = (torch.arange(B) * longest + lengths - 1).to(model.device)  # (B,) each prompt's last token in (B * T)
+    h = model.hidden(idx, Layout(pos, end=longest, fresh=True), cache, at=last)  # (B, C)
 
     rows = list(range(B))  # which prompt each row of the cache belongs to
     while True:

@@ -22,7 +22,7 @@ from gptft.evaluation import answer, evaluate_loss, exact_match, prompt_and_expe
 from gptft.files import UserError, atomic_write, json_line
 from gptft.loss import Objective
 from gptft.model import GPT
-from gptft.optim import Precision, make_optimizer, pick_device
+from gptft.optim import Precision, keep_freed_memory, make_optimizer, pick_device
 from gptft.prompts import TEMPLATES, load_template
 from gptft.report import say
 from gptft.runs import Interruption, choose_out_dir, describe_inputs, holds_run, numbered, resume, run_loop
@@ -52,8 +52,7 @@ def finetune(config: Config | None = None, **settings) -> Run:
     if not config.data:
         raise UserError("--data is missing: name the files to train on")
     device = pick_device(config.device)
-    if config.threads:
-        torch.set_num_threads(config.threads)
+    set_up_cpu(config, device)
     out_dir = choose_out_dir(config)
     check_inputs(config)
 
@@ -98,6 +97,14 @@ def finetune(config: Config | None = None, **settings) -> Run:
     ask_after(config, model, tokenizer, rows, prompts, summary)
     write_results(config, out_dir, rows, prompts, summary, datasets)
     return Run(model, tokenizer, summary, out_dir)
+
+
+def set_up_cpu(config: Config, device: torch.device) -> None:
+    """Threads, and what the allocator does with freed memory."""
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    if config.keep_memory and device.type == "cpu":
+        keep_freed_memory()
 
 
 def check_inputs(config: Config) -> None:

@@ -29,13 +29,14 @@ class Objective(nn.Module):
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """-> (sum of the losses, a scalar with gradient; each target's loss (n_targets,), detached). In nats.
 
-        The head runs only where there is a target: the same loss, a fraction of the work. A batch without targets
-        gives 0 and gradients of 0, never a NaN.
+        The last MLP and the head run only where there is a target: the same loss, a fraction of the work. A batch
+        without targets gives 0 and gradients of 0, never a NaN.
         """
-        h = self.model.hidden(batch.idx, batch.layout)  # (B, T, C)
-        scored = batch.targets != IGNORE  # (B, T)
-        logits = self.model.head(h[scored])  # (n_targets, V)
+        targets = batch.targets.flatten()  # (B * T,)
+        scored = (targets != IGNORE).nonzero()[:, 0]  # (n_targets,)
+        h = self.model.hidden(batch.idx, batch.layout, at=scored)  # (n_targets, C)
+        logits = self.model.head(h)  # (n_targets, V)
         if logits.dtype in (torch.bfloat16, torch.float16):
             logits = logits.float()  # the softmax over V terms is not to be rounded to 8 bits
-        losses = F.cross_entropy(logits, batch.targets[scored], reduction="none")  # (n_targets,)
+        losses = F.cross_entropy(logits, targets[scored], reduction="none")  # (n_targets,)
         return losses.sum(), losses.detach()

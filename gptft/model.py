@@ -112,8 +112,10 @@ class Block(nn.Module):
         self.norm2, self.mlp = make_norm(config), MLP(config)
         self.drop = nn.Dropout(0.0)
 
-    def forward(self, x: Tensor, table, layout: Layout | None, cache: KVCache | None) -> Tensor:
+    def forward(self, x: Tensor, table, layout: Layout | None, cache: KVCache | None, at: Tensor | None) -> Tensor:
         attended = self.drop(self.attn(self.norm1(x), table, layout, cache))
+        if at is not None:  # from here on no token looks at another, so those that nobody asks for can go
+            x, attended = x.flatten(0, 1)[at], attended.flatten(0, 1)[at]  # (n, C)
         if self.parallel:
             return x + attended + self.drop(self.mlp(self.norm2(x)))
         x = x + attended
@@ -162,10 +164,13 @@ class GPT(nn.Module):
                 std = writes_to_stream if name.endswith(("attn.out.weight", "mlp.down.weight")) else 0.02
                 parameter.normal_(0.0, std, generator=generator)
 
-    def hidden(self, idx: Tensor, layout: Layout | None = None, cache: KVCache | None = None) -> Tensor:
+    def hidden(
+        self, idx: Tensor, layout: Layout | None = None, cache: KVCache | None = None, at: Tensor | None = None
+    ) -> Tensor:
         """Token ids (B, T) -> final hidden states (B, T, C). `layout` None: every row starts at position 0.
 
-        With a cache the layout must say where the tokens stand.
+        With a cache the layout must say where the tokens stand. `at` (n,): only these places of the flattened (B * T)
+        tokens are wanted, and the last block computes no more -> (n, C).
         """
         pos = layout.pos if layout is not None else torch.arange(idx.size(1), device=idx.device)[None]  # (1 or B, T)
         if layout is None and idx.size(1) > self.config.block_size:
@@ -176,10 +181,11 @@ class GPT(nn.Module):
         x = self.drop(x)
         table = rotary_table(self.config, pos) if self.config.position == "rotary" else None
         for block in self.blocks:
+            wanted = at if block is self.blocks[-1] else None
             if self.checkpoint_activations and self.training and torch.is_grad_enabled():
-                x = checkpoint(block, x, table, layout, cache, use_reentrant=False)
+                x = checkpoint(block, x, table, layout, cache, wanted, use_reentrant=False)
             else:
-                x = block(x, table, layout, cache)
+                x = block(x, table, layout, cache, wanted)
         return self.norm(x)
 
     def head(self, h: Tensor) -> Tensor:

@@ -97,8 +97,13 @@ def plot_losses(rows: Sequence[dict], path: Path) -> bool:
     if validation:
         axes.plot(*zip(*validation, strict=True), color="#d94801", marker="o", markersize=4, label="validation")
         step, loss = min(validation, key=lambda point: point[1])
-        axes.annotate(f"best {loss:.3f}", (step, loss), textcoords="offset points", xytext=(0, 8), ha="center")
-    axes.set(xlabel="step", ylabel="loss (nats a target)", ylim=(0, None))
+        axes.annotate(f"best {loss:.3g}", (step, loss), textcoords="offset points", xytext=(0, 8), ha="right")
+    values = [loss for _, loss in (*_smooth(training), *validation)]
+    if values and 0 < 20 * min(values) < max(values):
+        axes.set_yscale("log")  # else all but the first steps would lie on the axis
+    else:
+        axes.set_ylim(0, None)
+    axes.set(xlabel="step", ylabel="loss (nats a target)")
     axes.grid(alpha=0.3)
     axes.legend()
     with atomic_write(path, "wb") as file:
@@ -157,8 +162,11 @@ def clock(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
 
 
-def response_table(rows: Sequence[dict], prompts: Sequence[str]) -> str:
-    """Held-out prompts with the expected response and those before and after training, a line each."""
+def response_table(rows: Sequence[dict], prompts: Sequence[str], most: int = 100) -> str:
+    """Held-out prompts with the expected response and those before and after training, a line each, `most` at most.
+
+    `=` marks a response that is exactly the expected one.
+    """
     width = max(24, (shutil.get_terminal_size((160, 40)).columns - 12) // 4)
 
     def cell(text: str) -> str:
@@ -166,9 +174,13 @@ def response_table(rows: Sequence[dict], prompts: Sequence[str]) -> str:
         return (text if len(text) <= width else text[: width - 3] + "...").ljust(width)
 
     lines = [f"   {cell('prompt')} | {cell('expected')} | {cell('before')} | {cell('after')}"]
-    for row, prompt in zip(rows, prompts, strict=True):
+    for row, prompt in list(zip(rows, prompts, strict=True))[:most]:
         mark = "=" if is_exact(row["after"], row["expected"]) else " "
-        lines.append(f" {mark} {cell(prompt)} | {cell(row['expected'])} | {cell(row['before'])} | {cell(row['after'])}")
+        lines.append(
+            f" {mark} {cell(prompt)} | {cell(row['expected'])} | {cell(row['before'])} | {cell(row['after'])}".rstrip()
+        )
+    if len(rows) > most:
+        lines.append(f"   ... and {len(rows) - most} more in responses.jsonl")
     return "\n".join(lines)
 
 

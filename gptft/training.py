@@ -192,7 +192,8 @@ def train(
                     with state.precision.autocast():
                         loss, losses = objective(batch.to(model.device))
                     scaler.scale(loss / max(n_targets, 1)).backward()
-                    loss_sum += losses.double().sum().item()
+                    losses = losses.cpu().double()  # summed on the host: MPS has no fp64
+                    loss_sum += losses.sum().item()
                     suspects += non_finite_records(batch, losses)
                     if should_stop():  # the window is dropped: the state is that of the last completed step
                         optimizer.zero_grad(set_to_none=True)
@@ -241,8 +242,8 @@ def train(
 
 
 def non_finite_records(batch: Batch, losses: torch.Tensor) -> list[tuple[str, int]]:
-    """The (file, line) of every row of a batch with a loss that is NaN or infinite."""
-    wrong = ~torch.isfinite(losses.cpu())
+    """The (file, line) of every row of a batch with a loss that is NaN or infinite; all tensors on the CPU."""
+    wrong = ~torch.isfinite(losses)
     if not wrong.any():
         return []
     rows = (batch.targets != IGNORE).nonzero()[:, 0]  # the row of each target, in the order of the losses

@@ -66,3 +66,11 @@ def test_several_queries_against_a_filled_cache():
     keys, values = cache.write(0, k[:, :, 4:], v[:, :, 4:], layout)
     whole = written_out(q, k, v, torch.ones(7, 7).tril().bool())
     assert difference(attend(q[:, :, 4:], keys, values, layout), whole[:, :, 4:]) < 1e-14
+
+
+def test_attention_is_in_fp32_under_autocast_on_the_cpu():
+    """16-bit attention would be slower there, and its probabilities would have 8 bits."""
+    q, k, v = (x.float() for x in qkv(n_kv=4))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(attend(q, k, v), attend(q.float(), k.float(), v.float()))
+        assert attend(q, k, v).dtype == torch.float32

@@ -189,6 +189,17 @@ def test_settings_are_checked_before_anything_is_written(tmp_path, write_lines, 
     assert not (tmp_path / "run").exists()
 
 
+def test_keeping_freed_memory_changes_no_result(tmp_path, write_lines, pairs):
+    """--keep_memory is an option beside the plain allocator: the same weights, bit for bit."""
+    data, ids = write_lines(pairs(30)), []
+    for keep in ("true", "false"):
+        words = [f"--{name}={value}" for name, value in {**QUICK, "test_samples": 0, "data": data}.items()]
+        command = [sys.executable, ROOT / "train.py", *words, f"--out_dir={tmp_path / keep}", "--keep_memory", keep]
+        subprocess.run(list(map(str, command)), check=True, capture_output=True)
+        ids.append(json.loads((tmp_path / keep / "summary.json").read_text())["model_id"])
+    assert ids[0] == ids[1]
+
+
 @pytest.mark.slow
 def test_compiled_blocks_give_the_same_losses(tmp_path, write_lines, pairs):
     """--compile is an option beside the plain path: the same losses but for fp32 rounding."""

@@ -42,7 +42,7 @@ def evaluate_loss(
             batch = collate([split[i] for i in chosen], pad_id, mask_prompt)
             with precision.autocast():
                 _, losses = objective(batch.to(model.device))
-            total += losses.double().sum().item()
+            total += losses.cpu().double().sum().item()  # on the host: MPS has no fp64
             n_targets += batch.n_targets
     finally:
         model.train(was_training)
