@@ -26,7 +26,7 @@ LEARNING_RATE = 5e-5
 SEED = 123  # of gptft's batches
 TARGET = 2.0  # times TRL's examples a second, at the same precision
 CONTENDERS = ("gptft fp32", "gptft bf16", "TRL fp32", "TRL bf16")
-PLAIN_MEMORY = ("gptft fp32, keep_memory false", "gptft bf16, keep_memory false")
+KEEP_MEMORY = ("gptft fp32, keep_memory", "gptft bf16, keep_memory")
 SAME_BATCHES = ("TRL fp32, gptft's batches", "TRL bf16, gptft's batches")
 
 
@@ -74,8 +74,8 @@ def train_gptft(task: dict) -> dict:
     model, tokenizer, dataset = load_gptft(task)
     warm, measured, nothing = (Split(dataset, np.array(part, int)) for part in (task["warm"], task["measured"], []))
     precision = task["do"].split()[1].strip(",")
-    if task["do"] not in PLAIN_MEMORY:
-        keep_freed_memory()  # as gptft.finetune does, unless --keep_memory is false
+    if task["do"] in KEEP_MEMORY:
+        keep_freed_memory()  # as gptft.finetune does with --keep_memory
     plain = {"schedule": "constant", "warmup_steps": 0, "weight_decay": 0.0, "grad_clip": 1.0, "epochs": 1}
     config = resolve("", {"precision": precision, "batch_size": BATCH, "lr": LEARNING_RATE, "seed": SEED, **plain})
     state = TrainState(model, make_optimizer(model, config), Precision(config.precision, torch.device("cpu")))
@@ -288,7 +288,7 @@ def main(argv: list[str]) -> None:
             warm, measured = draw(number, options.warm_steps, options.examples)
             return common.call("sft", {**base, "do": name, "warm": warm, "measured": measured}, env)
 
-        who = [*CONTENDERS, *PLAIN_MEMORY, *(SAME_BATCHES if options.same_batches else ()), "ceiling"]
+        who = [*CONTENDERS, *KEEP_MEMORY, *(SAME_BATCHES if options.same_batches else ()), "ceiling"]
         result["rounds"] = common.interleave(who, options.rounds, measure, "examples_per_second")
     result["ceilings"] = [once.pop("ceiling") for once in result["rounds"]]
     result["summary"] = summarise(result)

@@ -277,7 +277,8 @@ def command_inspect(argv: list[str]) -> None:
 def command_prepare(argv: list[str]) -> None:
     """Write the records with their prompts hydrated, as {"input": prompt, "output": response} or {"text": text}.
 
-    Trained on with `--template plain`, the file gives what `--template T` gives on the records themselves.
+    Trained on with `--template plain`, the file gives what `--template T` gives on single-turn records, in a vocabulary
+    without special tokens of the template's.
     """
     parser = Parser(prog="python -m gptft prepare", description=command_prepare.__doc__)
     parser.add_argument("--data", nargs="+", required=True, help="files, as for training")

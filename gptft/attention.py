@@ -31,6 +31,10 @@ class Layout:
     even: bool = False
     _mask: Tensor | None = field(default=None, repr=False)
 
+    def to(self, device: torch.device) -> Layout:
+        doc = None if self.doc is None else self.doc.to(device)
+        return Layout(self.pos.to(device), doc, self.end, self.fresh, self.even)
+
     def mask(self, n_keys: int) -> Tensor | None:
         """(B, 1, T, n_keys) True where a query sees a key; None where it sees all. Made once for all layers."""
         if self._mask is None:

@@ -25,7 +25,7 @@ from pathlib import Path
 import torch
 
 from gptft.config import PRESETS, GPTConfig
-from gptft.files import UserError, nearest, sha256_file, sync_directory
+from gptft.files import UserError, nearest, sha256_file, sync_directory, sync_tree
 from gptft.model import GPT
 from gptft.pretrained import download, hf_tokenizer, is_hf, load_hf
 from gptft.tokenizer import Tokenizer, embedded
@@ -50,10 +50,7 @@ def save(path: Path, model: GPT, tokenizer: Tokenizer | None, step: int, resume:
         files = {file.name: sha256_file(file) for file in sorted(temporary.iterdir())}
         manifest = {"step": step, "model_id": model_id(model, tokenizer), "sha256": files}
         (temporary / "manifest.json").write_text(json.dumps(manifest, indent=1))
-        for file in temporary.iterdir():
-            with open(file, "rb") as opened:
-                os.fsync(opened.fileno())
-        sync_directory(temporary)
+        sync_tree(temporary)
         recover(path)
         if path.exists():
             shutil.rmtree(old, ignore_errors=True)
@@ -69,7 +66,7 @@ def save(path: Path, model: GPT, tokenizer: Tokenizer | None, step: int, resume:
 
 
 def _beside(path: Path, suffix: str) -> Path:
-    return path.with_name(f".{path.name}.{suffix}")
+    return path.parent / f".{path.name}.{suffix}"
 
 
 def recover(path: Path) -> None:
@@ -149,15 +146,17 @@ def newest(out_dir: Path) -> tuple[Path | None, list[str]]:
     return (max(found)[2] if found else None), problems
 
 
-def prune(out_dir: Path, keep: int) -> None:
-    """Delete all but the newest `keep` step-NNNNNN checkpoints."""
-    steps = sorted(entry for entry in out_dir.iterdir() if re.fullmatch(r"step-\d+", entry.name))
-    for path in steps[: max(0, len(steps) - keep)]:
-        shutil.rmtree(path, ignore_errors=True)
+def prune(out_dir: Path, keep: int, step: int) -> None:
+    """Delete all but the newest `keep` step-NNNNNN checkpoints up to `step`; later ones are those that resuming
+    passed over, since they are damaged."""
+    found = {int(e.name.removeprefix("step-")): e for e in out_dir.iterdir() if re.fullmatch(r"step-\d+", e.name)}
+    kept = sorted(number for number in found if number <= step)[-keep:]
+    for number in found.keys() - set(kept):
+        shutil.rmtree(found[number], ignore_errors=True)
 
 
 def model_id(model: GPT, tokenizer: Tokenizer | None) -> str:
-    """A hash of weights, architecture and tokenizer: the same wherever the checkpoint is loaded."""
+    """A hash of weights, architecture and tokenizer: the same wherever the checkpoint is loaded in fp32."""
     digest = hashlib.sha256(json.dumps(dataclasses.asdict(model.config), sort_keys=True).encode())
     digest.update((tokenizer.digest if tokenizer else "").encode())
     for name, tensor in sorted(model.state_dict().items()):
@@ -191,15 +190,17 @@ def _load(name: str, dtype: torch.dtype) -> tuple[GPT, Tokenizer | None]:
         if inner is not None:
             return load_ours(inner, dtype)
         if is_hf(path):
-            return load_hf(path, dtype), hf_tokenizer(path)
+            model = load_hf(path, dtype)
+            return model, hf_tokenizer(path, model.config)
         raise UserError(f"{name}: neither a checkpoint (manifest.json), nor a run with one, nor a Hugging Face "
                         "directory (config.json with a model_type)")  # fmt: skip
     if name in PRESETS:
-        return preset(name, seed=0), embedded()
+        return preset(name, seed=0).to(dtype), embedded()
     if path.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise UserError(f"{name}: no such directory{nearest(name, PRESETS)}")
     directory = download(name)
-    return load_hf(directory, dtype), hf_tokenizer(directory)
+    model = load_hf(directory, dtype)
+    return model, hf_tokenizer(directory, model.config)
 
 
 def preset(name: str, seed: int) -> GPT:

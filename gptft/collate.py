@@ -44,7 +44,8 @@ class Batch:
         else:
             idx, targets = self.idx, self.targets
         moved = idx.to(device, non_blocking=True), targets.to(device, non_blocking=True)
-        return Batch(*moved, self.n_targets, self.lengths, self.records, self.layout)
+        layout = self.layout and self.layout.to(device)
+        return Batch(*moved, self.n_targets, self.lengths, self.records, layout)
 
 
 def collate(examples: Sequence[Example], pad_id: int, mask_prompt: bool = True) -> Batch:

@@ -77,7 +77,7 @@ class Config:
     optimizer: str = setting("adamw", "adamw (decay on matrices only) or adafactor", ("adamw", "adafactor"))
     lr: float = setting(5e-5, "peak learning rate")
     min_lr: float = setting(0.0, "learning rate at the schedule's end")
-    warmup_steps: int = setting(10, "steps of linear warm-up")
+    warmup_steps: int = setting(10, "steps of linear warm-up, at most half of the run")
     schedule: str = setting("cosine", "shape after the warm-up", ("cosine", "linear", "constant"))
     weight_decay: float = setting(0.1, "decoupled weight decay, matrices only")
     betas: tuple[float, float] = setting((0.9, 0.999), "AdamW's two decay rates")
@@ -106,7 +106,7 @@ class Config:
         ("auto", "fp32", "bf16", "fp16"),
     )
     keep_memory: bool = setting(
-        True, "CPU on Linux: keep freed memory for the next step instead of giving it back; faster, the same results"
+        False, "CPU on Linux: keep freed memory instead of giving it back; faster by 5 to 8%, up to a third more memory"
     )
     compile: bool = setting(False, "compile the blocks with torch.compile")
     checkpoint_activations: bool = setting(False, "recompute activations in backward: less memory, more time")
@@ -174,6 +174,9 @@ class GPTConfig:
         missing = [f.name for f in dataclasses.fields(cls) if f.default is dataclasses.MISSING and f.name not in values]
         if missing:
             raise UserError(f"{source}: {missing[0]!r} is missing")
+        for key in ("vocab_size", "block_size", "n_layer", "n_head", "n_embd"):
+            if values[key] < 1:
+                raise UserError(f"{source}: {key} must be at least 1, not {values[key]}")
         return cls(**values)
 
 
@@ -218,7 +221,7 @@ def coerce(name: str, value, where: str):
                 raise ValueError
             return tuple(_scalar(k, item) for k, item in zip(kind.__args__, items, strict=True))
         return _scalar(kind, value)
-    except (KeyError, ValueError, TypeError):
+    except (KeyError, ValueError, TypeError, OverflowError):
         raise UserError(f"{where} must be {type_name(kind)}, not {value!r}") from None
 
 

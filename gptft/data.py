@@ -23,12 +23,12 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from gptft.files import UserError, json_line, sha256_file
+from gptft.files import UserError, json_line, sha256_file, sync_tree
 from gptft.prompts import BadRecord, Template, recognise, used_keys
 from gptft.records import Unreadable, parse, raw_records
 from gptft.tokenizer import Tokenizer
 
-FORMAT = 2  # of the cache: raise it when what is stored, or how it is made, changes
+FORMAT = 3  # of the cache: raise it when what is stored, or how it is made, changes
 CHUNK = 1000  # records tokenised at a time
 NAMED = 5  # bad records named one by one in an error
 
@@ -172,6 +172,15 @@ def cache_directory() -> Path:
     return Path(base) if base else Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "gptft"
 
 
+def is_whole(directory: Path) -> bool:
+    """Whether a cached dataset is there, and not cut short by a power failure."""
+    try:
+        meta = json.loads((directory / "meta.json").read_text())
+        return (directory / "ids.bin").stat().st_size == meta["bytes"] and (directory / "arrays.npz").exists()
+    except (OSError, ValueError, KeyError):
+        return False
+
+
 def load_dataset(paths: Sequence[Path], tokenizer: Tokenizer, recipe: Recipe) -> Dataset:
     """Tokenise the files, or find them in the cache.
 
@@ -179,7 +188,8 @@ def load_dataset(paths: Sequence[Path], tokenizer: Tokenizer, recipe: Recipe) ->
     """
     key = recipe.key(tokenizer, paths)
     directory = cache_directory() / key
-    if not (directory / "meta.json").exists():
+    if not is_whole(directory):
+        shutil.rmtree(directory, ignore_errors=True)
         try:
             directory.parent.mkdir(parents=True, exist_ok=True)
             temporary = Path(tempfile.mkdtemp(prefix=f".{key}-", dir=directory.parent))
@@ -188,10 +198,11 @@ def load_dataset(paths: Sequence[Path], tokenizer: Tokenizer, recipe: Recipe) ->
                             "set GPTFT_CACHE to another") from None  # fmt: skip
         try:
             _Builder(temporary, tokenizer, recipe, key).build(paths)
+            sync_tree(temporary)
             try:
                 os.replace(temporary, directory)
             except OSError:
-                if not (directory / "meta.json").exists():  # else another process was first, with the same content
+                if not is_whole(directory):  # else another process was first, with the same content
                     raise
         except OSError as error:
             raise UserError(f"while tokenising into {directory.parent}: {error.strerror or error}") from None
@@ -316,7 +327,8 @@ class _Builder:
         ledger["examples"] = len(self.groups)
         ledger["records_dropped"] = dict(self.reasons)
         ledger["unused_keys"] = dict(self.unused.most_common(20))
-        meta = {"key": self.key, "dtype": self.dtype, "ledger": ledger}
+        size = self.offsets[-1] * np.dtype(self.dtype).itemsize
+        meta = {"key": self.key, "dtype": self.dtype, "bytes": size, "ledger": ledger}
         (self.directory / "meta.json").write_text(json.dumps(meta))
 
 

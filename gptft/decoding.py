@@ -33,7 +33,7 @@ class Sampling:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.temperature < 0 or self.top_k < 0 or not 0 < self.top_p <= 1:
+        if not self.temperature >= 0 or self.top_k < 0 or not 0 < self.top_p <= 1:  # NaN is refused too
             raise UserError("temperature and top_k must be at least 0, and top_p above 0 and at most 1")
 
 
@@ -58,15 +58,9 @@ def choose(logits: Tensor, sampling: Sampling, generators: Sequence[torch.Genera
     return torch.cat(drawn)
 
 
-def _next_logits(model: GPT, h: Tensor, n_vocab: int) -> Tensor:
-    """Hidden states (B, C) of the last tokens -> logits (B, n_vocab): ids beyond the tokenizer cannot be chosen."""
-    return model.head(h)[:, :n_vocab]
-
-
-def _generators(sampling: Sampling, count: int, first: int = 0) -> list[torch.Generator]:
-    if sampling.temperature == 0:
-        return [None] * count
-    return [torch.Generator().manual_seed((sampling.seed << 20) + first + n) for n in range(count)]
+def _generators(sampling: Sampling, numbers: Sequence[int]) -> list[torch.Generator]:
+    """A stream of random numbers for each prompt, by its number."""
+    return [torch.Generator().manual_seed((sampling.seed << 20) + number) for number in numbers]
 
 
 @torch.no_grad()
@@ -76,10 +70,10 @@ def decode_plain(
     """One prompt's continuation without a cache: the oracle. The stop token ends it and is not returned."""
     ids = list(prompt)
     _check_lengths(model, [ids])
-    generators = _generators(sampling, 1)
+    generators = _generators(sampling, [0])
     while len(ids) - len(prompt) < max_new_tokens and len(ids) <= model.config.block_size:
         h = model.hidden(torch.tensor([ids], device=model.device))  # (1, T, C)
-        new = choose(_next_logits(model, h[:, -1], n_vocab), sampling, generators).item()
+        new = choose(model.head(h[:, -1])[:, :n_vocab], sampling, generators).item()
         if new == stop:
             break
         ids.append(new)
@@ -94,18 +88,19 @@ def decode(
     stop: int,
     n_vocab: int,
     sampling: Sampling = GREEDY,
-    first: int = 0,
+    numbers: Sequence[int] | None = None,
 ) -> Iterator[list[tuple[int, int]]]:
     """Continue several prompts at once with a KV cache: yields after each pass the (prompt number, new id) pairs.
 
     Prompts of unequal length stand side by side, each from position 0. A row that stops, or fills block_size,
-    stops alone; when half of the rows have, the others move together. `first` numbers the random streams.
+    stops alone; when half of the rows have, the others move together. `numbers`: which random
+    stream each prompt draws from; None: 0, 1, 2, ...
     """
     _check_lengths(model, prompts)
     B, longest, block = len(prompts), max(map(len, prompts)), model.config.block_size
     cache = model.new_cache(B, min(longest + max_new_tokens, block))
     left = [min(max_new_tokens, block - len(prompt) + 1) for prompt in prompts]  # tokens still to come, per prompt
-    generators = _generators(sampling, B, first)
+    generators = _generators(sampling, range(B) if numbers is None else numbers)
 
     idx = torch.zeros(B, longest, dtype=torch.long)
     for row, prompt in enumerate(prompts):
@@ -118,7 +113,7 @@ def decode(
 
     rows = list(range(B))  # which prompt each row of the cache belongs to
     while True:
-        new = choose(_next_logits(model, h, n_vocab), sampling, [generators[row] for row in rows])  # (rows,)
+        new = choose(model.head(h)[:, :n_vocab], sampling, [generators[row] for row in rows])  # (rows,)
         emitted = []
         for row, token in zip(rows, new.tolist(), strict=True):
             if left[row] > 0 and token != stop:
@@ -214,7 +209,7 @@ def generate(
             chosen = order[start : start + batch_size]
             batch = [ids[n] for n in chosen]
             # a stream of random numbers belongs to a prompt, not to its place in a batch
-            for pairs in decode(model, batch, max_new_tokens, stop_of(tokenizer), tokenizer.n_vocab, sampling, start):
+            for pairs in decode(model, batch, max_new_tokens, stop_of(tokenizer), tokenizer.n_vocab, sampling, chosen):
                 for row, token in pairs:
                     answers[chosen[row]].append(token)
     finally:

@@ -56,6 +56,14 @@ def sync_directory(path: Path) -> None:
             os.close(descriptor)
 
 
+def sync_tree(directory: Path) -> None:
+    """Put every file of a folder, and the folder, on disk."""
+    for file in directory.iterdir():
+        with open(file, "r+b") as opened:  # Windows syncs files that are open for writing only
+            os.fsync(opened.fileno())
+    sync_directory(directory)
+
+
 @contextlib.contextmanager
 def atomic_write(path: Path, mode: str = "w") -> Iterator:
     """Open a temporary file beside `path`; on success flush it to disk and rename it over `path`.

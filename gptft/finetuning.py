@@ -21,11 +21,21 @@ from gptft.data import Dataset, Recipe, Split
 from gptft.evaluation import answer, evaluate_loss, exact_match, prompt_and_expected
 from gptft.files import UserError, atomic_write, json_line
 from gptft.loss import Objective
-from gptft.model import GPT
+from gptft.model import GPT, training_flops
 from gptft.optim import Precision, keep_freed_memory, make_optimizer, pick_device
 from gptft.prompts import TEMPLATES, load_template
 from gptft.report import say
-from gptft.runs import Interruption, choose_out_dir, describe_inputs, holds_run, numbered, resume, run_loop
+from gptft.runs import (
+    Interruption,
+    choose_out_dir,
+    describe_inputs,
+    find_checkpoint,
+    go_on,
+    holds_run,
+    numbered,
+    resumable,
+    run_loop,
+)
 from gptft.tokenizer import Tokenizer, embedded
 from gptft.training import Progress, TrainState, rehearse, total_steps
 
@@ -74,28 +84,30 @@ def finetune(config: Config | None = None, **settings) -> Run:
     rehearse(state, objective, config, train_set, val_set, pad_id)
     describe(state, config, train_set, device)
 
-    # 3. from here on there is something to keep
+    # 3. from here on there is something to keep; the model is asked before it is trained, also by a resumed run
     fingerprint = describe_inputs(config, model, tokenizer, train_set, val_set)
+    found = find_checkpoint(out_dir, fingerprint) if config.resume else None
     out_dir.mkdir(parents=True, exist_ok=True)
-    if config.resume:
-        resume(state, out_dir, fingerprint)
-    with atomic_write(out_dir / "config.toml") as file:
-        file.write(to_toml(config))
-    rows, prompts = ask_before(config, out_dir, model, tokenizer, test_set)
-    if state.progress.step == 0:
+    with resumable(out_dir):
+        with atomic_write(out_dir / "config.toml") as file:
+            file.write(to_toml(config))
+        rows, prompts = ask_before(config, out_dir, model, tokenizer, test_set)
         torch.manual_seed(config.seed)
+        if found:
+            go_on(state, found)
 
-    # 4. train; the loop says what happened, and here it is logged, shown and saved
-    run_loop(state, objective, config, (train_set, val_set), pad_id, out_dir, tokenizer, fingerprint)
+        # 4. train; the loop says what happened, and there it is logged, shown and saved
+        run_loop(state, objective, config, (train_set, val_set), pad_id, out_dir, tokenizer, fingerprint)
 
-    # 5. the best weights, on data that was never seen
-    if (out_dir / "best").exists():
-        checkpoint.load_weights(model, out_dir / "best")
-    model.eval()
-    summary = summarise(state, objective, config, test_set, pad_id, out_dir, tokenizer)
-    summary["ledger"] = {name: dataset.ledger for name, dataset in datasets.items()}
-    ask_after(config, model, tokenizer, rows, prompts, summary)
-    write_results(config, out_dir, rows, prompts, summary, datasets)
+        # 5. the best weights, on data that was never seen
+        checkpoint.recover(out_dir / "best")
+        if (out_dir / "best").exists():
+            checkpoint.load_weights(model, out_dir / "best")
+        model.eval()
+        summary = summarise(state, objective, config, test_set, pad_id, out_dir, tokenizer)
+        summary["ledger"] = {name: dataset.ledger for name, dataset in datasets.items()}
+        ask_after(config, model, tokenizer, rows, prompts, summary)
+        write_results(config, out_dir, rows, prompts, summary, datasets)
     return Run(model, tokenizer, summary, out_dir)
 
 
@@ -186,13 +198,13 @@ def describe(state: TrainState, config: Config, train_set: Split, device: torch.
         tensor.numel() * tensor.element_size()
         for values in state.optimizer.state.values() for tensor in values.values() if isinstance(tensor, torch.Tensor)
     )  # fmt: skip
-    total = total_steps(len(train_set), config)
-    mean_length = float(train_set.lengths.mean())
-    flops = report.flops_per_token(state.model.config, mean_length / 2)
-    per_step = 3 * flops * mean_length * config.batch_size * config.grad_accum
-    say(report.describe_model(state.model, optimizer_bytes, mean_length))
-    say(f"training: {total:,} steps of {config.batch_size * config.grad_accum} examples, about "
-        f"{report.amount(per_step, 'FLOP')} a step, in {state.precision.name} on {device}")  # fmt: skip
+    total, examples = total_steps(len(train_set), config), config.batch_size * config.grad_accum
+    ledger = train_set.dataset.ledger
+    lengths, targets = [float(train_set.lengths.mean())] * examples, examples * ledger["targets"] / ledger["examples"]
+    flops = training_flops(state.model.config, lengths, targets)
+    say(report.describe_model(state.model, optimizer_bytes))
+    say(f"training: {total:,} steps of {examples} examples, about {report.amount(flops, 'FLOP')} a step, "
+        f"in {state.precision.name} on {device}")  # fmt: skip
 
 
 def ask_before(
@@ -241,7 +253,7 @@ def ask_after(config: Config, model: GPT, tokenizer: Tokenizer, rows: list[dict]
 
 def summarise(state: TrainState, objective: Objective, config: Config, test_set: Split, pad_id: int, out_dir: Path,
               tokenizer: Tokenizer) -> dict:  # fmt: skip
-    """What `summary.json` says. Losses are nats a target, times seconds."""
+    """What `summary.json` says. Losses in nats a target, times in seconds."""
     progress: Progress = state.progress
     test_loss = None
     if len(test_set):
@@ -307,7 +319,8 @@ def write_results(config: Config, out_dir: Path, rows: list[dict], prompts: list
         f"{summary['train_samples_per_second']:.1f} examples a second")  # fmt: skip
     for path in sorted(out_dir.iterdir()):
         if not path.name.startswith("."):
-            say(f"  {path}{'/' if path.is_dir() else ''}")
+            inside = f"/{{{', '.join(sorted(entry.name for entry in path.iterdir()))}}}" if path.is_dir() else ""
+            say(f"  {path}{inside}")
 
 
 def shown_prompt(parts: dict) -> str:
@@ -323,17 +336,24 @@ def embedded_default(given: dict) -> Run:
     With `resume` in `given`, whatever was finished is kept and the rest is gone on with.
     """
     out_dir = Path(given.pop("out_dir", "") or numbered(Path("checkpoints/default")))
-    first = out_dir / "pretrain"
-    if (holds_run(out_dir) or holds_run(first)) and not given.get("resume"):
+    first, going_on = out_dir / "pretrain", given.get("resume", False)
+    if (holds_run(out_dir) or holds_run(first)) and not going_on:
         raise UserError(f"--out_dir {out_dir} already holds a run: choose another, or go on with it by --resume")
+    # both stages' settings are fixed at the start, so that whatever goes on later goes on with them
+    own = first / "config.toml", out_dir / "instruct.toml"
+    sources = [str(path) if going_on and path.exists() else shipped(name)
+               for path, name in zip(own, ("pretrain.toml", "instruct.toml"), strict=True)]  # fmt: skip
+    pretraining = resolve(sources[0], {**given, "out_dir": str(first)})
+    tuning = resolve(sources[1], {**given, "init": str(first / "best"), "out_dir": str(out_dir)})
+    with atomic_write(own[1]) as file:
+        file.write(to_toml(tuning))
     say(f"1. pretraining from scratch on plain text, in {first}\n")
     try:
         if (first / "summary.json").exists():
             say("already done")
         else:
-            finetune(resolve(shipped("pretrain.toml"), {**given, "out_dir": str(first)}))
+            finetune(pretraining)
         say(f"\n2. tuning on instructions, in {out_dir}\n")
-        tuning = {**given, "init": str(first / "best"), "out_dir": str(out_dir)}
-        return finetune(resolve(shipped("instruct.toml"), tuning))
+        return finetune(tuning)
     except Interruption as stopped:  # both stages go on by one command
-        raise Interruption(stopped.saved, stopped.step, stopped.number, out_dir) from None
+        raise Interruption(stopped.what, stopped.number, out_dir) from None

@@ -19,6 +19,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -185,7 +186,8 @@ class GPT(nn.Module):
             if self.checkpoint_activations and self.training and torch.is_grad_enabled():
                 x = checkpoint(block, x, table, layout, cache, wanted, use_reentrant=False)
             else:
-                x = block(x, table, layout, cache, wanted)
+                # compiled blocks serve training: with a cache, every length would be compiled anew
+                x = (block if cache is None else block.forward)(x, table, layout, cache, wanted)
         return self.norm(x)
 
     def head(self, h: Tensor) -> Tensor:
@@ -238,6 +240,12 @@ def flops_per_token(config: GPTConfig, context: float) -> int:
     projections = C * hs * (2 * config.n_head + 2 * config.n_kv_head)  # q and out, k and v
     mlp = C * config.n_inner * (3 if config.gated_mlp else 2)
     return int(config.n_layer * (2 * (projections + mlp) + 4 * context * config.n_head * hs))
+
+
+def training_flops(config: GPTConfig, lengths: Sequence[float], n_targets: float) -> float:
+    """Floating-point operations of training on rows of so many tokens: three forward passes, logits at targets."""
+    body = sum(length * flops_per_token(config, (length + 1) / 2) for length in lengths)
+    return 3.0 * (body + n_targets * flops_of_head(config))
 
 
 def flops_of_head(config: GPTConfig) -> int:

@@ -28,18 +28,19 @@ def make_optimizer(model: nn.Module, config: Config) -> torch.optim.Optimizer:
     groups = parameter_groups(model, config.weight_decay)
     if config.optimizer == "adafactor":
         return torch.optim.Adafactor(groups, lr=config.lr)
-    fused = next(model.parameters()).device.type in ("cpu", "cuda")
+    fused = next(model.parameters()).device.type in ("cpu", "cuda") or None  # None: torch's own choice
     return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=fused)
 
 
 def learning_rate(step: int, total: int, config: Config) -> float:
     """The learning rate of optimizer step `step` (1 to total): linear warm-up to lr, then down to min_lr, which the
-    last step has. `constant` stays at lr."""
-    if step <= config.warmup_steps:
-        return config.lr * step / config.warmup_steps
+    last step has. `constant` stays at lr. The warm-up takes half of a run at most."""
+    warmup = min(config.warmup_steps, total // 2)
+    if step <= warmup:
+        return config.lr * step / warmup
     if config.schedule == "constant":
         return config.lr
-    done = (step - config.warmup_steps) / max(1, total - config.warmup_steps)  # in (0, 1]
+    done = (step - warmup) / (total - warmup)  # in (0, 1]
     share = 1 - done if config.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * done))
     return config.min_lr + (config.lr - config.min_lr) * share
 
@@ -62,8 +63,7 @@ def keep_freed_memory() -> bool:
     """Tell glibc's allocator to keep what is freed. True where it could be told.
 
     A step frees and takes again hundreds of megabytes. By default every large block goes back to the system and comes
-    anew, page by page, at a cost of 7% (fp32) to 16% (bf16) of a GPT-2 step on two cores. Nothing is computed
-    otherwise; it holds for the whole process.
+    anew, page by page. Nothing is computed otherwise; peak memory grows; it holds for the whole process.
     """
     M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # malloc.h
     try:

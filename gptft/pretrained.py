@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -34,20 +35,18 @@ def config_from_hf(hf: dict, source: str) -> GPTConfig:
     activation = hf.get("activation_function", "gelu_new")
     if activation not in GPT2_ACTIVATIONS:
         raise UserError(f"{source}: activation_function = {activation!r} is not supported")
-    try:
-        return GPTConfig(
-            vocab_size=hf["vocab_size"],
-            block_size=hf["n_positions"],
-            n_layer=hf["n_layer"],
-            n_head=hf["n_head"],
-            n_embd=hf["n_embd"],
-            n_inner=hf.get("n_inner") or 0,
-            norm_eps=hf.get("layer_norm_epsilon", 1e-5),
-            activation=GPT2_ACTIVATIONS[activation],
-            tie_embeddings=hf.get("tie_word_embeddings", True),
-        )
-    except KeyError as error:
-        raise UserError(f"{source}: the key {error} is missing") from None
+    values = {
+        "vocab_size": hf.get("vocab_size"),
+        "block_size": hf.get("n_positions"),
+        "n_layer": hf.get("n_layer"),
+        "n_head": hf.get("n_head"),
+        "n_embd": hf.get("n_embd"),
+        "n_inner": hf.get("n_inner") or 0,
+        "norm_eps": float(hf.get("layer_norm_epsilon", 1e-5)),
+        "activation": GPT2_ACTIVATIONS[activation],
+        "tie_embeddings": hf.get("tie_word_embeddings", True),
+    }
+    return GPTConfig.from_dict({key: value for key, value in values.items() if value is not None}, source)
 
 
 def gpt2_names(config: GPTConfig) -> dict[str, list[tuple[str, Callable[[Tensor], Tensor]]]]:
@@ -164,7 +163,7 @@ def _read_bin(path: Path) -> Iterator[tuple[str, Tensor]]:
         raise UserError(f"{path.parent}: the shard {path.name!r}, named in the index, is absent")
     try:
         # weights_only: a pickle may hold code, and a checkpoint is never code
-        yield from torch.load(path, map_location="cpu", weights_only=True, mmap=True).items()
+        yield from torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)).items()
     except Exception as error:  # pickle, zip and runtime errors all come out of a broken file
         first = str(error).splitlines()[0]
         raise UserError(f"{path}: cannot be loaded as weights ({type(error).__name__}: {first})") from None
@@ -186,9 +185,11 @@ def is_hf(directory: Path) -> bool:
     return path.exists() and "model_type" in _read_json(path)
 
 
-def hf_tokenizer(directory: Path) -> Tokenizer:
-    """The tokenizer of a Hugging Face directory; every supported family has GPT-2's."""
-    return gpt2(directory)
+def hf_tokenizer(directory: Path, config: GPTConfig) -> Tokenizer | None:
+    """The tokenizer of a Hugging Face directory: from its own files; without any, GPT-2's for a model with GPT-2's
+    vocabulary size, else None."""
+    has_files = (directory / "tokenizer.json").exists() or (directory / "vocab.json").exists()
+    return gpt2(directory) if has_files or config.vocab_size == 50257 else None
 
 
 def download(hub_id: str) -> Path:

@@ -57,6 +57,11 @@ def recognise(record: dict, fields: dict[str, str] | None = None) -> dict:
         if key not in record and part not in ("input", "system"):
             raise BadRecord(f"key {key!r} (for {part}) is missing; it has {_keys(record)}")
     if not keys:
+        # the set that is nearest to being complete tells which key is missing
+        names = max(RECOGNISED, key=lambda names: (len(names.keys() & record.keys()), -len(names)))
+        missing = [name for name in names if name not in record]
+        if len(missing) < len(names):
+            raise BadRecord(f"key {missing[0]!r} is missing; it has {_keys(record)}; or name its keys with --fields")
         raise BadRecord(f"no known set of keys; it has {_keys(record)}; name them with --fields")
     if "messages" in keys.values():
         key = next(key for key, part in keys.items() if part == "messages")

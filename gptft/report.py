@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
 import sys
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ from tqdm import tqdm
 
 from gptft.evaluation import is_exact
 from gptft.files import atomic_write
-from gptft.model import GPT, flops_per_token
+from gptft.model import GPT
 from gptft.training import Evaluation, Progress, Step
 
 
@@ -77,8 +78,11 @@ class Bar:
 
 def say(text: str = "") -> None:
     """Print to standard output, above a progress bar where there is one."""
-    tqdm.write(text, file=sys.stdout)
-    sys.stdout.flush()
+    try:
+        tqdm.write(text, file=sys.stdout)
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever read along is gone; the training is not to end for that
+        sys.stdout = open(os.devnull, "w")
 
 
 def plot_losses(rows: Sequence[dict], path: Path) -> bool:
@@ -134,15 +138,14 @@ def describe_ledger(name: str, ledger: dict) -> str:
     )
 
 
-def describe_model(model: GPT, optimizer_bytes: int, mean_length: float) -> str:
+def describe_model(model: GPT, optimizer_bytes: int) -> str:
     """A line on the size of model and optimizer."""
-    config, n = model.config, model.n_parameters()
+    config = model.config
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
     return (
-        f"model: {n:,} parameters ({config.n_layer} layers, {config.n_embd} wide, {config.n_head} heads, "
-        f"{config.vocab_size:,} ids, {config.position} positions, block of {config.block_size}); "
-        f"weights {amount(weights, 'B')}, optimizer {amount(optimizer_bytes, 'B')}; "
-        f"{amount(3 * flops_per_token(config, mean_length / 2), 'FLOP')} a token in the blocks"
+        f"model: {model.n_parameters():,} parameters ({config.n_layer} layers, {config.n_embd} wide, {config.n_head} "
+        f"heads, {config.vocab_size:,} ids, {config.position} positions, block of {config.block_size}); "
+        f"weights {amount(weights, 'B')}, optimizer {amount(optimizer_bytes, 'B')}"
     )
 
 
@@ -162,8 +165,8 @@ def clock(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
 
 
-def response_table(rows: Sequence[dict], prompts: Sequence[str], most: int = 100) -> str:
-    """Held-out prompts with the expected response and those before and after training, a line each, `most` at most.
+def response_table(rows: Sequence[dict], prompts: Sequence[str]) -> str:
+    """Held-out prompts with the expected response and those before and after training, a line each.
 
     `=` marks a response that is exactly the expected one.
     """
@@ -174,13 +177,11 @@ def response_table(rows: Sequence[dict], prompts: Sequence[str], most: int = 100
         return (text if len(text) <= width else text[: width - 3] + "...").ljust(width)
 
     lines = [f"   {cell('prompt')} | {cell('expected')} | {cell('before')} | {cell('after')}"]
-    for row, prompt in list(zip(rows, prompts, strict=True))[:most]:
+    for row, prompt in zip(rows, prompts, strict=True):
         mark = "=" if is_exact(row["after"], row["expected"]) else " "
         lines.append(
             f" {mark} {cell(prompt)} | {cell(row['expected'])} | {cell(row['before'])} | {cell(row['after'])}".rstrip()
         )
-    if len(rows) > most:
-        lines.append(f"   ... and {len(rows) - most} more in responses.jsonl")
     return "\n".join(lines)
 
 

@@ -8,6 +8,7 @@ from gptft.checkpoint import load, model_id
 from gptft.decoding import generate
 from gptft.files import UserError
 from gptft.finetuning import Run, finetune
+from gptft.optim import pick_device
 from gptft.records import find
 
 
@@ -24,7 +25,9 @@ class BasicModelRunner:
 
     def __init__(self, model_name: str, **settings) -> None:
         self.model_name, self.settings = model_name, settings
-        self.model, self.tokenizer = load(model_name)
+        self.model, self.tokenizer = load(model_name, pick_device(settings.get("device", "auto")))
+        if self.tokenizer is None:
+            raise UserError(f"{model_name} has no tokenizer")
         self.data: str | None = None
         self.run: Run | None = None
 
@@ -39,7 +42,8 @@ class BasicModelRunner:
             self.settings["fields"] = {"instruction": input_key, "response": output_key}
 
     def train(self, **settings) -> str:
-        """Fine-tune on the data and answer with the tuned model from now on. Returns its model id."""
+        """Fine-tune the model that was named on the data, and answer with the tuned one from now on. Returns its
+        model id. A second call starts from the named model again."""
         if self.data is None:
             raise UserError("there is no data to train on: call load_data_from_jsonlines first")
         self.run = finetune(init=str(self.model_name), data=self.data, **{**self.settings, **settings})

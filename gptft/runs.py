@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
+import os
 import signal
 import sys
 import threading
@@ -55,44 +55,41 @@ def holds_run(path: Path) -> bool:
 
 def describe_inputs(config: Config, model: GPT, tokenizer: Tokenizer, train_set: Split, val_set: Split) -> dict:
     """What must be the same for a run to go on, and where it ran: bit for bit is promised for the same machine only."""
+    settings = ("seed", "batch_size", "grad_accum", "batching", "mask_prompt", "optimizer")
     return {
-        "architecture": dataclasses.asdict(model.config),
-        "tokenizer": tokenizer.digest,
+        "model it starts from": checkpoint.model_id(model, tokenizer),
         "training data": train_set.digest(),
         "validation data": val_set.digest(),
-        "seed": config.seed,
-        "batch_size": config.batch_size,
-        "grad_accum": config.grad_accum,
-        "batching": config.batching,
+        **{name: getattr(config, name) for name in settings},
         "machine": {"torch": str(torch.__version__), "threads": torch.get_num_threads(), "device": model.device.type},
     }
 
 
-def resume(state: TrainState, out_dir: Path, fingerprint: dict) -> None:
-    """Bring the state back from the newest valid checkpoint; with none, say so and start at step 0.
+def find_checkpoint(out_dir: Path, fingerprint: dict) -> Path | None:
+    """The newest valid checkpoint to go on from; with none, say so: the run starts at step 0.
 
     Raises UserError, naming what differs, when data or model have changed.
     """
-    path, problems = checkpoint.newest(out_dir)
+    path, problems = checkpoint.newest(out_dir) if out_dir.is_dir() else (None, [])
     for problem in problems:
         say(f"passed over: {problem}")
     if path is None:
         say(f"{out_dir} has no valid checkpoint to go on from: starting at step 0")
-        return
-    saved = checkpoint.load_tensors(path / "resume.pt")
-    was, now = saved["fingerprint"], fingerprint
-    for name in now:
-        if name != "machine" and was.get(name) != now[name]:
-            raise UserError(
-                f"--resume: the {name} changed since {path} was saved; start a new run in another --out_dir"
-            )
-    for name, value in now["machine"].items():
+        return None
+    was = checkpoint.load_tensors(path / "resume.pt")["fingerprint"]
+    for name, value in fingerprint.items():
+        if name != "machine" and was.get(name) != value:
+            raise UserError(f"--resume: the {name} changed since {path} was saved; start anew in another --out_dir")
+    for name, value in fingerprint["machine"].items():
         if was["machine"][name] != value:
-            say(
-                f"note: {name} was {was['machine'][name]}, now {value}: results will be close, not bit for bit the same"
-            )
+            say(f"note: {name} was {was['machine'][name]}, now {value}: results will be close, not the same bits")
+    return path
+
+
+def go_on(state: TrainState, path: Path) -> None:
+    """Bring weights, optimizer, progress and random state back from a checkpoint."""
     checkpoint.load_weights(state.model, path)
-    state.load_state_dict(saved["state"])
+    state.load_state_dict(checkpoint.load_tensors(path / "resume.pt")["state"])
     say(f"going on from {path}, step {state.progress.step}")
 
 
@@ -111,7 +108,9 @@ def run_loop(state: TrainState, objective: Objective, config: Config, splits: tu
             if isinstance(event, Stopped):
                 if event.reason == "interrupt":
                     save("last")
-                    raise Interruption(out_dir / "last", event.step, caught[0], out_dir)
+                    raise Interruption(
+                        f"stopped after step {event.step}; saved in {out_dir / 'last'}", caught[0], out_dir
+                    )
                 say(f"stopped early at step {event.step}: {config.patience} evaluations without improvement")
                 continue
             metrics.write(event)
@@ -120,38 +119,60 @@ def run_loop(state: TrainState, objective: Objective, config: Config, splits: tu
                 save("best", with_state=False)
             if isinstance(event, Step) and config.save_every and event.step % config.save_every == 0:
                 save(f"step-{event.step:06}")
-                checkpoint.prune(out_dir, config.keep)
+                checkpoint.prune(out_dir, config.keep, event.step)
         save("last")
 
 
-class Interruption(UserError):
-    """Training was stopped by Ctrl-C or SIGTERM (`number`): saved in `saved`, to be resumed in `out_dir`."""
+def how_to_resume(out_dir: Path) -> str:
+    """The command that goes on with a run, as this one was started."""
+    command = "python train.py" if Path(sys.argv[0]).name == "train.py" else "python -m gptft train"
+    return f"Go on with: {command} --resume --out_dir {out_dir}"
 
-    def __init__(self, saved: Path, step: int, number: int, out_dir: Path) -> None:
-        self.saved, self.step, self.number = saved, step, number
-        super().__init__(
-            f"stopped after step {step}; saved in {saved}. Go on with: python train.py --resume --out_dir {out_dir}",
-            128 + number,
-        )
+
+class Interruption(UserError):
+    """A run was stopped by Ctrl-C or SIGTERM (`number`) and can be resumed in `out_dir`."""
+
+    def __init__(self, what: str, number: int, out_dir: Path) -> None:
+        self.what, self.number = what, number
+        super().__init__(f"{what}. {how_to_resume(out_dir)}", 128 + number)
+
+
+@contextlib.contextmanager
+def handle_signals(handler) -> Iterator[None]:
+    """Let `handler(number, frame)` answer SIGINT and SIGTERM; only the main thread may set this."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    earlier = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, before in earlier.items():
+            signal.signal(number, before)
+
+
+@contextlib.contextmanager
+def resumable(out_dir: Path) -> Iterator[None]:
+    """Before and after the loop: a signal ends the run at once, and the user is told how to go on."""
+
+    def stop(number: int, frame) -> None:
+        raise Interruption("stopped; what was saved is kept", number, out_dir)
+
+    with handle_signals(stop):
+        yield
 
 
 @contextlib.contextmanager
 def catch_signals() -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM in a list instead of dying of them; a second Ctrl-C stops at once."""
+    """In the loop: collect signals in a list, so that a step can be ended in order; a second Ctrl-C stops at once."""
     caught: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield caught  # only the main thread may set handlers
-        return
 
-    def handle(number: int, frame) -> None:
+    def note(number: int, frame) -> None:
         if caught and number == signal.SIGINT:
             raise KeyboardInterrupt
         caught.append(number)
-        print("\nstopping: saving the last completed step ... (again Ctrl-C: at once)", file=sys.stderr)
+        # os.write, since a handler may interrupt a print and must not enter another
+        os.write(2, b"\nstopping: saving the last completed step ... (again Ctrl-C: at once)\n")
 
-    earlier = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
+    with handle_signals(note):
         yield caught
-    finally:
-        for number, handler in earlier.items():
-            signal.signal(number, handler)

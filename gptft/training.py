@@ -20,7 +20,7 @@ from gptft.data import Split
 from gptft.evaluation.loss import Interrupted, evaluate_loss
 from gptft.files import NonFinite, UserError
 from gptft.loss import IGNORE, Objective
-from gptft.model import GPT, flops_of_head, flops_per_token
+from gptft.model import GPT, training_flops
 from gptft.optim import Precision, learning_rate
 
 
@@ -94,7 +94,7 @@ class TrainState:
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.precision.scaler.state_dict(),
             "progress": vars(self.progress).copy(),
-            "random": random_state(),
+            "random": random_state(self.model.device),
         }
 
     def load_state_dict(self, state: dict) -> None:
@@ -102,18 +102,25 @@ class TrainState:
         if state["scaler"]:
             self.precision.scaler.load_state_dict(state["scaler"])
         self.progress = Progress(**state["progress"])
-        set_random_state(state["random"])
+        set_random_state(state["random"], self.model.device)
 
 
-def random_state() -> dict:
-    """torch's random state, on the CPU and on every CUDA device."""
-    return {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []}
+def random_state(device: torch.device) -> dict:
+    """torch's random state on the CPU and on the device that trains, if that is another."""
+    state = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
+    elif device.type == "mps":
+        state["mps"] = torch.mps.get_rng_state()
+    return state
 
 
-def set_random_state(state: dict) -> None:
+def set_random_state(state: dict, device: torch.device) -> None:
     torch.set_rng_state(state["cpu"])
-    if state["cuda"]:
-        torch.cuda.set_rng_state_all(state["cuda"])
+    if device.type == "cuda" and "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"], device)
+    elif device.type == "mps" and "mps" in state:
+        torch.mps.set_rng_state(state["mps"])
 
 
 def steps_per_epoch(n_examples: int, config: Config) -> int:
@@ -124,12 +131,6 @@ def steps_per_epoch(n_examples: int, config: Config) -> int:
 def total_steps(n_examples: int, config: Config) -> int:
     """Optimizer steps of the run: max_steps, or as many as the epochs take."""
     return config.max_steps or max(1, math.ceil(config.epochs * steps_per_epoch(n_examples, config)))
-
-
-def batch_flops(model: GPT, batch: Batch) -> float:
-    """Floating-point operations of training on a batch: three forward passes over its real tokens."""
-    body = sum(length * flops_per_token(model.config, (length + 1) / 2) for length in batch.lengths)
-    return 3.0 * (body + batch.n_targets * flops_of_head(model.config))
 
 
 def train(
@@ -149,7 +150,7 @@ def train(
     total = total_steps(len(train_set), config)
     eval_every = config.eval_every or max(1, total // 10)
     per_epoch = steps_per_epoch(len(train_set), config)
-    started_at = progress.step, progress.seconds
+    started = time.perf_counter(), progress.step
     model.train()
 
     while True:
@@ -163,7 +164,7 @@ def train(
                 yield Stopped(progress.step, "interrupt")
                 return
             if not math.isfinite(eval_loss):
-                raise NonFinite(f"step {progress.step}: the validation loss is {eval_loss}", 1)
+                raise NonFinite(f"step {progress.step}: the validation loss is {eval_loss}; nothing was saved", 1)
             improved = eval_loss < progress.best_loss
             progress.evaluated = progress.step
             progress.waited = 0 if improved else progress.waited + 1
@@ -185,7 +186,7 @@ def train(
             n_targets = sum(batch.n_targets for batch in batches)
 
             # forward and backward: one normalisation over the window, so its division into batches changes nothing
-            before = random_state()
+            before = random_state(model.device)
             while True:
                 loss_sum, suspects = 0.0, []
                 for batch in batches:
@@ -197,7 +198,7 @@ def train(
                     suspects += non_finite_records(batch, losses)
                     if should_stop():  # the window is dropped: the state is that of the last completed step
                         optimizer.zero_grad(set_to_none=True)
-                        set_random_state(before)
+                        set_random_state(before, model.device)
                         yield Stopped(progress.step, "interrupt")
                         return
 
@@ -212,7 +213,7 @@ def train(
                     records = suspects or [record for batch in batches for record in batch.records]
                     raise NonFinite(describe_non_finite(progress.step + 1, loss_sum, grad_norm, records), 1)
                 scaler.update()  # fp16 overflowed: a lower scale, and the same window again
-                set_random_state(before)
+                set_random_state(before, model.device)
 
             # the step
             rate = learning_rate(progress.step + 1, total, config)
@@ -220,12 +221,15 @@ def train(
                 group["lr"] = rate
             if n_targets:
                 scaler.step(optimizer)
-                scaler.update()
+            scaler.update()
             optimizer.zero_grad(set_to_none=True)
 
             # the books
             seconds = time.perf_counter() - began
-            tokens, flops = sum(sum(b.lengths) for b in batches), sum(batch_flops(model, b) for b in batches)
+            tokens, flops = (
+                sum(sum(b.lengths) for b in batches),
+                sum(training_flops(model.config, b.lengths, b.n_targets) for b in batches),
+            )
             progress.step, progress.window = progress.step + 1, progress.window + 1
             progress.seconds, progress.flops = progress.seconds + seconds, progress.flops + flops
             progress.loss_sum, progress.targets = progress.loss_sum + loss_sum, progress.targets + n_targets
@@ -233,7 +237,7 @@ def train(
             progress.examples += sum(len(b.records) for b in batches)
             if progress.window == len(windows):
                 progress.epoch, progress.window = progress.epoch + 1, 0
-            pace = (progress.seconds - started_at[1]) / (progress.step - started_at[0])
+            pace = (time.perf_counter() - started[0]) / (progress.step - started[1])  # evaluations and saves included
             yield Step(progress.step, progress.step / per_epoch, loss_sum / max(n_targets, 1), rate, grad_norm, seconds,
                        tokens / seconds, flops / seconds, pace * (total - progress.step))  # fmt: skip
             if progress.step >= total or progress.step % eval_every == 0:
@@ -265,30 +269,31 @@ def rehearse(state: TrainState, objective: Objective, config: Config, train_set:
 
     Raises UserError when memory runs out.
     """
-    model, optimizer, before = state.model, state.optimizer, random_state()
+    model, optimizer, before = state.model, state.optimizer, random_state(state.model.device)
+    batch = collate(
+        [train_set[i] for i in by_length(train_set.lengths, config.batch_size)[0]], pad_id, config.mask_prompt
+    )
     try:
         model.train()
-        chosen = by_length(train_set.lengths, config.batch_size)[0]
-        batch = collate([train_set[i] for i in chosen], pad_id, config.mask_prompt)
+        allocate_state(optimizer)  # before the activations, as in every step but the first
         with state.precision.autocast():
             loss, _ = objective(batch.to(model.device))
         loss.backward()
-        allocate_state(optimizer)
         optimizer.zero_grad(set_to_none=True)
         if len(val_set):
             chosen = by_length(val_set.lengths, config.eval_batch_size)[0]
             batch = collate([val_set[i] for i in chosen], pad_id, config.mask_prompt)
             with torch.no_grad(), state.precision.autocast():
                 objective(batch.to(model.device))
-    except (torch.OutOfMemoryError, RuntimeError) as error:
-        if isinstance(error, torch.OutOfMemoryError) or "alloc" in str(error):
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        if isinstance(error, torch.OutOfMemoryError | MemoryError) or "alloc" in str(error):
             raise UserError(
                 f"out of memory on {model.device} with the longest batch ({batch.idx.size(0)} examples of "
                 f"{batch.idx.size(1)} tokens): lower --batch_size (and raise --grad_accum) or --max_length, or set "
                 "--checkpoint_activations", 1) from None  # fmt: skip
         raise
     finally:
-        set_random_state(before)
+        set_random_state(before, model.device)
 
 
 def allocate_state(optimizer: torch.optim.Optimizer) -> None:
@@ -305,3 +310,4 @@ def allocate_state(optimizer: torch.optim.Optimizer) -> None:
     for tensor in itertools.chain.from_iterable(values.values() for values in optimizer.state.values()):
         if isinstance(tensor, torch.Tensor):
             tensor.zero_()
+    optimizer.zero_grad(set_to_none=True)

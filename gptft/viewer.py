@@ -79,7 +79,7 @@ def as_text(tokens: Sequence[Token], colour: bool) -> str:
             out.append("\n".join(lines))
         else:
             left, right = MARKS[token.kind]
-            out.append(left + shown.replace("\n", right + "\n", 1) if shown.endswith("\n") else left + shown + right)
+            out.append("\n".join(left + part + right if part else "" for part in shown.split("\n")))
     return "".join(out)
 
 

@@ -1,5 +1,6 @@
 import json
 import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -62,7 +63,7 @@ class Killed(BaseException):
     """Stands for a SIGKILL: nothing that catches errors catches it."""
 
 
-@pytest.mark.parametrize("number", range(12))
+@pytest.mark.parametrize("number", range(24))
 def test_a_kill_at_any_point_of_a_save_leaves_a_checkpoint(tmp_path, monkeypatch, number):
     """Row 14: die at the n-th call that touches the disk; what loads is the old checkpoint or the new, whole."""
     old, tokenizer = small(0)
@@ -81,13 +82,15 @@ def test_a_kill_at_any_point_of_a_save_leaves_a_checkpoint(tmp_path, monkeypatch
         return call
 
     with monkeypatch.context() as patch:
-        for module, name in ((os, "rename"), (os, "fsync"), (torch, "save"), (checkpoint.shutil, "rmtree")):
+        for module, name in ((os, "rename"), (os, "replace"), (os, "fsync"), (torch, "save"), (Path, "write_text"),
+                             (checkpoint.shutil, "rmtree")):  # fmt: skip
             patch.setattr(module, name, dying(getattr(module, name)))
         try:
             save(tmp_path / "last", new, tokenizer, 2, {"x": 2})
             finished = True
         except Killed:
             finished = False
+    assert finished == (number == 23), "the kills must reach every call, the renames too, and one save must end"
     loaded, _ = load(tmp_path / "last")
     assert same(loaded, new) if finished else (same(loaded, old) or same(loaded, new))
     path, problems = newest(tmp_path)
@@ -147,8 +150,20 @@ def test_newest_is_by_steps_and_needs_a_state(tmp_path):
     for name, step, state in (("best", 90, None), ("last", 30, {}), ("step-000040", 40, {}), ("step-000020", 20, {})):
         save(tmp_path / name, model, tokenizer, step, state)
     assert newest(tmp_path)[0] == tmp_path / "step-000040"
-    prune(tmp_path, keep=1)
+    prune(tmp_path, keep=1, step=40)
     assert sorted(e.name for e in tmp_path.iterdir()) == ["best", "last", "step-000040"]
+
+
+def test_pruning_spares_the_checkpoint_just_written(tmp_path):
+    """A damaged checkpoint of a later step must not outlive the valid one that a resumed run writes before it, and
+    step 1,000,000 comes after step 999,500."""
+    for step in (500, 1000, 999500, 1000000):
+        (tmp_path / f"step-{step:06}").mkdir()
+    prune(tmp_path, keep=1, step=1000000)
+    assert [e.name for e in tmp_path.iterdir()] == ["step-1000000"]
+    (tmp_path / "step-000500").mkdir()
+    prune(tmp_path, keep=1, step=500)
+    assert [e.name for e in tmp_path.iterdir()] == ["step-000500"]
 
 
 def test_another_architecture_is_refused_by_tensor(tmp_path):

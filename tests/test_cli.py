@@ -197,7 +197,7 @@ def test_a_bad_record_as_a_process(place):
     """Once through train.py itself."""
     write("d.jsonl", GOOD + '{"question": "a"}\n')
     status, _, err = shell(TRAIN, "--init", "tiny", "--data", "d.jsonl", "--out_dir", "out")
-    assert status == 2 and "Traceback" not in err and "d.jsonl, line 2: no known set of keys" in err
+    assert status == 2 and "Traceback" not in err and "d.jsonl, line 2: key 'answer' is missing" in err
     assert os.listdir(place) == ["d.jsonl"]
 
 

@@ -266,10 +266,10 @@ def test_python_settings_are_checked_like_flags():
         resolve("", {"epoch": 3})
 
 
-@pytest.mark.parametrize("name", ["pretrain.toml", "instruct.toml"])
+@pytest.mark.parametrize("name", ["pretrain.toml", "instruct.toml", "gpt2.toml"])
 def test_shipped_configs_are_valid(name):
     config = resolve(shipped(name))
-    assert all(path.startswith("embedded:") for path in config.data)
+    assert all(path.startswith("embedded:") for path in config.data) and bool(config.data) == (name != "gpt2.toml")
 
 
 @pytest.mark.parametrize(

@@ -231,7 +231,7 @@ def test_an_unmasked_prompt_counts_as_targets(tokenizer, write_lines):
 BAD = [
     ('{"question": "a", "answer": "b"}', None),
     ('{"question": "a", "answer": }', "broken JSON: Expecting value (column 29)"),
-    ('{"question": "a"}', "no known set of keys; it has 'question'"),
+    ('{"question": "a"}', "key 'answer' is missing; it has 'question'"),
     ('{"question": "a", "answer": ""}', "key 'answer' is empty"),
     ('["a"]', "a record must be a JSON object, not a list"),
 ]

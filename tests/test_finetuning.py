@@ -100,6 +100,12 @@ def test_resume_refuses_other_data_and_starts_at_0_without_a_checkpoint(tmp_path
         finetune(data=write_lines(pairs(31)), resume=True, **settings)
     with pytest.raises(UserError, match="--resume: the batch_size changed since"):
         finetune(data=write_lines(pairs(30)), resume=True, **{**settings, "batch_size": 5})
+    for name, value in (("mask_prompt", False), ("optimizer", "adafactor")):
+        with pytest.raises(UserError, match=f"--resume: the {name} changed since"):
+            finetune(data=write_lines(pairs(30)), resume=True, **{**settings, name: value})
+    other = finetune(data=write_lines(pairs(30)), out_dir=tmp_path / "other", **QUICK)
+    with pytest.raises(UserError, match="--resume: the model it starts from changed since"):
+        finetune(data=write_lines(pairs(30)), resume=True, **{**settings, "init": other.path, "template": "qa"})
     with pytest.raises(UserError, match="--resume needs --out_dir"):
         finetune(data=write_lines(pairs(30)), resume=True, **QUICK)
 
@@ -118,6 +124,16 @@ def test_resume_passes_over_a_damaged_checkpoint(tmp_path, write_lines, pairs, c
     assert run.summary["model_id"] == whole.summary["model_id"]
     steps = [row["step"] for row in read_metrics(run.path / "metrics.jsonl") if "loss" in row]
     assert steps == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_resumed_run_asks_the_untrained_model_for_its_before(tmp_path, write_lines, pairs):
+    """responses.jsonl lost, or more test samples asked for: "before" still is the model that training began with."""
+    data, settings = write_lines(pairs(60)), {**QUICK, "out_dir": tmp_path / "run", "lr": 1e-2}
+    finetune(data=data, **settings)
+    expected = (tmp_path / "run" / "responses.jsonl").read_text()
+    (tmp_path / "run" / "responses.jsonl").unlink()
+    finetune(data=data, resume=True, **settings)
+    assert (tmp_path / "run" / "responses.jsonl").read_text() == expected
 
 
 def test_losses_do_not_depend_on_how_data_is_batched_in_evaluation(tmp_path, write_lines, pairs):
@@ -201,12 +217,35 @@ def test_keeping_freed_memory_changes_no_result(tmp_path, write_lines, pairs):
 
 
 @pytest.mark.slow
+def test_everything_works_without_a_network(tmp_path, write_lines, pairs, shared):
+    """Row 21: with local files a run starts, trains and saves although every connection fails."""
+    from test_pretrained import hf_gpt2
+
+    hf_gpt2(tmp_path / "hf", vocab_size=50257)
+    (tmp_path / "sitecustomize.py").write_text(
+        "import socket\n"
+        "def no(*args, **options):\n"
+        "    raise SystemExit('a connection was tried')\n"
+        "socket.socket.connect = socket.getaddrinfo = no\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    environment.pop("HF_HUB_OFFLINE", None)
+    for init in ("tiny", tmp_path / "hf"):
+        words = {**QUICK, "init": init, "data": write_lines(pairs(30)), "out_dir": tmp_path / Path(init).name / "run",
+                 "max_length": 48}  # fmt: skip
+        command = [sys.executable, ROOT / "train.py", *(f"--{name}={value}" for name, value in words.items())]
+        done = subprocess.run(list(map(str, command)), env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert (words["out_dir"] / "best" / "model.pt").exists()
+
+
+@pytest.mark.slow
 def test_compiled_blocks_give_the_same_losses(tmp_path, write_lines, pairs):
     """--compile is an option beside the plain path: the same losses but for fp32 rounding."""
     data = write_lines(pairs(30))
     losses = []
     for compiled in (False, True):
-        settings = {**QUICK, "compile": compiled, "max_steps": 2, "test_samples": 0}
+        settings = {**QUICK, "compile": compiled, "max_steps": 2, "test_samples": 2}
         run = finetune(data=data, out_dir=tmp_path / str(compiled), **settings)
         losses.append([row["loss"] for row in read_metrics(run.path / "metrics.jsonl") if "loss" in row])
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
@@ -218,9 +257,7 @@ def test_gpt2_on_the_real_set_starts_from_transformers_loss(tmp_path, shared):
 
     The loss on its first window is what transformers computes on the same tokens (1e-4), and it falls.
     """
-    from test_pretrained import hf_gpt2
-
-    from gptft import data, pretrained, prompts
+    from gptft import data, prompts
     from gptft.collate import collate, plan
 
     torch.set_num_threads(2)
@@ -228,7 +265,6 @@ def test_gpt2_on_the_real_set_starts_from_transformers_loss(tmp_path, shared):
     torch.manual_seed(0)
     theirs = transformers.GPT2LMHeadModel(transformers.GPT2Config()).eval()
     theirs.save_pretrained(tmp_path / "gpt2")
-    assert hf_gpt2 is not None
     source = shared / "instruction-data.json"
     command = [sys.executable, ROOT / "train.py", "--init", tmp_path / "gpt2", "--data", source, "--out_dir",
                tmp_path / "run", "--max_steps", "8", "--test_samples", "0", "--eval_every", "8", "--save_every", "0",
@@ -237,7 +273,7 @@ def test_gpt2_on_the_real_set_starts_from_transformers_loss(tmp_path, shared):
     assert done.returncode == 0, done.stderr
     losses = [row["loss"] for row in read_metrics(tmp_path / "run" / "metrics.jsonl") if "loss" in row]
 
-    tokenizer = pretrained.hf_tokenizer(tmp_path / "gpt2")
+    tokenizer = gptft.load(tmp_path / "gpt2")[1]
     dataset = data.load_dataset([source], tokenizer, data.Recipe(prompts.TEMPLATES["alpaca"], 1024))
     train_set, _, _ = data.split(dataset, 0.01, 0.1, 123)
     (chosen,) = plan(train_set.lengths, 8, 1, 123, 0)[0]

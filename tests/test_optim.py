@@ -24,10 +24,12 @@ def test_linear_and_cosine_by_their_formulas():
     assert learning_rate(5, 20, Config(schedule="cosine", lr=1.0, warmup_steps=0)) == pytest.approx(0.8535533906)
 
 
-def test_no_warm_up_longer_than_the_run():
-    """More warm-up than steps: the rate rises to where it gets, without a division by zero."""
-    config = Config(lr=1.0, warmup_steps=10)
-    assert [learning_rate(step, 4, config) for step in (1, 4)] == pytest.approx([0.1, 0.4])
+def test_the_warm_up_takes_half_of_a_run_at_most():
+    """More warm-up than steps: the schedule still reaches its peak and ends at its minimum (row 9)."""
+    config = Config(lr=1.0, min_lr=0.1, warmup_steps=10)
+    rates = [learning_rate(step, 4, config) for step in range(1, 5)]
+    assert rates == pytest.approx([0.5, 1.0, 0.55, 0.1])
+    assert learning_rate(1, 1, config) == pytest.approx(0.1)
 
 
 def test_decay_on_matrices_only():

@@ -67,7 +67,7 @@ def test_gpt2_at_full_size_equals_transformers(tmp_path, dtype, limit):
         assert difference(ours(idx), theirs(idx).logits) < limit
 
 
-@pytest.mark.parametrize("form", ["sharded", "bin", "bare", "prefixed"])
+@pytest.mark.parametrize("form", ["sharded", "bin", "old_bin", "bare", "prefixed"])
 def test_every_form_of_the_files_loads(tmp_path, form):
     """Shards, pytorch_model.bin, names without `transformer.` as on the hub, and wrappers' prefixes."""
     theirs = hf_gpt2(tmp_path)
@@ -75,9 +75,10 @@ def test_every_form_of_the_files_loads(tmp_path, form):
         (tmp_path / "model.safetensors").unlink()
         theirs.save_pretrained(tmp_path, max_shard_size="40KB")
         assert (tmp_path / "model.safetensors.index.json").exists()
-    elif form == "bin":
+    elif form.endswith("bin"):
         (tmp_path / "model.safetensors").unlink()
-        torch.save(theirs.state_dict(), tmp_path / "pytorch_model.bin")
+        torch.save(theirs.state_dict(), tmp_path / "pytorch_model.bin",
+                   _use_new_zipfile_serialization=form == "bin")  # fmt: skip
     else:
         from safetensors.torch import save_file
 
@@ -162,6 +163,29 @@ def test_broken_files_are_named(tmp_path):
         load_hf(tmp_path, torch.float32)
 
 
+def write_gpt2_vocabulary(directory):
+    """GPT-2's vocab.json and merges.txt, written from tiktoken's ranks."""
+    import tiktoken
+
+    ranks = tiktoken.get_encoding("r50k_base")._mergeable_ranks
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    characters = {byte: chr(byte) for byte in printable}
+    characters |= {byte: chr(256 + n) for n, byte in enumerate(b for b in range(256) if b not in printable)}
+    spelled = {token: "".join(characters[byte] for byte in token) for token in ranks}
+    vocabulary = {spelled[token]: rank for token, rank in ranks.items()} | {"<|endoftext|>": 50256}
+    (directory / "vocab.json").write_text(json.dumps(vocabulary), encoding="utf-8")
+    merges = []
+    for token, rank in sorted(ranks.items(), key=lambda item: item[1])[256:]:
+        # the last merge that made a token is the split whose parts came earliest
+        cuts = [(token[:n], token[n:]) for n in range(1, len(token)) if token[:n] in ranks and token[n:] in ranks]
+        left, _ = min(
+            (cut for cut in cuts if max(map(ranks.get, cut)) < rank), key=lambda cut: max(map(ranks.get, cut))
+        )
+        n = len(left)
+        merges.append(f"{spelled[token[:n]]} {spelled[token[n:]]}")
+    (directory / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges) + "\n", encoding="utf-8")
+
+
 class Evil:
     """A pickle that runs a call when it is loaded."""
 
@@ -189,8 +213,16 @@ def test_load_takes_a_directory_with_gpt2s_own_vocabulary_files(tmp_path, shared
     assert model.config.vocab_size == tokenizer.n_vocab == 50257
 
 
+def test_a_directory_without_a_tokenizer_gives_none(tmp_path):
+    """A model of another vocabulary size and no files of its own: no tokenizer is made up for it."""
+    hf_gpt2(tmp_path, vocab_size=1000)
+    model, tokenizer = load(tmp_path)
+    assert tokenizer is None and model.config.vocab_size == 1000
+
+
 def test_a_tokenizer_larger_than_the_model_is_refused(tmp_path, shared):
     hf_gpt2(tmp_path, vocab_size=1000)
+    write_gpt2_vocabulary(tmp_path)
     with pytest.raises(UserError, match="its tokenizer has 50257 ids, more than the 1000 rows"):
         load(tmp_path)
 

@@ -190,7 +190,7 @@ def test_fields_map_keys_to_parts(fields, record, parts):
     [
         ({"q": "x"}, None, "no known set of keys; it has 'q'; name them with --fields"),
         ({}, None, "it has no keys"),
-        ({"question": "x"}, None, "no known set of keys; it has 'question'"),
+        ({"question": "x"}, None, "key 'answer' is missing; it has 'question'"),
         ({"question": "x", "answer": ""}, None, "key 'answer' is empty"),
         ({"question": "x", "answer": " \n\t"}, None, "key 'answer' is empty"),
         ({"question": "x", "answer": None}, None, "key 'answer' must hold text, not NoneType"),

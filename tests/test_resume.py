@@ -129,20 +129,23 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path, whole, number):
 @pytest.mark.slow
 def test_the_embedded_default_goes_on_by_one_command(tmp_path):
     """Ctrl-C in either stage: one command, the same for both, goes on; and a new default run touches neither."""
-    quick = ["--max_steps", "40", "--test_samples", "3", "--max_new_tokens", "3", "--threads", "1", "--save_every", "5"]
+    quick = ["--max_steps", "40", "--test_samples", "3", "--max_new_tokens", "3", "--threads", "1", "--save_every", "5",
+             "--lr", "1e-3"]  # fmt: skip
 
-    def launch(*more):
-        return subprocess.Popen([sys.executable, str(ROOT / "train.py"), *quick, *more], cwd=tmp_path, text=True,
+    def launch(*words):
+        return subprocess.Popen([sys.executable, str(ROOT / "train.py"), *words], cwd=tmp_path, text=True,
                                 stdout=subprocess.PIPE, stderr=subprocess.PIPE)  # fmt: skip
 
+    arguments = [*quick, "--out_dir", "story"]
     for stage in ("pretrain/metrics.jsonl", "metrics.jsonl"):
-        process = launch("--out_dir", "story", "--resume")
+        process = launch(*arguments)
         wait_for_step(tmp_path / "story" / stage, 6, process)
         process.send_signal(signal.SIGINT)
         _, err = process.communicate()
         assert "Go on with: python train.py --resume --out_dir story" in err, err
-    finish(launch("--out_dir", "story", "--resume"))
-    finish(launch("--out_dir", "unbroken"))
+        arguments = ["--resume", "--out_dir", "story"]  # the command that was named: the flags are remembered
+    finish(launch(*arguments))
+    finish(launch(*quick, "--out_dir", "unbroken"))
     ours, theirs = weights(tmp_path / "story"), weights(tmp_path / "unbroken")
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
     refused = launch("--out_dir", "story")

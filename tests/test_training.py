@@ -10,6 +10,7 @@ from toys import difference, toy_examples, toy_model
 
 from gptft.collate import plan
 from gptft.config import Config
+from gptft.data import Example
 from gptft.evaluation import evaluate_loss
 from gptft.files import NonFinite
 from gptft.loss import Objective
@@ -25,6 +26,8 @@ from gptft.training import (
     total_steps,
     train,
 )
+
+CPU = torch.device("cpu")
 
 
 class Examples(list):
@@ -240,9 +243,9 @@ def test_rehearsal_leaves_everything_as_it_was():
         state, objective, config, examples, val = setup(dropout=0.3, max_steps=5)
         torch.manual_seed(1)
         if rehearsed:
-            before, random = weights(state.model), random_state()
+            before, random = weights(state.model), random_state(CPU)
             rehearse(state, objective, config, examples, val, 0)
-            assert torch.equal(weights(state.model), before) and torch.equal(random["cpu"], random_state()["cpu"])
+            assert torch.equal(weights(state.model), before) and torch.equal(random["cpu"], random_state(CPU)["cpu"])
             assert all(p.grad is None for p in state.model.parameters())
             assert len(state.optimizer.state) == len(list(state.model.parameters()))
         run(state, objective, config, examples, val)
@@ -255,7 +258,13 @@ def test_rehearsal_meets_the_longest_batches():
     state, objective, config, examples, val = setup()
     shapes = []
     hidden = state.model.hidden
-    state.model.hidden = lambda idx, *a, **k: shapes.append(tuple(idx.shape)) or hidden(idx, *a, **k)
+
+    def spy(idx, *args, **options):
+        shapes.append(tuple(idx.shape))
+        assert len(state.optimizer.state) > 0, "the peak holds the optimizer's state beside the activations"
+        return hidden(idx, *args, **options)
+
+    state.model.hidden = spy
     rehearse(state, objective, config, examples, val, 0)
     assert shapes[0] == (2, max(map(len, (e.ids for e in examples))) - 1)
     assert shapes[1] == (3, max(map(len, (e.ids for e in val))) - 1)
@@ -321,7 +330,7 @@ def test_an_interrupt_in_mid_step_drops_the_window():
     events = []
     for event in train(state, objective, config, examples, val, 0, stop):
         events.append(event)
-        snapshots[event.step] = (weights(state.model), random_state()["cpu"])
+        snapshots[event.step] = (weights(state.model), random_state(CPU)["cpu"])
     assert isinstance(events[-1], Stopped) and events[-1].reason == "interrupt"
     assert torch.equal(weights(state.model), snapshots[events[-1].step][0])
     assert state.progress.step == events[-2].step
@@ -336,3 +345,28 @@ def test_adapts_to_a_learnable_pattern():
     state, objective, config, examples, val = setup(dtype=torch.float32, max_steps=120, eval_every=120, n_val=0)
     steps = run(state, objective, config, examples, val)
     assert steps[-1].loss < 0.1 * steps[0].loss
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_an_all_masked_micro_batch_changes_no_update(precision):
+    """Row 6: the update of a window equals that of the same window without its micro-batch of nothing but -100."""
+    masked = Example(np.arange(1, 9, dtype=np.uint16), [], ("toy.jsonl", 99))
+    results = []
+    for extra in ([], [masked]):
+        state, objective, config, *_ = setup(dtype=torch.float32, precision=precision, batch_size=1, max_steps=1,
+                                             grad_accum=4, batching="random", warmup_steps=0, n_val=0)  # fmt: skip
+        examples = Examples([*toy_examples([5, 9, 14]), *extra])
+        run(state, objective, config, examples, [])
+        results.append(weights(state.model))
+    # the same terms, summed in another order
+    assert torch.isfinite(results[1]).all() and difference(results[1], results[0]) < 1e-5
+
+
+def test_fp16_stops_at_the_minimum_scale():
+    """Row 11: a gradient that overflows whatever the scale ends the run, instead of repeating the window for ever."""
+    state, objective, config, examples, val = setup(dtype=torch.float32, precision="fp16", max_steps=4, n_val=0)
+    before = weights(state.model)
+    state.model.norm.weight.register_hook(lambda grad: grad * torch.inf)
+    with pytest.raises(NonFinite, match=r"step 1: the gradient norm is (inf|nan)"):
+        run(state, objective, config, examples, val)
+    assert state.precision.scaler.get_scale() <= 1.0 and torch.equal(weights(state.model), before)
