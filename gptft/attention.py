@@ -80,9 +80,13 @@ class KVCache:
 
     def write(self, layer: int, k: Tensor, v: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
         """Store k, v (B, n_kv, T, hs) at `layout.pos` -> all that is filled, (B, n_kv, layout.end, hs) each."""
-        rows = torch.arange(k.size(0), device=k.device)[:, None]  # (B, 1) beside pos (B, T)
-        self.k[layer][rows, :, layout.pos] = k.transpose(1, 2).to(self.k.dtype)  # (B, T, n_kv, hs)
-        self.v[layer][rows, :, layout.pos] = v.transpose(1, 2).to(self.v.dtype)
+        if layout.fresh or layout.even:  # all rows stand at the same places: one slice
+            self.k[layer, :, :, layout.end - k.size(2) : layout.end] = k
+            self.v[layer, :, :, layout.end - v.size(2) : layout.end] = v
+        else:
+            rows = torch.arange(k.size(0), device=k.device)[:, None]  # (B, 1) beside pos (B, T)
+            self.k[layer][rows, :, layout.pos] = k.transpose(1, 2).to(self.k.dtype)  # (B, T, n_kv, hs)
+            self.v[layer][rows, :, layout.pos] = v.transpose(1, 2).to(self.v.dtype)
         return self.k[layer, :, :, : layout.end], self.v[layer, :, :, : layout.end]
 
     def keep(self, rows: Tensor) -> None:
