@@ -1,6 +1,9 @@
 """Weights from Hugging Face's layout, compared with transformers on the same weights."""
 
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -225,6 +228,23 @@ def test_a_tokenizer_larger_than_the_model_is_refused(tmp_path, shared):
     write_gpt2_vocabulary(tmp_path)
     with pytest.raises(UserError, match="its tokenizer has 50257 ids, more than the 1000 rows"):
         load(tmp_path)
+
+
+def test_a_hub_id_loads_from_the_hubs_cache_without_a_network(tmp_path):
+    """By hub id, through huggingface_hub: here from its cache, laid out as a download leaves it."""
+    snapshot = tmp_path / "hub" / "models--someone--toy-gpt2" / "snapshots" / ("0" * 40)
+    theirs = hf_gpt2(snapshot)
+    (snapshot.parent.parent / "refs").mkdir()
+    (snapshot.parent.parent / "refs" / "main").write_text("0" * 40)
+    code = (
+        "import gptft, torch; model, tokenizer = gptft.load('someone/toy-gpt2'); "
+        "torch.save(model(torch.arange(20)[None]).detach(), 'logits.pt')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True,
+                          env={**os.environ, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"})  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    logits = torch.load(tmp_path / "logits.pt", weights_only=True)
+    assert difference(logits, theirs(torch.arange(20)[None]).logits) < 1e-5
 
 
 def noisy(model):
