@@ -54,6 +54,12 @@ def test_the_best_weights_are_the_ones_returned(tmp_path, write_lines, pairs):
     assert gptft.generate(loaded, tokenizer, ["What comes after 7?"], max_new_tokens=4)
 
 
+def test_a_run_keeps_as_many_checkpoints_as_asked(tmp_path, write_lines, pairs):
+    """--keep: old step-NNNNNN folders go as new ones are written; best and last stay."""
+    run = finetune(data=write_lines(pairs(30)), out_dir=tmp_path / "run", **{**QUICK, "save_every": 1, "keep": 2})
+    assert [path.name for path in sorted(run.path.glob("*/"))] == ["best", "last", "step-000005", "step-000006"]
+
+
 def test_the_config_of_a_run_repeats_it(tmp_path, write_lines, pairs):
     """--config on config.toml gives the same losses and weights, bit for bit."""
     first = finetune(data=write_lines(pairs(60)), out_dir=tmp_path / "a", **{**QUICK, "dropout": 0.1})
