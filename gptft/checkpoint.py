@@ -61,7 +61,8 @@ def save(path: Path, model: GPT, tokenizer: Tokenizer | None, step: int, resume:
     except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
         shutil.rmtree(temporary, ignore_errors=True)
         recover(path)
-        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        free = shutil.disk_usage(path.parent if path.parent.exists() else ".").free
+        reason = getattr(error, "strerror", None) or f"{free / 1e6:.0f} MB are free on the disk"
         raise UserError(f"the checkpoint {path} could not be written ({reason}); earlier ones are intact", 1) from None
 
 
