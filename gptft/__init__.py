@@ -14,7 +14,7 @@ _HOME = {
     "BasicModelRunner": "runner",
     "Config": "config",
     "GPT": "model",
-    "GPTConfig": "config",
+    "GPTConfig": "architecture",
     "Tokenizer": "tokenizer",
     "UserError": "files",
 }

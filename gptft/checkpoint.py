@@ -24,7 +24,7 @@ from pathlib import Path
 
 import torch
 
-from gptft.config import PRESETS, GPTConfig
+from gptft.architecture import PRESETS, GPTConfig
 from gptft.files import UserError, nearest, sha256_file, sync_directory, sync_tree
 from gptft.model import GPT
 from gptft.pretrained import download, hf_tokenizer, is_hf, load_hf

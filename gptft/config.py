@@ -6,6 +6,7 @@ Nothing here imports torch, so `python train.py --help` answers at once.
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import json
 import math
 import tomllib
@@ -69,7 +70,7 @@ class Config:
     grad_accum: int = setting(1, "micro-batches a step; one normalisation over all their targets")
     batching: str = setting(
         "length",
-        "how examples are grouped: of like length (little padding, same model) or at random",
+        "how examples are grouped: of like length (little padding) or at random",
         ("length", "random"),
     )
 
@@ -112,81 +113,26 @@ class Config:
     checkpoint_activations: bool = setting(False, "recompute activations in backward: less memory, more time")
 
 
-@dataclass(frozen=True)
-class GPTConfig:
-    """The architecture. Every family is a point in this space; nothing is read off a model's name."""
-
-    vocab_size: int  # V: rows of the embedding; at least the tokenizer's size
-    block_size: int  # longest sequence, tokens
-    n_layer: int
-    n_head: int  # nh
-    n_embd: int  # C
-    n_kv_head: int = 0  # key and value heads; 0: n_head. Fewer is grouped-query attention (arXiv 2305.13245)
-    head_size: int = 0  # hs; 0: n_embd // n_head
-    n_inner: int = 0  # width inside the MLP; 0: 4 * n_embd
-    position: str = "learned"  # "learned" (a table) or "rotary" (arXiv 2104.09864)
-    rope_theta: float = 10000.0  # base of the rotary frequencies
-    rope_fraction: float = 1.0  # share of each head that is rotated
-    norm: str = "layer"  # "layer" (with bias) or "rms" (arXiv 1910.07467)
-    norm_eps: float = 1e-5
-    activation: str = "gelu_tanh"  # "gelu_tanh", "gelu" (exact) or "silu"
-    gated_mlp: bool = False  # act(gate(x)) * up(x), as in SwiGLU (arXiv 2002.05202)
-    qkv_bias: bool = True
-    bias: bool = True  # on every other linear layer of the blocks
-    parallel_residual: bool = False  # x + attn(norm1(x)) + mlp(norm2(x)), as in GPT-NeoX
-    tie_embeddings: bool = True  # the head is the token embedding
-
-    def __post_init__(self) -> None:
-        def derive(name: str, value: int) -> None:
-            if getattr(self, name) == 0:
-                object.__setattr__(self, name, value)  # the dataclass is frozen; zeros mean "derive it"
-
-        derive("n_kv_head", self.n_head)
-        derive("head_size", self.n_embd // self.n_head)
-        derive("n_inner", 4 * self.n_embd)
-        legal = {
-            "position": ("learned", "rotary"),
-            "norm": ("layer", "rms"),
-            "activation": ("gelu_tanh", "gelu", "silu"),
-        }
-        for name, words in legal.items():
-            if getattr(self, name) not in words:
-                raise UserError(f"model config: {name} is {getattr(self, name)!r}, it must be one of {words}")
-        if self.n_head % self.n_kv_head:
-            raise UserError(f"model config: n_head {self.n_head} is no multiple of n_kv_head {self.n_kv_head}")
-        if self.rotary_size % 2:
-            raise UserError(f"model config: {self.rotary_size} rotated channels a head; it must be an even number")
-
-    @property
-    def rotary_size(self) -> int:
-        """Channels of each head that are rotated."""
-        return int(self.head_size * self.rope_fraction) if self.position == "rotary" else 0
-
-    @classmethod
-    def from_dict(cls, values: dict, source: str) -> GPTConfig:
-        """Build from a JSON object; unknown, missing or ill-typed keys are refused, naming `source`."""
-        hints = typing.get_type_hints(cls)
-        for key, value in values.items():
-            if key not in hints:
-                raise UserError(f"{source}: unknown key {key!r}{nearest(key, hints)}")
-            if not isinstance(value, hints[key]) or (isinstance(value, bool) and hints[key] is not bool):
-                raise UserError(f"{source}: {key} must be of type {hints[key].__name__}, not {value!r}")
-        missing = [f.name for f in dataclasses.fields(cls) if f.default is dataclasses.MISSING and f.name not in values]
-        if missing:
-            raise UserError(f"{source}: {missing[0]!r} is missing")
-        for key in ("vocab_size", "block_size", "n_layer", "n_head", "n_embd"):
-            if values[key] < 1:
-                raise UserError(f"{source}: {key} must be at least 1, not {values[key]}")
-        return cls(**values)
-
-
-# From-scratch models. The vocabulary size is filled in from the embedded tokenizer.
-PRESETS: dict[str, dict] = {
-    "tiny": {"block_size": 256, "n_layer": 3, "n_head": 4, "n_embd": 128, "position": "rotary"},
-}
-
 FIELDS = {f.name: f for f in dataclasses.fields(Config)}
 TYPES = typing.get_type_hints(Config)
+
+
+# what other trainers call our fields: for hints only
+ELSEWHERE = {
+    "learning_rate": "lr", "output_dir": "out_dir", "model": "init", "model_name_or_path": "init", "dataset": "data",
+    "num_train_epochs": "epochs", "per_device_train_batch_size": "batch_size", "optim": "optimizer",
+    "gradient_accumulation_steps": "grad_accum", "max_seq_length": "max_length", "max_grad_norm": "grad_clip",
+    "lr_scheduler_type": "schedule", "save_total_limit": "keep", "gradient_checkpointing": "checkpoint_activations",
+    "prompt_template": "template", "early_stopping_patience": "patience", "bf16": "precision", "fp16": "precision",
+}  # fmt: skip
+
+
+def hint(name: str, prefix: str = "") -> str:
+    """The valid name nearest to an unknown one, other trainers' names for the same thing included."""
+    valid = {f"{prefix}{word}": f"{prefix}{word}" for word in (*FIELDS, "config")}
+    valid |= {f"{prefix}{word}": f"{prefix}{ours}" for word, ours in ELSEWHERE.items()}
+    close = difflib.get_close_matches(f"{prefix}{name}", valid, n=1, cutoff=0.5)
+    return f"; did you mean {valid[close[0]]!r}?" if close else ""
 
 
 def type_name(kind) -> str:
@@ -265,7 +211,7 @@ def check_names(values: dict, where: str) -> dict:
     """Coerce every value; an unknown key is refused with the nearest valid one."""
     for key in values:
         if key not in FIELDS:
-            raise UserError(f"{where}: unknown key {key!r}{nearest(key, FIELDS)}")
+            raise UserError(f"{where}: unknown key {key!r}{hint(key)}")
     return {key: coerce(key, value, f"{where}: {key}") for key, value in values.items()}
 
 
@@ -288,8 +234,7 @@ def parse_arguments(argv: list[str]) -> tuple[str, dict]:
             values.append(argv[position])
             position += 1
         if name != "config" and name not in FIELDS:
-            flags = [f"--{flag}" for flag in (*FIELDS, "config")]
-            raise UserError(f"unknown flag --{name}{nearest(f'--{name}', flags)}")
+            raise UserError(f"unknown flag --{name}{hint(name, '--')}")
         if not values:
             if name == "config" or TYPES[name] is not bool:
                 raise UserError(f"--{name} needs a value")
@@ -327,8 +272,8 @@ def check(config: Config) -> Config:
     for name, item in FIELDS.items():
         value, choices = getattr(config, name), item.metadata["choices"]
         if choices and value not in choices:
-            hint = nearest(str(value), choices)
-            raise UserError(f"--{name} must be one of {', '.join(choices)}, not {value!r}{hint}")
+            close = nearest(str(value), choices)
+            raise UserError(f"--{name} must be one of {', '.join(choices)}, not {value!r}{close}")
         if name in AT_LEAST and value < AT_LEAST[name]:
             raise UserError(f"--{name} must be at least {AT_LEAST[name]}, not {value}")
         if name in BELOW and value >= BELOW[name]:

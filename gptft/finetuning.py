@@ -16,7 +16,8 @@ import numpy as np
 import torch
 
 from gptft import checkpoint, data, records, report
-from gptft.config import PRESETS, Config, check, check_names, resolve, shipped, to_toml
+from gptft.architecture import PRESETS
+from gptft.config import Config, check, check_names, resolve, shipped, to_toml
 from gptft.data import Dataset, Recipe, Split
 from gptft.evaluation import answer, evaluate_loss, exact_match, prompt_and_expected
 from gptft.files import UserError, atomic_write, json_line

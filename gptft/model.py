@@ -26,8 +26,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from gptft.architecture import GPTConfig
 from gptft.attention import KVCache, Layout, attend
-from gptft.config import GPTConfig
 from gptft.files import UserError
 
 ACTIVATIONS = {"gelu_tanh": lambda x: F.gelu(x, approximate="tanh"), "gelu": F.gelu, "silu": F.silu}

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from gptft.config import GPTConfig
+from gptft.architecture import GPTConfig
 from gptft.files import UserError, need_extra
 from gptft.model import GPT
 from gptft.tokenizer import Tokenizer, gpt2

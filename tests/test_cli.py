@@ -14,7 +14,7 @@ import torch
 
 from gptft import checkpoint, decoding
 from gptft.__main__ import command_train, main, run
-from gptft.config import GPTConfig
+from gptft.architecture import GPTConfig
 from gptft.data import Recipe, load_dataset
 from gptft.files import sha256_file
 from gptft.model import GPT

@@ -6,7 +6,8 @@ import sys
 
 import pytest
 
-from gptft.config import FIELDS, TYPES, Config, GPTConfig, check, help_text, parse_arguments, resolve, shipped, to_toml
+from gptft.architecture import GPTConfig
+from gptft.config import FIELDS, TYPES, Config, check, help_text, parse_arguments, resolve, shipped, to_toml
 from gptft.files import UserError
 
 
@@ -292,3 +293,10 @@ def test_an_architecture_that_cannot_be_is_refused(change, message):
 def test_a_missing_key_of_the_architecture_is_named():
     with pytest.raises(UserError, match=r"config.json: 'block_size' is missing"):
         GPTConfig.from_dict({"vocab_size": 10}, "config.json")
+
+
+def test_other_trainers_names_lead_to_ours():
+    """Nobody who types --lerning_rate means --min_lr."""
+    for flag, ours in (("lerning_rate", "lr"), ("num_train_epochs", "epochs"), ("ouput_dir", "out_dir")):
+        with pytest.raises(UserError, match=rf"unknown flag --{flag}; did you mean '--{ours}'\?"):
+            parse_arguments([f"--{flag}", "1"])

@@ -32,6 +32,7 @@ HOUSE = [
     "optim",
     "tokenizer",
     "prompts",
+    "architecture",
     "config",
     "files",
 ]
@@ -124,7 +125,7 @@ def test_optional_packages_are_imported_where_they_are_used(path):
         assert top in allowed or (inside and top in EXTRAS), f"{path.name} imports {module}"
 
 
-@pytest.mark.parametrize("name", ["config", "files", "prompts", "__main__"])
+@pytest.mark.parametrize("name", ["architecture", "config", "files", "prompts", "__main__"])
 def test_what_answers_help_imports_no_torch(name):
     modules = {module.split(".")[0] for module, inside in imported(PACKAGE / f"{name}.py") if not inside}
     assert not modules & (CORE | EXTRAS)

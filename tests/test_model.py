@@ -4,8 +4,8 @@ import pytest
 import torch
 from toys import difference, toy_config, toy_model
 
+from gptft.architecture import GPTConfig
 from gptft.attention import Layout
-from gptft.config import GPTConfig
 from gptft.files import UserError
 from gptft.model import GPT, flops_of_head, flops_per_token
 

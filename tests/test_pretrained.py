@@ -9,8 +9,8 @@ import pytest
 import torch
 from toys import difference
 
+from gptft.architecture import GPTConfig
 from gptft.checkpoint import load
-from gptft.config import GPTConfig
 from gptft.files import UserError
 from gptft.model import GPT
 from gptft.pretrained import load_hf

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from gptft.config import GPTConfig
+from gptft.architecture import GPTConfig
 from gptft.data import Example
 from gptft.model import GPT
 

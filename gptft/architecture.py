@@ -1,0 +1,83 @@
+"""The architecture of a model as data: one config for every family, and the from-scratch presets. No torch."""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from dataclasses import dataclass
+
+from gptft.files import UserError, nearest
+
+
+@dataclass(frozen=True)
+class GPTConfig:
+    """The architecture. Every family is a point in this space; nothing is read off a model's name."""
+
+    vocab_size: int  # V: rows of the embedding; at least the tokenizer's size
+    block_size: int  # longest sequence, tokens
+    n_layer: int
+    n_head: int  # nh
+    n_embd: int  # C
+    n_kv_head: int = 0  # key and value heads; 0: n_head. Fewer is grouped-query attention (arXiv 2305.13245)
+    head_size: int = 0  # hs; 0: n_embd // n_head
+    n_inner: int = 0  # width inside the MLP; 0: 4 * n_embd
+    position: str = "learned"  # "learned" (a table) or "rotary" (arXiv 2104.09864)
+    rope_theta: float = 10000.0  # base of the rotary frequencies
+    rope_fraction: float = 1.0  # share of each head that is rotated
+    norm: str = "layer"  # "layer" (with bias) or "rms" (arXiv 1910.07467)
+    norm_eps: float = 1e-5
+    activation: str = "gelu_tanh"  # "gelu_tanh", "gelu" (exact) or "silu"
+    gated_mlp: bool = False  # act(gate(x)) * up(x), as in SwiGLU (arXiv 2002.05202)
+    qkv_bias: bool = True
+    bias: bool = True  # on every other linear layer of the blocks
+    parallel_residual: bool = False  # x + attn(norm1(x)) + mlp(norm2(x)), as in GPT-NeoX
+    tie_embeddings: bool = True  # the head is the token embedding
+
+    def __post_init__(self) -> None:
+        def derive(name: str, value: int) -> None:
+            if getattr(self, name) == 0:
+                object.__setattr__(self, name, value)  # the dataclass is frozen; zeros mean "derive it"
+
+        derive("n_kv_head", self.n_head)
+        derive("head_size", self.n_embd // self.n_head)
+        derive("n_inner", 4 * self.n_embd)
+        legal = {
+            "position": ("learned", "rotary"),
+            "norm": ("layer", "rms"),
+            "activation": ("gelu_tanh", "gelu", "silu"),
+        }
+        for name, words in legal.items():
+            if getattr(self, name) not in words:
+                raise UserError(f"model config: {name} is {getattr(self, name)!r}, it must be one of {words}")
+        if self.n_head % self.n_kv_head:
+            raise UserError(f"model config: n_head {self.n_head} is no multiple of n_kv_head {self.n_kv_head}")
+        if self.rotary_size % 2:
+            raise UserError(f"model config: {self.rotary_size} rotated channels a head; it must be an even number")
+
+    @property
+    def rotary_size(self) -> int:
+        """Channels of each head that are rotated."""
+        return int(self.head_size * self.rope_fraction) if self.position == "rotary" else 0
+
+    @classmethod
+    def from_dict(cls, values: dict, source: str) -> GPTConfig:
+        """Build from a JSON object; unknown, missing or ill-typed keys are refused, naming `source`."""
+        hints = typing.get_type_hints(cls)
+        for key, value in values.items():
+            if key not in hints:
+                raise UserError(f"{source}: unknown key {key!r}{nearest(key, hints)}")
+            if not isinstance(value, hints[key]) or (isinstance(value, bool) and hints[key] is not bool):
+                raise UserError(f"{source}: {key} must be of type {hints[key].__name__}, not {value!r}")
+        missing = [f.name for f in dataclasses.fields(cls) if f.default is dataclasses.MISSING and f.name not in values]
+        if missing:
+            raise UserError(f"{source}: {missing[0]!r} is missing")
+        for key in ("vocab_size", "block_size", "n_layer", "n_head", "n_embd"):
+            if values[key] < 1:
+                raise UserError(f"{source}: {key} must be at least 1, not {values[key]}")
+        return cls(**values)
+
+
+# From-scratch models. The vocabulary size is filled in from the embedded tokenizer.
+PRESETS: dict[str, dict] = {
+    "tiny": {"block_size": 256, "n_layer": 3, "n_head": 4, "n_embd": 128, "position": "rotary"},
+}
