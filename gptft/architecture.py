@@ -24,12 +24,21 @@ class GPTConfig:
     position: str = "learned"  # "learned" (a table) or "rotary" (arXiv 2104.09864)
     rope_theta: float = 10000.0  # base of the rotary frequencies
     rope_fraction: float = 1.0  # share of each head that is rotated
+    rope_original: int = 0  # Llama 3.1's scaling: the context before it was stretched, tokens; 0: no scaling
+    rope_factor: float = 1.0  # ... by how much; wavelengths beyond original / low are stretched by it,
+    rope_low: float = 1.0  #     those below original / high stay as they are,
+    rope_high: float = 4.0  #    and between the two it is blended
+    no_rope_layers: tuple[int, ...] = ()  # layers that see no positions (SmolLM3; arXiv 2501.18795)
+    window: int = 0  # a token sees so many tokens, itself included; 0: all before it (arXiv 2004.05150)
+    full_layers: tuple[int, ...] = ()  # layers that see beyond the window
     norm: str = "layer"  # "layer" (with bias) or "rms" (arXiv 1910.07467)
     norm_eps: float = 1e-5
     activation: str = "gelu_tanh"  # "gelu_tanh", "gelu" (exact) or "silu"
     gated_mlp: bool = False  # act(gate(x)) * up(x), as in SwiGLU (arXiv 2002.05202)
     qkv_bias: bool = True
-    bias: bool = True  # on every other linear layer of the blocks
+    out_bias: bool = True  # on attention's output projection
+    mlp_bias: bool = True
+    qk_norm: bool = False  # RMSNorm over each head of q and k before the rotation, as in Qwen3 (arXiv 2302.05442)
     parallel_residual: bool = False  # x + attn(norm1(x)) + mlp(norm2(x)), as in GPT-NeoX
     tie_embeddings: bool = True  # the head is the token embedding
 
@@ -53,20 +62,33 @@ class GPTConfig:
             raise UserError(f"model config: n_head {self.n_head} is no multiple of n_kv_head {self.n_kv_head}")
         if self.rotary_size % 2:
             raise UserError(f"model config: {self.rotary_size} rotated channels a head; it must be an even number")
+        if self.rope_original and not self.rope_low < self.rope_high:
+            raise UserError(f"model config: rope_low {self.rope_low} must be below rope_high {self.rope_high}")
+        for name in ("no_rope_layers", "full_layers"):
+            if any(not 0 <= layer < self.n_layer for layer in getattr(self, name)):
+                raise UserError(f"model config: {name} {getattr(self, name)} names a layer beyond the {self.n_layer}")
 
     @property
     def rotary_size(self) -> int:
         """Channels of each head that are rotated."""
         return int(self.head_size * self.rope_fraction) if self.position == "rotary" else 0
 
+    def window_of(self, layer: int) -> int:
+        """How many tokens a token sees in this layer, itself included; 0: all before it."""
+        return 0 if layer in self.full_layers else self.window
+
     @classmethod
     def from_dict(cls, values: dict, source: str) -> GPTConfig:
         """Build from a JSON object; unknown, missing or ill-typed keys are refused, naming `source`."""
         hints = typing.get_type_hints(cls)
+        values = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
         for key, value in values.items():
             if key not in hints:
                 raise UserError(f"{source}: unknown key {key!r}{nearest(key, hints)}")
-            if not isinstance(value, hints[key]) or (isinstance(value, bool) and hints[key] is not bool):
+            if typing.get_origin(hints[key]) is tuple:
+                if not isinstance(value, tuple) or any(type(number) is not int for number in value):
+                    raise UserError(f"{source}: {key} must be a list of whole numbers, not {value!r}")
+            elif not isinstance(value, hints[key]) or (isinstance(value, bool) and hints[key] is not bool):
                 raise UserError(f"{source}: {key} must be of type {hints[key].__name__}, not {value!r}")
         missing = [f.name for f in dataclasses.fields(cls) if f.default is dataclasses.MISSING and f.name not in values]
         if missing:

@@ -1,6 +1,7 @@
 """Who attends to whom, and the KV cache: one function over every layout.
 
-Shapes: B rows, T queries, S keys, nh query heads, n_kv key and value heads, hs channels a head.
+Shapes: B rows, T queries, S keys, nh query heads, n_kv key and value heads, hs channels a head. `window`: how many
+tokens a token sees, itself included; 0: all before it.
 """
 
 from __future__ import annotations
@@ -29,42 +30,47 @@ class Layout:
     end: int = 0
     fresh: bool = False
     even: bool = False
-    _mask: Tensor | None = field(default=None, repr=False)
+    _masks: dict[int, Tensor] = field(default_factory=dict, repr=False)
 
     def to(self, device: torch.device) -> Layout:
         doc = None if self.doc is None else self.doc.to(device)
         return Layout(self.pos.to(device), doc, self.end, self.fresh, self.even)
 
-    def mask(self, n_keys: int) -> Tensor | None:
+    def mask(self, n_keys: int, window: int = 0) -> Tensor | None:
         """(B, 1, T, n_keys) True where a query sees a key; None where it sees all. Made once for all layers."""
-        if self._mask is None:
+        if self.end and self.even and self.pos.size(1) == 1 and not 0 < window < self.end:
+            return None
+        if window not in self._masks:
             if self.end:  # cached: key j of a row stands at position j
-                if self.even and self.pos.size(1) == 1:
-                    return None
-                keys = torch.arange(n_keys, device=self.pos.device)
-                self._mask = (keys <= self.pos[..., None])[:, None]  # (B, 1, T, S)
+                keys = torch.arange(n_keys, device=self.pos.device)[None]  # (1, S)
             else:
-                visible = self.pos[:, None, :] <= self.pos[:, :, None]  # (B, T, T)
-                if self.doc is not None:
-                    visible &= self.doc[:, None, :] == self.doc[:, :, None]
-                self._mask = visible[:, None]
-        return self._mask
+                keys = self.pos  # (B, T)
+            behind = self.pos[:, :, None] - keys[:, None, :]  # (B, T, S) how far back each key lies
+            visible = behind >= 0
+            if window:
+                visible &= behind < window
+            if self.doc is not None:
+                visible &= self.doc[:, None, :] == self.doc[:, :, None]
+            self._masks[window] = visible[:, None]
+        return self._masks[window]
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, layout: Layout | None = None, dropout: float = 0.0) -> Tensor:
+def attend(
+    q: Tensor, k: Tensor, v: Tensor, layout: Layout | None = None, dropout: float = 0.0, window: int = 0
+) -> Tensor:
     """Scaled dot-product attention (arXiv 1706.03762, eq. 1): softmax(q k^T / sqrt(hs)) v over the visible keys.
 
     q (B, nh, T, hs), k and v (B, n_kv, S, hs) -> (B, nh, T, hs). With `layout` None each row is causal from its
-    first token; padding on the right is then seen by padding alone.
+    first token, and a window would have to be longer than the row; padding on the right is then seen by padding alone.
     """
     if q.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
         # torch's kernel for the CPU is slower in 16 bits than in 32, its backward by a factor of three, and less exact
         with torch.autocast("cpu", enabled=False):
-            return attend(q.float(), k.float(), v.float(), layout, dropout)
+            return attend(q.float(), k.float(), v.float(), layout, dropout, window)
     grouped = q.size(1) != k.size(1)
-    if layout is None or layout.fresh:
+    if layout is None or (layout.fresh and not 0 < window < q.size(2)):
         return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True, enable_gqa=grouped)
-    return F.scaled_dot_product_attention(q, k, v, layout.mask(k.size(2)), dropout, enable_gqa=grouped)
+    return F.scaled_dot_product_attention(q, k, v, layout.mask(k.size(2), window), dropout, enable_gqa=grouped)
 
 
 class KVCache:

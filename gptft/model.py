@@ -39,14 +39,28 @@ def make_norm(config: GPTConfig) -> nn.Module:
     return nn.RMSNorm(config.n_embd, eps=config.norm_eps)
 
 
+def rotary_frequencies(config: GPTConfig, device) -> Tensor:
+    """Radians a position (rot/2,) by which each pair of channels turns: theta^(-2i/rot), fp32.
+
+    With `rope_original`, stretched as Llama 3.1 did it (the formula: github.com/meta-llama/llama-models,
+    models/llama3/model.py): slow pairs by rope_factor, fast ones not, those between by a blend.
+    """
+    rot = config.rotary_size
+    exponent = torch.arange(0, rot, 2, device=device, dtype=torch.float32) / rot
+    frequency = 1.0 / config.rope_theta**exponent
+    if config.rope_original:
+        turns = config.rope_original / (2 * math.pi / frequency)  # full turns within the original context
+        kept = ((turns - config.rope_low) / (config.rope_high - config.rope_low)).clamp(0, 1)  # 0: stretched, 1: as is
+        frequency = (1 - kept) * frequency / config.rope_factor + kept * frequency
+    return frequency
+
+
 def rotary_table(config: GPTConfig, pos: Tensor) -> tuple[Tensor, Tensor]:
     """cos and sin (B, 1, T, rot) of the rotary angles at positions (B, T); arXiv 2104.09864, eq. 34.
 
     Always in fp32, and recomputed rather than stored: in bf16 neighbouring positions would coincide.
     """
-    rot = config.rotary_size
-    exponent = torch.arange(0, rot, 2, device=pos.device, dtype=torch.float32) / rot  # (rot/2,)
-    angle = pos[..., None].float() * (1.0 / config.rope_theta**exponent)  # (B, T, rot/2)
+    angle = pos[..., None].float() * rotary_frequencies(config, pos.device)  # (B, T, rot/2)
     angle = torch.cat((angle, angle), dim=-1)[:, None]  # (B, 1, T, rot)
     return angle.cos(), angle.sin()
 
@@ -68,10 +82,14 @@ class Attention(nn.Module):
         super().__init__()
         C, hs = config.n_embd, config.head_size
         self.config, self.layer, self.dropout = config, layer, 0.0
+        self.rotary = config.position == "rotary" and layer not in config.no_rope_layers
+        self.window = config.window_of(layer)
         self.q = nn.Linear(C, config.n_head * hs, bias=config.qkv_bias)
         self.k = nn.Linear(C, config.n_kv_head * hs, bias=config.qkv_bias)
         self.v = nn.Linear(C, config.n_kv_head * hs, bias=config.qkv_bias)
-        self.out = nn.Linear(config.n_head * hs, C, bias=config.bias)
+        self.out = nn.Linear(config.n_head * hs, C, bias=config.out_bias)
+        self.q_norm = nn.RMSNorm(hs, eps=config.norm_eps) if config.qk_norm else None
+        self.k_norm = nn.RMSNorm(hs, eps=config.norm_eps) if config.qk_norm else None
 
     def forward(self, x: Tensor, table, layout: Layout | None, cache: KVCache | None) -> Tensor:
         B, T, _ = x.shape
@@ -79,11 +97,13 @@ class Attention(nn.Module):
         q = self.q(x).view(B, T, -1, hs).transpose(1, 2)  # (B, nh, T, hs)
         k = self.k(x).view(B, T, -1, hs).transpose(1, 2)  # (B, n_kv, T, hs)
         v = self.v(x).view(B, T, -1, hs).transpose(1, 2)  # (B, n_kv, T, hs)
-        if table is not None:
+        if self.q_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
+        if self.rotary:
             q, k = rotate(q, table), rotate(k, table)
         if cache is not None:
             k, v = cache.write(self.layer, k, v, layout)  # (B, n_kv, S, hs)
-        y = attend(q, k, v, layout, self.dropout if self.training else 0.0)  # (B, nh, T, hs)
+        y = attend(q, k, v, layout, self.dropout if self.training else 0.0, self.window)  # (B, nh, T, hs)
         return self.out(y.transpose(1, 2).reshape(B, T, -1))  # (B, T, nh * hs) -> (B, T, C)
 
 
@@ -92,9 +112,9 @@ class MLP(nn.Module):
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
-        self.gate = nn.Linear(config.n_embd, config.n_inner, bias=config.bias) if config.gated_mlp else None
-        self.up = nn.Linear(config.n_embd, config.n_inner, bias=config.bias)
-        self.down = nn.Linear(config.n_inner, config.n_embd, bias=config.bias)
+        self.gate = nn.Linear(config.n_embd, config.n_inner, bias=config.mlp_bias) if config.gated_mlp else None
+        self.up = nn.Linear(config.n_embd, config.n_inner, bias=config.mlp_bias)
+        self.down = nn.Linear(config.n_inner, config.n_embd, bias=config.mlp_bias)
         self.act = ACTIVATIONS[config.activation]
 
     def forward(self, x: Tensor) -> Tensor:
@@ -176,6 +196,8 @@ class GPT(nn.Module):
         pos = layout.pos if layout is not None else torch.arange(idx.size(1), device=idx.device)[None]  # (1 or B, T)
         if layout is None and idx.size(1) > self.config.block_size:
             raise UserError(f"{idx.size(1)} tokens are more than the model's block_size {self.config.block_size}")
+        if layout is None and 0 < self.config.window < idx.size(1):
+            layout = Layout(pos)  # the windows need a mask
         x = self.tok(idx)  # (B, T, C)
         if self.pos is not None:
             x = x + self.pos(pos)
@@ -210,15 +232,7 @@ class GPT(nn.Module):
     def new_cache(self, B: int, size: int) -> KVCache:
         """A cache for B rows of at most `size` tokens, in the dtype of the weights."""
         config, weight = self.config, self.tok.weight
-        return KVCache(
-            config.n_layer,
-            B,
-            config.n_kv_head,
-            size,
-            config.head_size,
-            weight.device,
-            self.blocks[0].attn.k.weight.dtype,
-        )
+        return KVCache(config.n_layer, B, config.n_kv_head, size, config.head_size, weight.device, weight.dtype)
 
     @property
     def device(self) -> torch.device:
@@ -239,7 +253,9 @@ def flops_per_token(config: GPTConfig, context: float) -> int:
     C, hs = config.n_embd, config.head_size
     projections = C * hs * (2 * config.n_head + 2 * config.n_kv_head)  # q and out, k and v
     mlp = C * config.n_inner * (3 if config.gated_mlp else 2)
-    return int(config.n_layer * (2 * (projections + mlp) + 4 * context * config.n_head * hs))
+    windows = (config.window_of(layer) for layer in range(config.n_layer))
+    seen = sum(min(context, window or context) for window in windows)  # over all layers
+    return int(config.n_layer * 2 * (projections + mlp) + 4 * seen * config.n_head * hs)
 
 
 def training_flops(config: GPTConfig, lengths: Sequence[float], n_targets: float) -> float:

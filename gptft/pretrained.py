@@ -1,4 +1,8 @@
-"""Hugging Face checkpoints -> our parameters, strictly: every tensor is placed, none is left over or misshapen."""
+"""Hugging Face checkpoints -> our parameters, strictly: every tensor is placed, none is left over or misshapen.
+
+Weights are streamed: the model is allocated once, in the dtype that is asked for, and filled piece by piece, so that
+the peak of memory is the model and one piece.
+"""
 
 from __future__ import annotations
 
@@ -6,170 +10,186 @@ import json
 import re
 import zipfile
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from gptft.architecture import GPTConfig
+from gptft.families import FAMILIES, Family, Place, config_from_hf
 from gptft.files import UserError, need_extra
 from gptft.model import GPT
 from gptft.tokenizer import Tokenizer, gpt2
 
-GPT2_ACTIVATIONS = {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu": "gelu"}
-# keys of a GPT-2 config.json that change the arithmetic, and the one value that we compute
-GPT2_FIXED = {
-    "scale_attn_weights": True,
-    "scale_attn_by_inverse_layer_idx": False,
-    "add_cross_attention": False,
-}
+PIECE = 2**25  # bytes of a tensor that are read at a time
+# prefixes that wrappers leave in front of names
+WRAPPER = re.compile(r"^(?:_orig_mod\.|module\.|_fsdp_wrapped_module\.)+")
+# buffers of old files that hold no weights: the causal mask, the rotary frequencies
+BUFFER = re.compile(r"(?:\.attn|\.attention)\.(?:masked_)?bias$|rotary_emb\.inv_freq$")
 
 
-def config_from_hf(hf: dict, source: str) -> GPTConfig:
-    """The architecture out of a Hugging Face `config.json`. What is not supported is refused, never approximated."""
-    if hf.get("model_type") != "gpt2":
-        raise UserError(f"{source}: model_type {hf.get('model_type')!r} is not supported; supported: gpt2")
-    for key, value in GPT2_FIXED.items():
-        if hf.get(key, value) != value:
-            raise UserError(f"{source}: {key} = {hf[key]!r} is not supported; only {value!r} is")
-    activation = hf.get("activation_function", "gelu_new")
-    if activation not in GPT2_ACTIVATIONS:
-        raise UserError(f"{source}: activation_function = {activation!r} is not supported")
-    values = {
-        "vocab_size": hf.get("vocab_size"),
-        "block_size": hf.get("n_positions"),
-        "n_layer": hf.get("n_layer"),
-        "n_head": hf.get("n_head"),
-        "n_embd": hf.get("n_embd"),
-        "n_inner": hf.get("n_inner") or 0,
-        "norm_eps": float(hf.get("layer_norm_epsilon", 1e-5)),
-        "activation": GPT2_ACTIVATIONS[activation],
-        "tie_embeddings": hf.get("tie_word_embeddings", True),
-    }
-    return GPTConfig.from_dict({key: value for key, value in values.items() if value is not None}, source)
+@dataclass(frozen=True)
+class Stored:
+    """A tensor in a file, not read yet. `read(start, stop)` gives some of its rows."""
 
+    name: str
+    shape: tuple[int, ...]
+    itemsize: int  # bytes a number
+    read: Callable[[int, int], Tensor]
 
-def gpt2_names(config: GPTConfig) -> dict[str, list[tuple[str, Callable[[Tensor], Tensor]]]]:
-    """Their tensor -> ours, each with what is done to it.
+    def pieces(self) -> Iterator[tuple[int, int, Tensor]]:
+        """(first row, row after the last, those rows), so many at a time that a piece stays near PIECE bytes."""
+        n = self.shape[0] if self.shape else 1
+        a_row = max(1, self.itemsize * torch.Size(self.shape).numel() // max(n, 1))
+        step = max(1, PIECE // a_row)
+        for start in range(0, n, step):
+            stop = min(n, start + step)
+            yield start, stop, self.read(start, stop)
 
-    GPT-2 stores linear weights as (in, out), the transpose of nn.Linear's, and q, k, v side by side.
-    """
-    C = config.n_embd
-
-    def same(x: Tensor) -> Tensor:
-        return x
-
-    def transposed(x: Tensor) -> Tensor:
-        return x.T if x.dim() == 2 else x  # a bias is a vector and stays as it is
-
-    def third(n: int) -> Callable[[Tensor], Tensor]:
-        return lambda x: transposed(x[..., n * C : (n + 1) * C])
-
-    names = {"wte.weight": [("tok.weight", same)], "wpe.weight": [("pos.weight", same)]}
-    for part in ("weight", "bias"):
-        names[f"ln_f.{part}"] = [(f"norm.{part}", same)]
-        for n in range(config.n_layer):
-            theirs, ours = f"h.{n}", f"blocks.{n}"
-            names[f"{theirs}.ln_1.{part}"] = [(f"{ours}.norm1.{part}", same)]
-            names[f"{theirs}.ln_2.{part}"] = [(f"{ours}.norm2.{part}", same)]
-            names[f"{theirs}.attn.c_attn.{part}"] = [
-                (f"{ours}.attn.{name}.{part}", third(number)) for number, name in enumerate("qkv")
-            ]
-            for their_name, our_name in (
-                ("attn.c_proj", "attn.out"),
-                ("mlp.c_fc", "mlp.up"),
-                ("mlp.c_proj", "mlp.down"),
-            ):
-                names[f"{theirs}.{their_name}.{part}"] = [(f"{ours}.{our_name}.{part}", transposed)]
-    if not config.tie_embeddings:
-        names["lm_head.weight"] = [("lm_head.weight", same)]
-    return names
-
-
-# prefixes that wrappers leave in front of names, and buffers of old GPT-2 files that hold no weights
-PREFIX = re.compile(r"^(?:_orig_mod\.|module\.|transformer\.)+")
-BUFFER = re.compile(r"^h\.\d+\.attn\.(?:masked_)?bias$")
+    def whole(self) -> Tensor:
+        return self.read(0, self.shape[0] if self.shape else 1)
 
 
 def load_hf(directory: Path, dtype: torch.dtype) -> GPT:
-    """A GPT with the weights of a local Hugging Face directory, on the CPU. Missing, extra and misshapen tensors
-    raise UserError by name."""
-    config = config_from_hf(_read_json(directory / "config.json"), str(directory / "config.json"))
+    """A GPT with the weights of a local Hugging Face directory, on the CPU, in `dtype`; no weight is ever held in
+    another. Missing, extra and misshapen tensors raise UserError by name."""
+    hf = read_json(directory / "config.json")
+    config = config_from_hf(hf, str(directory / "config.json"))
+    family = FAMILIES[hf["model_type"]]
     with torch.device("meta"):
-        model = GPT(config)
-    names, wanted = gpt2_names(config), model.state_dict()
-    ours: dict[str, Tensor] = {}
-    head = None
-    for raw_name, tensor in tensors(directory):
-        name = PREFIX.sub("", raw_name)
-        if BUFFER.match(name):
-            continue
-        if name == "lm_head.weight" and config.tie_embeddings:
-            head = tensor
-            continue
-        if name not in names:
-            raise UserError(f"{directory}: unexpected tensor {raw_name!r}")
-        for our_name, change in names[name]:
-            placed = change(tensor)
-            if placed.shape != wanted[our_name].shape:
-                raise UserError(
-                    f"{directory}: tensor {raw_name!r} has shape {tuple(tensor.shape)}, which gives "
-                    f"{tuple(placed.shape)} for {our_name}; the config asks for {tuple(wanted[our_name].shape)}"
-                )
-            ours[our_name] = placed.to(dtype).contiguous()
-    for name, targets in names.items():
-        if any(our_name not in ours for our_name, _ in targets):
-            raise UserError(f"{directory}: the tensor {name!r} is missing")
-    if head is not None and not torch.equal(head.to(dtype), ours["tok.weight"]):
-        raise UserError(f"{directory}: tie_word_embeddings is true, yet lm_head.weight differs from wte.weight")
-    model.load_state_dict(ours, assign=True)
-    return model.requires_grad_(True)
+        model = GPT(config).to(dtype)
+    model.to_empty(device="cpu")
+    ours = dict(model.named_parameters())
+    places = {place.theirs: place for place in family.places(config)}
+    heads = {family.head, "lm_head.weight"}  # GPT-NeoX's has two names
+    if not config.tie_embeddings:
+        places["head"] = Place("head", ("lm_head.weight",))
+    missing, tied_head = set(places), None
+    for stored in tensors(directory):
+        name = WRAPPER.sub("", stored.name)
+        name = "head" if name in heads else name.removeprefix(family.prefix)
+        if name == "head" and config.tie_embeddings:
+            tied_head = stored
+        elif name in places:
+            _fill(places[name], stored, ours, directory)
+            missing.discard(name)
+        elif not BUFFER.search(name):
+            raise UserError(f"{directory}: unexpected tensor {stored.name!r}")
+    if missing:
+        raise UserError(f"{directory}: the tensor {_their_name(min(missing), family)!r} is missing")
+    if tied_head is not None:
+        _check_tied(tied_head, ours["tok.weight"], directory)
+    return model
 
 
-def tensors(directory: Path) -> Iterator[tuple[str, Tensor]]:
-    """Every (name, tensor) of `model.safetensors`, its sharded form, or `pytorch_model.bin`, one at a time."""
-    index = directory / "model.safetensors.index.json"
-    if (directory / "model.safetensors").exists():
-        files = ["model.safetensors"]
-    elif index.exists():
-        files = sorted(set(_read_json(index).get("weight_map", {}).values()))
-    elif (directory / "pytorch_model.bin").exists():
-        yield from _read_bin(directory / "pytorch_model.bin")
+def _their_name(name: str, family: Family) -> str:
+    return family.head if name == "head" else family.prefix + name
+
+
+@torch.no_grad()
+def _fill(place: Place, stored: Stored, ours: dict[str, Tensor], directory: Path) -> None:
+    """Copy a stored tensor to its place, or its places, in our parameters."""
+    wanted = [tuple(ours[name].shape) for name in place.ours]
+    if len(place.ours) == 1 and not place.transposed:
+        if stored.shape != wanted[0]:
+            raise _misshapen(directory, stored, place, [stored.shape], wanted)
+        for start, stop, piece in stored.pieces():
+            ours[place.ours[0]][start:stop].copy_(piece)
         return
-    elif (directory / "pytorch_model.bin.index.json").exists():
-        weight_map = _read_json(directory / "pytorch_model.bin.index.json").get("weight_map", {})
-        for file in sorted(set(weight_map.values())):
-            yield from _read_bin(directory / file)
-        return
-    else:
-        raise UserError(f"{directory}: no model.safetensors, no index of its shards and no pytorch_model.bin")
+    try:
+        parts = place.split(stored.whole())
+    except RuntimeError:
+        parts = []
+    if [tuple(part.shape) for part in parts] != wanted:
+        raise _misshapen(directory, stored, place, [tuple(part.shape) for part in parts], wanted)
+    for name, part in zip(place.ours, parts, strict=True):
+        ours[name].copy_(part)
+
+
+def _misshapen(directory: Path, stored: Stored, place: Place, found: list, wanted: list) -> UserError:
+    gives = f", which gives {found[0]} for {place.ours[0]}" if found else ", which cannot be divided"
+    return UserError(
+        f"{directory}: tensor {stored.name!r} has shape {tuple(stored.shape)}{gives}; the config asks for {wanted[0]}"
+    )
+
+
+def _check_tied(head: Stored, embedding: Tensor, directory: Path) -> None:
+    """A head that is stored although it is the embedding must be the embedding."""
+    same = head.shape == tuple(embedding.shape) and all(
+        torch.equal(piece.to(embedding.dtype), embedding[start:stop]) for start, stop, piece in head.pieces()
+    )
+    if not same:
+        raise UserError(f"{directory}: tie_word_embeddings is true, yet {head.name} differs from the embedding")
+
+
+def tensors(directory: Path) -> Iterator[Stored]:
+    """Every tensor of `model.safetensors`, its sharded form, or `pytorch_model.bin`, single or sharded."""
+    for stem, ending, read in (("model", "safetensors", _read_safetensors), ("pytorch_model", "bin", _read_bin)):
+        single, index = directory / f"{stem}.{ending}", directory / f"{stem}.{ending}.index.json"
+        if single.exists():
+            yield from read(single)
+            return
+        if index.exists():
+            weight_map = read_json(index).get("weight_map")
+            if not isinstance(weight_map, dict) or not weight_map:
+                raise UserError(f"{index}: it has no weight_map that says which shard holds a tensor")
+            files = sorted(set(weight_map.values()))
+            for file in files:
+                if not (directory / file).is_file():
+                    raise UserError(f"{directory}: the shard {file!r}, named in the index, is absent")
+            for file in files:
+                yield from read(directory / file)
+            return
+    raise UserError(f"{directory}: no model.safetensors, no index of its shards and no pytorch_model.bin")
+
+
+def _read_safetensors(path: Path) -> Iterator[Stored]:
     try:
         from safetensors import SafetensorError, safe_open
     except ImportError:
         raise need_extra("safetensors", "hf", "reading .safetensors files") from None
-    for file in files:
-        if not (directory / file).exists():
-            raise UserError(f"{directory}: the shard {file!r}, named in the index, is absent")
-        try:
-            with safe_open(directory / file, framework="pt") as opened:
-                for name in opened.keys():  # noqa: SIM118 - it is no dict
-                    yield name, opened.get_tensor(name)
-        except SafetensorError as error:
-            raise UserError(f"{directory / file}: not a whole safetensors file ({error})") from None
+
+    def reader(name: str, scalar: bool) -> Callable[[int, int], Tensor]:
+        def read(start: int, stop: int) -> Tensor:
+            # opened anew for each piece: the file is mapped, and what was read would stay in memory with it
+            with safe_open(path, framework="pt") as file:
+                return file.get_tensor(name) if scalar else file.get_slice(name)[start:stop]
+
+        return read
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            found = []
+            for name in file.keys():  # noqa: SIM118 - it is no dict
+                part = file.get_slice(name)
+                size = {"F64": 8, "I64": 8, "F32": 4}.get(part.get_dtype(), 2)
+                found.append((name, tuple(part.get_shape()), size))
+        for name, shape, size in found:
+            yield Stored(name, shape, size, reader(name, not shape))
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path}: not a whole safetensors file ({error})") from None
 
 
-def _read_bin(path: Path) -> Iterator[tuple[str, Tensor]]:
-    if not path.exists():
-        raise UserError(f"{path.parent}: the shard {path.name!r}, named in the index, is absent")
+def _read_bin(path: Path) -> Iterator[Stored]:
     try:
         # weights_only: a pickle may hold code, and a checkpoint is never code
-        yield from torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)).items()
+        values = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as error:  # pickle, zip and runtime errors all come out of a broken file
-        first = str(error).splitlines()[0]
+        first = (str(error).splitlines() or [""])[0]
         raise UserError(f"{path}: cannot be loaded as weights ({type(error).__name__}: {first})") from None
+    for name, value in values.items() if isinstance(values, dict) else ():
+        if not isinstance(value, Tensor):
+            raise UserError(f"{path}: {name!r} is no tensor but {type(value).__name__}")
+        yield Stored(
+            name,
+            tuple(value.shape),
+            value.element_size(),
+            lambda start, stop, value=value: value[start:stop] if value.dim() else value,
+        )
 
 
-def _read_json(path: Path) -> dict:
+def read_json(path: Path) -> dict:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -182,7 +202,7 @@ def _read_json(path: Path) -> dict:
 def is_hf(directory: Path) -> bool:
     """Whether a directory has Hugging Face's layout."""
     path = directory / "config.json"
-    return path.exists() and "model_type" in _read_json(path)
+    return path.exists() and "model_type" in read_json(path)
 
 
 def hf_tokenizer(directory: Path, config: GPTConfig) -> Tokenizer | None:

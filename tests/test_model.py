@@ -14,7 +14,14 @@ VARIANTS = {
     "rotary": {},
     "grouped": {"n_kv_head": 2},
     "one_kv_head": {"n_kv_head": 1},
-    "rms_gated": {"norm": "rms", "gated_mlp": True, "activation": "silu", "bias": False, "qkv_bias": False},
+    "rms_gated": {
+        "norm": "rms",
+        "gated_mlp": True,
+        "activation": "silu",
+        "qkv_bias": False,
+        "out_bias": False,
+        "mlp_bias": False,
+    },
     "parallel": {"parallel_residual": True, "rope_fraction": 0.25, "activation": "gelu", "tie_embeddings": False},
 }
 
