@@ -41,10 +41,8 @@ class Layout:
         if self.end and self.even and self.pos.size(1) == 1 and not 0 < window < self.end:
             return None
         if window not in self._masks:
-            if self.end:  # cached: key j of a row stands at position j
-                keys = torch.arange(n_keys, device=self.pos.device)[None]  # (1, S)
-            else:
-                keys = self.pos  # (B, T)
+            # cached: key j of a row stands at position j
+            keys = torch.arange(n_keys, device=self.pos.device)[None] if self.end else self.pos  # (1 or B, S)
             behind = self.pos[:, :, None] - keys[:, None, :]  # (B, T, S) how far back each key lies
             visible = behind >= 0
             if window:

@@ -159,7 +159,7 @@ def prompt_ids(tokenizer: Tokenizer, prompt, raw: bool = False, max_input_tokens
     if raw or template is None:
         if not isinstance(prompt, str):
             raise UserError("a record or a conversation needs a prompt template; this tokenizer has none")
-        ids = tokenizer.encode(prompt)
+        ids = ([] if tokenizer.bos is None else [tokenizer.bos]) + tokenizer.encode(prompt)
     else:
         if isinstance(prompt, str):
             parts = {"instruction": prompt}
@@ -215,4 +215,7 @@ def generate(
     finally:
         model.train(was_training)
     lead = tokenizer.template.lead if tokenizer.template and not raw else ""
-    return [tokenizer.decode(answer).removeprefix(lead) for answer in answers]
+    return [
+        tokenizer.decode(answer, after=prompt[-1]).removeprefix(lead)
+        for prompt, answer in zip(ids, answers, strict=True)
+    ]

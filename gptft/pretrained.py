@@ -6,7 +6,7 @@ the peak of memory is the model and one piece.
 
 from __future__ import annotations
 
-import json
+import pickle
 import re
 import zipfile
 from collections.abc import Callable, Iterator
@@ -18,11 +18,12 @@ from torch import Tensor
 
 from gptft.architecture import GPTConfig
 from gptft.families import FAMILIES, Family, Place, config_from_hf
-from gptft.files import UserError, need_extra
+from gptft.files import UserError, need_extra, read_json
+from gptft.hf_tokenizer import has_tokenizer, read_hf_tokenizer
 from gptft.model import GPT
 from gptft.tokenizer import Tokenizer, gpt2
 
-PIECE = 2**25  # bytes of a tensor that are read at a time
+PIECE = 2**23  # bytes of a tensor that are read at a time, or a hundredth of the file where that is more
 # prefixes that wrappers leave in front of names
 WRAPPER = re.compile(r"^(?:_orig_mod\.|module\.|_fsdp_wrapped_module\.)+")
 # buffers of old files that hold no weights: the causal mask, the rotary frequencies
@@ -37,12 +38,13 @@ class Stored:
     shape: tuple[int, ...]
     itemsize: int  # bytes a number
     read: Callable[[int, int], Tensor]
+    at_once: int = PIECE  # bytes
 
     def pieces(self) -> Iterator[tuple[int, int, Tensor]]:
-        """(first row, row after the last, those rows), so many at a time that a piece stays near PIECE bytes."""
+        """(first row, row after the last, those rows), so many at a time that a piece stays near `at_once` bytes."""
         n = self.shape[0] if self.shape else 1
         a_row = max(1, self.itemsize * torch.Size(self.shape).numel() // max(n, 1))
-        step = max(1, PIECE // a_row)
+        step = max(1, self.at_once // a_row)
         for start in range(0, n, step):
             stop = min(n, start + step)
             yield start, stop, self.read(start, stop)
@@ -125,7 +127,7 @@ def _check_tied(head: Stored, embedding: Tensor, directory: Path) -> None:
 
 def tensors(directory: Path) -> Iterator[Stored]:
     """Every tensor of `model.safetensors`, its sharded form, or `pytorch_model.bin`, single or sharded."""
-    for stem, ending, read in (("model", "safetensors", _read_safetensors), ("pytorch_model", "bin", _read_bin)):
+    for stem, ending, read in (("model", "safetensors", read_safetensors), ("pytorch_model", "bin", read_bin)):
         single, index = directory / f"{stem}.{ending}", directory / f"{stem}.{ending}.index.json"
         if single.exists():
             yield from read(single)
@@ -144,7 +146,8 @@ def tensors(directory: Path) -> Iterator[Stored]:
     raise UserError(f"{directory}: no model.safetensors, no index of its shards and no pytorch_model.bin")
 
 
-def _read_safetensors(path: Path) -> Iterator[Stored]:
+def read_safetensors(path: Path) -> Iterator[Stored]:
+    """Every tensor of a safetensors file. Raises UserError for a file that is not whole."""
     try:
         from safetensors import SafetensorError, safe_open
     except ImportError:
@@ -166,37 +169,42 @@ def _read_safetensors(path: Path) -> Iterator[Stored]:
                 size = {"F64": 8, "I64": 8, "F32": 4}.get(part.get_dtype(), 2)
                 found.append((name, tuple(part.get_shape()), size))
         for name, shape, size in found:
-            yield Stored(name, shape, size, reader(name, not shape))
+            yield Stored(name, shape, size, reader(name, not shape), max(PIECE, path.stat().st_size // 100))
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path}: not a whole safetensors file ({error})") from None
 
 
-def _read_bin(path: Path) -> Iterator[Stored]:
-    try:
+def read_bin(path: Path) -> Iterator[Stored]:
+    """Every tensor of a file that torch.save wrote; code in it is not run. Raises UserError."""
+    mapped = zipfile.is_zipfile(path)  # before torch 1.6 it wrote files that cannot be
+
+    def load() -> dict:
         # weights_only: a pickle may hold code, and a checkpoint is never code
-        values = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except Exception as error:  # pickle, zip and runtime errors all come out of a broken file
-        first = (str(error).splitlines() or [""])[0]
-        raise UserError(f"{path}: cannot be loaded as weights ({type(error).__name__}: {first})") from None
-    for name, value in values.items() if isinstance(values, dict) else ():
-        if not isinstance(value, Tensor):
-            raise UserError(f"{path}: {name!r} is no tensor but {type(value).__name__}")
-        yield Stored(
-            name,
-            tuple(value.shape),
-            value.element_size(),
-            lambda start, stop, value=value: value[start:stop] if value.dim() else value,
-        )
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
 
+    def reader(name: str, value: Tensor | None) -> Callable[[int, int], Tensor]:
+        def read(start: int, stop: int) -> Tensor:
+            tensor = value if value is not None else load()[name]  # opened anew for each piece, as above
+            return tensor[start:stop] if tensor.dim() else tensor
 
-def read_json(path: Path) -> dict:
+        return read
+
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: {getattr(error, 'strerror', None) or error}") from None
-    if not isinstance(values, dict):
-        raise UserError(f"{path}: expected a JSON object")
-    return values
+        values = load()
+    except Exception as error:  # pickle, zip and runtime errors all come out of a broken file
+        what = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+        if isinstance(error, pickle.UnpicklingError):
+            what = "a pickle that is damaged, or holds other things than tensors: code is never run"
+        raise UserError(f"{path}: cannot be loaded as weights ({what})") from None
+    if not isinstance(values, dict) or not all(isinstance(value, Tensor) for value in values.values()):
+        raise UserError(f"{path}: cannot be loaded as weights (it holds something else than tensors by name)")
+    at_once = max(PIECE, path.stat().st_size // 100)
+    stored = [
+        Stored(name, tuple(value.shape), value.element_size(), reader(name, None if mapped else value), at_once)
+        for name, value in values.items()
+    ]
+    del values
+    yield from stored
 
 
 def is_hf(directory: Path) -> bool:
@@ -208,8 +216,9 @@ def is_hf(directory: Path) -> bool:
 def hf_tokenizer(directory: Path, config: GPTConfig) -> Tokenizer | None:
     """The tokenizer of a Hugging Face directory: from its own files; without any, GPT-2's for a model with GPT-2's
     vocabulary size, else None."""
-    has_files = (directory / "tokenizer.json").exists() or (directory / "vocab.json").exists()
-    return gpt2(directory) if has_files or config.vocab_size == 50257 else None
+    if has_tokenizer(directory):
+        return read_hf_tokenizer(directory)
+    return gpt2() if config.vocab_size == 50257 else None
 
 
 def download(hub_id: str) -> Path:
@@ -219,8 +228,7 @@ def download(hub_id: str) -> Path:
         from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
     except ImportError:
         raise need_extra("huggingface_hub", "hf", f"the hub id {hub_id!r}") from None
-    patterns = ["config.json", "*.safetensors", "*.safetensors.index.json", "vocab.json", "merges.txt",
-                "tokenizer.json"]  # fmt: skip
+    patterns = ["*.json", "chat_template.jinja", "merges.txt", "*.safetensors"]
     try:
         directory = Path(snapshot_download(hub_id, allow_patterns=patterns))
         if not any(directory.glob("*.safetensors")):

@@ -19,8 +19,9 @@ from gptft.files import UserError, nearest
 
 class Segment(NamedTuple):
     """A stretch of text. `kind` is "text" (the user's: always ordinary text, whatever it spells), "template"
-    (the template's own words: special tokens named in it are honoured) or "stop" (`text` names the special
-    token that ends a response; a vocabulary without it uses its end-of-text)."""
+    (the template's own words: special tokens named in it are honoured), "chat" (the same of a checkpoint's chat
+    template, which writes its own beginning-of-text) or "stop" (`text` names the special token that ends a
+    response; a vocabulary without it uses its end-of-text)."""
 
     text: str
     trained: bool

@@ -1,4 +1,9 @@
-"""Text <-> token ids, over tiktoken. A user's text never becomes a special token, whatever it spells."""
+"""Text <-> token ids. A user's text never becomes a special token, whatever it spells.
+
+`Tokenizer` holds what every vocabulary needs (special tokens, segments, the beginning of a text, streaming) and leaves
+ordinary text to an engine (engines.py): tiktoken, or the `tokenizers` library for vocabularies that tiktoken cannot
+give exactly (hf_tokenizer.py decides).
+"""
 
 from __future__ import annotations
 
@@ -6,57 +11,109 @@ import base64
 import codecs
 import hashlib
 import json
-import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 
 import tiktoken
 
+from gptft.chat import ChatTemplate, saved_template
+from gptft.engines import TiktokenEngine, TokenizersEngine
 from gptft.files import UserError, atomic_write, resource
-from gptft.prompts import Segment, Template, template_from_dict
+from gptft.prompts import Segment, Template
 
 EOT = "<|endoftext|>"
-LONG = 200_000  # characters; see Tokenizer.encode
 GPT2_PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
 # The embedded vocabulary, as data/make.py trained it: numbers in ones and twos, so that they can be copied.
 EMBEDDED_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+|\p{N}{1,2}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 
 
 class Tokenizer:
-    """A byte-level BPE vocabulary with its special tokens, and the prompt template that goes with it.
+    """A vocabulary with its special tokens, and the prompt template that goes with it.
 
-    `ranks` maps bytes to ids, `specials` names to ids. `template` is None until a run or a checkpoint sets it.
+    `specials` maps names to ids; `eot` is the one that ends a text; `bos` is the id that every text begins with, None
+    where there is none. `template` is None until a run or a checkpoint sets it.
     """
 
-    def __init__(self, ranks: dict[bytes, int], pattern: str, specials: dict[str, int], eot: str = EOT) -> None:
-        self.ranks, self.pattern, self.specials = ranks, pattern, specials
+    def __init__(
+        self, ranks: dict[bytes, int], pattern: str, specials: dict[str, int], eot: str = EOT, bos: int | None = None
+    ) -> None:
+        if eot in specials:  # else said below, before tiktoken is given anything
+            self.engine: TiktokenEngine | TokenizersEngine = TiktokenEngine(ranks, pattern, specials)
+        self._set(specials, eot, bos)
+
+    @classmethod
+    def over(cls, engine: TokenizersEngine, specials: dict[str, int], eot: str, bos: int | None = None) -> Tokenizer:
+        """A tokenizer whose ordinary text another engine encodes."""
+        tokenizer = cls.__new__(cls)
+        tokenizer.engine = engine
+        tokenizer._set(specials, eot, bos)
+        return tokenizer
+
+    def _set(self, specials: dict[str, int], eot: str, bos: int | None) -> None:
         if eot not in specials:
             raise UserError(f"the tokenizer has no special token {eot!r} to end a text with")
-        self.eot_name, self.eot = eot, specials[eot]
-        self.encoding = tiktoken.Encoding("gptft", pat_str=pattern, mergeable_ranks=ranks, special_tokens=specials)
-        self.template: Template | None = None
-        self._special_names = re.compile("|".join(map(re.escape, sorted(specials, key=len, reverse=True))))
+        self.specials, self.eot_name, self.eot, self.bos = specials, eot, specials[eot], bos
+        self.template: Template | ChatTemplate | None = None
+        self._special_names = re.compile("|".join(map(self._name_pattern, sorted(specials, key=len, reverse=True))))
+
+    def _name_pattern(self, name: str) -> str:
+        """How a special token is found in a template: some take the white space beside them, or are whole words."""
+        flags = self.engine.flags.get(name, {})
+        edge = (r"(?<!\w)", r"(?!\w)") if flags.get("single_word") else ("", "")
+        left, right = (r"\s*" if flags.get(side) else "" for side in ("lstrip", "rstrip"))
+        return left + edge[0] + re.escape(name) + edge[1] + right
+
+    @property
+    def ranks(self) -> dict[bytes, int]:
+        return self.engine.ranks
+
+    @property
+    def pattern(self) -> str:
+        return self.engine.pattern
+
+    @property
+    def encoding(self) -> tiktoken.Encoding:
+        return self.engine.encoding
 
     @property
     def n_vocab(self) -> int:
         """One more than the largest id."""
-        return self.encoding.n_vocab
+        return self.engine.n_vocab
 
     def encode(self, text: str) -> list[int]:
-        """Ids of ordinary text: a literal `<|endoftext|>` in it stays text. Half of a surrogate pair becomes U+FFFD."""
-        if len(text) <= LONG:
-            return self.encoding.encode_ordinary(text)
-        # the pattern cannot get past a run of white space much longer than this: tiktoken would crash
-        cuts = [cut for run in re.finditer(r"\s+", text) for cut in range(run.start() + LONG, run.end(), LONG)]
-        parts = (text[start:end] for start, end in zip([0, *cuts], [*cuts, len(text)], strict=True))
-        return [i for part in parts for i in self.encoding.encode_ordinary(part)]
+        """Ids of an ordinary text on its own, without the beginning-of-text.
 
-    def decode(self, ids: Iterable[int]) -> str:
-        """Text of ids; bytes that are no UTF-8 become U+FFFD; special tokens are left out."""
-        special = self.special_ids
-        return self.encoding.decode([i for i in ids if i not in special])
+        A literal `<|endoftext|>` in it stays text. Half of a surrogate pair becomes U+FFFD.
+        """
+        return self.engine.encode(text, "start" in self.engine.prefix_at)
+
+    def token_bytes(self, i: int) -> bytes:
+        """The bytes that a token stands for; they need not be whole characters. An id without a token has none."""
+        return self.engine.token_bytes(i)
+
+    def decode(self, ids: Iterable[int], after: int | None = None) -> str:
+        """Text of ids; bytes that are no UTF-8 become U+FFFD; special tokens are left out.
+
+        `after` is the id before them, None at the start of a text: there a space that the vocabulary puts before
+        every text (Llama 2's does) is left out again.
+        """
+        return "".join(self.stream(ids, after))
+
+    def stream(self, ids: Iterable[int], after: int | None = None) -> Iterator[str]:
+        """`decode`, as text becomes complete: a character whose bytes are spread over tokens appears once, whole."""
+        decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        place = "start" if after is None else "special" if after in self.special_ids else "text"
+        due = self.engine.strips and place in self.engine.prefix_at
+        for i in ids:
+            if i not in self.special_ids and (text := decoder.decode(self.token_bytes(i))):
+                if due:
+                    text, due = text.removeprefix(" "), False
+                if text:
+                    yield text
+        if rest := decoder.decode(b"", final=True):
+            yield rest
 
     @cached_property
     def special_ids(self) -> set[int]:
@@ -66,7 +123,7 @@ class Tokenizer:
         """The id of the token that ends a response: the template's own if the vocabulary has it, else end-of-text."""
         return self.specials.get(name, self.eot)
 
-    def pieces(self, segments: list[Segment]) -> list[tuple[str | int, bool]]:
+    def pieces(self, segments: Sequence[Segment]) -> list[tuple[str | int, bool]]:
         """Segments -> (text to encode, or a special id; trained). Neighbours with one flag are joined, so that they
         are encoded whole; where the flag changes the text is cut, so that a prompt's ids do not depend on what
         follows it."""
@@ -74,7 +131,7 @@ class Tokenizer:
         for text, trained, kind in segments:
             if kind == "stop":
                 found: list[str | int] = [self.stop_id(text)]
-            elif kind == "template":
+            elif kind in ("template", "chat"):
                 found = self._split_specials(text)
             else:
                 found = [text]
@@ -91,53 +148,54 @@ class Tokenizer:
         for match in self._special_names.finditer(text):
             if match.start() > position:
                 out.append(text[position : match.start()])
-            out.append(self.specials[match.group()])
+            name = match.group()
+            out.append(self.specials[name if name in self.specials else name.strip()])
             position = match.end()
         if position < len(text):
             out.append(text[position:])
         return out
 
     def encode_segments(self, segments: list[Segment]) -> tuple[list[int], list[tuple[int, int]]]:
-        """-> (ids, trained spans [start, end)). The one helper through which ids and spans grow together."""
-        return grow((self.encode(piece) if isinstance(piece, str) else [piece], trained)
-                    for piece, trained in self.pieces(segments))  # fmt: skip
+        """-> (ids, trained spans [start, end)), as `encode_many` has them."""
+        return self.encode_many([segments])[0]
 
     def encode_many(self, examples: list[list[Segment]]) -> list[tuple[list[int], list[tuple[int, int]]]]:
-        """`encode_segments` for many examples at once, over all cores."""
+        """For each example (ids, trained spans [start, end)), over all cores.
+
+        The beginning-of-text comes first where the vocabulary has one, untrained and once at most; a chat template
+        of the checkpoint's own writes it, or leaves it out, itself. A vocabulary that puts a space before texts does
+        so at the start of an example, and after special tokens if it does it there, but never where a text goes on
+        from another: the start of a response is what was asked for.
+        """
         pieces = [self.pieces(segments) for segments in examples]
-        texts = [piece for example in pieces for piece, _ in example if isinstance(piece, str)]
-        if any(len(text) > LONG for text in texts):
-            encoded = map(self.encode, texts)
-        else:
-            encoded = iter(self.encoding.encode_ordinary_batch(texts, num_threads=os.cpu_count() or 1))
-        return [
-            grow((next(encoded) if isinstance(piece, str) else [piece], trained) for piece, trained in example)
-            for example in pieces
-        ]
+        texts, prefixes = [], []
+        for example in pieces:
+            place = "start"
+            for piece, _ in example:
+                if isinstance(piece, str):
+                    texts.append(piece)
+                    prefixes.append(place in self.engine.prefix_at)
+                place = "special" if isinstance(piece, int) else "text" if piece else place
+        encoded = iter(self.engine.encode_batch(texts, prefixes))
+        grown = []
+        for segments, example in zip(examples, pieces, strict=True):
+            own = self.bos is None or not example or example[0][0] == self.bos or segments[0].kind == "chat"
+            parts = [([], False) if own else ([self.bos], False)]
+            parts += [(next(encoded) if isinstance(piece, str) else [piece], trained) for piece, trained in example]
+            grown.append(grow(parts))
+        return grown
 
     @cached_property
     def digest(self) -> str:
         """SHA-256 of everything that decides the ids."""
-        content = json.dumps([self.pattern, sorted(self.specials.items()), self.eot_name]).encode()
-        for token, rank in sorted(self.ranks.items(), key=lambda item: item[1]):
-            content += token + rank.to_bytes(4, "little")
-        return hashlib.sha256(content).hexdigest()
-
-    def stream(self, ids: Iterable[int]) -> Iterator[str]:
-        """Text as it becomes complete: a character whose bytes are spread over tokens appears once, whole."""
-        decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-        for i in ids:
-            if i not in self.special_ids and (text := decoder.decode(self.encoding.decode_single_token_bytes(i))):
-                yield text
-        if rest := decoder.decode(b"", final=True):
-            yield rest
+        content = [getattr(self.engine, "pattern", None), sorted(self.specials.items()), self.eot_name]
+        content += [] if self.bos is None else [self.bos]
+        return hashlib.sha256(json.dumps(content).encode() + self.engine.content()).hexdigest()
 
     def save(self, directory: Path) -> None:
-        """Write `vocab.tiktoken` (base64 token, rank) and `gptft_tokenizer.json` (pattern, specials, template)."""
-        with atomic_write(directory / "vocab.tiktoken", "wb") as file:
-            for token, rank in sorted(self.ranks.items(), key=lambda item: item[1]):
-                file.write(base64.b64encode(token) + b" %d\n" % rank)
-        values = {"pattern": self.pattern, "specials": self.specials, "eot": self.eot_name,
+        """Write `gptft_tokenizer.json` (specials, template, ...), and beside it the vocabulary: `vocab.tiktoken`
+        (base64 token, rank) or `tokenizer.json`."""
+        values = {**self.engine.save(directory), "specials": self.specials, "eot": self.eot_name, "bos": self.bos,
                   "template": self.template.to_dict() if self.template else None}  # fmt: skip
         with atomic_write(directory / "gptft_tokenizer.json") as file:
             json.dump(values, file, indent=1, ensure_ascii=False)
@@ -148,11 +206,14 @@ class Tokenizer:
         path = directory / "gptft_tokenizer.json"
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
-            tokenizer = cls(
-                read_ranks(directory / "vocab.tiktoken"), values["pattern"], values["specials"], values["eot"]
-            )
+            rest = values["specials"], values["eot"], values.get("bos")
+            if values.get("engine") == "tokenizers":
+                content = (directory / "tokenizer.json").read_text(encoding="utf-8")
+                tokenizer = cls.over(TokenizersEngine(json.loads(content)), *rest)
+            else:
+                tokenizer = cls(read_ranks(directory / "vocab.tiktoken"), values["pattern"], *rest)
             if values["template"]:
-                tokenizer.template = template_from_dict(values["template"], str(path), extra=None)
+                tokenizer.template = saved_template(values["template"], str(path))
         except (OSError, ValueError, KeyError) as error:
             raise UserError(f"{path}: not a tokenizer of gptft ({error!r})") from None
         return tokenizer
@@ -190,16 +251,11 @@ def embedded() -> Tokenizer:
     return Tokenizer(ranks, EMBEDDED_PATTERN, {EOT: len(ranks)})
 
 
-def gpt2(directory: Path | None = None) -> Tokenizer:
-    """GPT-2's kind of vocabulary: from the directory's own `tokenizer.json`, or `vocab.json` and `merges.txt`; else
-    from tiktoken (cache or download).
+def gpt2() -> Tokenizer:
+    """GPT-2's vocabulary from tiktoken (cache or download), for a checkpoint that brings none of its own.
 
     tiktoken's `r50k_base` has the ids of its `gpt2` and asks for one file instead of two.
     """
-    if directory and (directory / "tokenizer.json").exists():
-        return _from_merges(directory / "tokenizer.json", *_read_tokenizer_json(directory / "tokenizer.json"))
-    if directory and (directory / "vocab.json").exists() and (directory / "merges.txt").exists():
-        return _from_merges(directory / "vocab.json", *_read_vocab_and_merges(directory))
     try:
         base = tiktoken.get_encoding("r50k_base")
     except Exception as error:  # requests' own exceptions, or a cache that cannot be written
@@ -208,54 +264,3 @@ def gpt2(directory: Path | None = None) -> Tokenizer:
             f"({type(error).__name__}); set TIKTOKEN_CACHE_DIR to a filled cache"
         ) from None
     return Tokenizer(base._mergeable_ranks, GPT2_PATTERN, {EOT: 50256})
-
-
-def _read_vocab_and_merges(directory: Path) -> tuple[dict[str, int], list[str]]:
-    """GPT-2's own two files -> (token -> id, merges)."""
-    path = directory / "vocab.json"
-    try:
-        ids = json.loads(path.read_text(encoding="utf-8"))
-        path = directory / "merges.txt"
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: not GPT-2's vocabulary ({error!r})") from None
-    return ids, [line for line in lines if line and not line.startswith("#version")]
-
-
-def _read_tokenizer_json(path: Path) -> tuple[dict[str, int], list[str]]:
-    """A `tokenizer.json` that does what GPT-2's does -> (token -> id, merges); any other is refused."""
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        model, split = values["model"], values["pre_tokenizer"] or {}
-        as_gpt2 = (
-            model["type"] == "BPE" and not values.get("normalizer") and split.get("type") == "ByteLevel"
-            and not split.get("add_prefix_space") and split.get("use_regex", True)
-        )  # fmt: skip
-        if not as_gpt2:
-            raise UserError(f"{path}: only a byte-level BPE that splits text as GPT-2's does is supported")
-        ids = {**model["vocab"], **{token["content"]: token["id"] for token in values.get("added_tokens", [])}}
-        return ids, [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path}: not a tokenizer that can be read ({error!r})") from None
-
-
-def _from_merges(path: Path, ids: dict[str, int], merges: list[str]) -> Tokenizer:
-    """Token -> id and the merges, as GPT-2's files have them, -> a Tokenizer. They write bytes as printable
-    characters."""
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    others = [byte for byte in range(256) if byte not in printable]
-    of_character = {chr(byte): byte for byte in printable}
-    of_character |= {chr(256 + number): byte for number, byte in enumerate(others)}
-    try:
-        specials = {EOT: ids[EOT]}
-        ranks = {
-            bytes(of_character[character] for character in token): rank for token, rank in ids.items() if token != EOT
-        }
-        merged = [bytes(of_character[character] for character in merge.replace(" ", "", 1)) for merge in merges]
-    except (AttributeError, TypeError, KeyError) as error:
-        raise UserError(f"{path}: not GPT-2's vocabulary ({error!r})") from None
-    # tiktoken merges by rank: ids must follow the order of the merges, and there must be no other tokens
-    order = sorted(ranks, key=ranks.__getitem__)
-    if {*order[:256]} != {bytes([byte]) for byte in range(256)} or order[256:] != merged:
-        raise UserError(f"{path}: its ids and its merges are in different orders; tiktoken needs one order")
-    return Tokenizer(ranks, GPT2_PATTERN, specials)

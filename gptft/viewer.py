@@ -51,7 +51,7 @@ def token_text(tokenizer: Tokenizer, i: int) -> str:
     """A token as text; one that is a part of a character shows its bytes."""
     if i in tokenizer.special_ids:
         return next(name for name, value in tokenizer.specials.items() if value == i)
-    content = tokenizer.encoding.decode_single_token_bytes(i)
+    content = tokenizer.token_bytes(i)
     try:
         return content.decode()
     except UnicodeDecodeError:

@@ -243,3 +243,51 @@ def test_a_hub_id_loads_from_the_hubs_cache_without_a_network(tmp_path):
     assert done.returncode == 0, done.stderr
     logits = torch.load(tmp_path / "logits.pt", weights_only=True)
     assert difference(logits, theirs(torch.arange(20)[None]).logits) < 1e-5
+
+
+PYTHIA_70M = {"vocab_size": 50304, "hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 6,
+              "num_attention_heads": 8, "max_position_embeddings": 2048, "bos_token_id": 0}  # fmt: skip
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/clear_refs"), reason="the peak of memory is read from Linux's /proc")
+@pytest.mark.parametrize(
+    "stored, wanted, form",
+    [
+        ("float32", "float32", "safetensors"),
+        ("float16", "float32", "safetensors"),
+        ("float32", "bfloat16", "safetensors"),
+        ("float32", "bfloat16", "bin"),
+    ],
+)
+def test_loading_takes_the_memory_of_the_model_and_no_more(tmp_path, stored, wanted, form):
+    """A checkpoint that is read whole, or converted whole, takes twice the model or more: a 7B in bf16 would not load
+    where it fits. At Pythia-70m's real size, whose embedding alone is a third of it."""
+    model = transformers.GPTNeoXForCausalLM(transformers.GPTNeoXConfig(**PYTHIA_70M)).to(getattr(torch, stored))
+    if form == "bin":
+        model.config.save_pretrained(tmp_path)
+        torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
+    else:
+        model.save_pretrained(tmp_path, max_shard_size="150MB")
+    code = f"""
+import sys, torch
+from pathlib import Path
+from gptft.pretrained import load_hf
+
+def kilobytes(key):
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith(key))
+
+import safetensors
+from gptft.architecture import GPTConfig
+from gptft.model import GPT
+with torch.device("meta"):
+    GPT(GPTConfig(vocab_size=9, block_size=8, n_layer=1, n_head=1, n_embd=8))  # loads code of torch's, 75 MB of it
+open("/proc/self/clear_refs", "w").write("5")  # the peak starts anew
+before = kilobytes("VmRSS:")
+model = load_hf(Path({str(tmp_path)!r}), torch.{wanted})
+size = sum(p.numel() * p.element_size() for p in model.parameters())
+assert all(p.dtype == torch.{wanted} for p in model.parameters())
+print((kilobytes("VmHWM:") - before) * 1024 / size)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) < 1.15

@@ -1,17 +1,16 @@
 """Text <-> ids: any text survives, special tokens come from the template only, a prompt's ids are its own."""
 
-import itertools
 import json
 import os
 import random
-import sys
 
 import pytest
 import tiktoken
 
+from gptft.engines import LONG
 from gptft.files import UserError
 from gptft.prompts import TEMPLATES, Segment, Template
-from gptft.tokenizer import EMBEDDED_PATTERN, EOT, GPT2_PATTERN, LONG, Tokenizer, embedded, gpt2, grow, read_ranks
+from gptft.tokenizer import EMBEDDED_PATTERN, EOT, GPT2_PATTERN, Tokenizer, embedded, gpt2, grow, read_ranks
 
 HOSTILE = [
     "",
@@ -233,6 +232,39 @@ def test_ids_and_spans_grow_together():
     assert grow(parts) == ([1, 2, 3, 4, 5, 6, 7], [(2, 5), (6, 7)])
 
 
+# ---- the beginning of a text
+
+
+@pytest.fixture(scope="module")
+def with_bos():
+    base = embedded()
+    return Tokenizer(base.ranks, EMBEDDED_PATTERN, {EOT: base.eot, "<s>": base.eot + 1}, bos=base.eot + 1)
+
+
+def test_a_text_begins_with_the_beginning_of_text_once_at_most(with_bos):
+    """Row 4: a template that writes it already must not be given another; it is never trained."""
+    bos, hi = with_bos.bos, with_bos.encode("hi")
+    assert bos not in hi
+    assert with_bos.encode_segments([Segment("hi", True)]) == ([bos, *hi], [(1, 1 + len(hi))])
+    assert with_bos.encode_segments([Segment("<s>hi", False, "template")])[0] == [bos, *hi]
+    assert with_bos.encode_segments([Segment("<s>hi", False)])[0][:2] != [bos, bos]  # a user's <s> is text
+    many = [[Segment("hi", False)], [Segment("<s>hi", False, "template")], [Segment("hi", False)]]
+    assert [ids for ids, _ in with_bos.encode_many(many)] == [[bos, *hi]] * 3
+    assert with_bos.encode_segments([Segment("hi", False, "chat")])[0] == hi  # a chat template writes its own, or none
+
+
+def test_the_beginning_of_text_is_saved_and_told_apart(with_bos, tmp_path):
+    """A checkpoint without it would be asked with other ids than it was trained on."""
+    with_bos.save(tmp_path)
+    again = Tokenizer.load(tmp_path)
+    assert again.bos == with_bos.bos and again.digest == with_bos.digest
+    assert Tokenizer(with_bos.ranks, EMBEDDED_PATTERN, with_bos.specials).digest != with_bos.digest
+    values = json.loads((tmp_path / "gptft_tokenizer.json").read_text())
+    del values["bos"]  # as checkpoints were written before there was one
+    (tmp_path / "gptft_tokenizer.json").write_text(json.dumps(values))
+    assert Tokenizer.load(tmp_path).bos is None
+
+
 # ---- saved and loaded
 
 
@@ -285,41 +317,6 @@ def test_a_vocabulary_without_an_end_of_text_is_refused():
 # ---- GPT-2
 
 
-PRINTABLE = [*range(33, 127), *range(161, 173), *range(174, 256)]
-CHARACTER = {byte: chr(byte) for byte in PRINTABLE}
-CHARACTER |= {byte: chr(256 + n) for n, byte in enumerate(byte for byte in range(256) if byte not in PRINTABLE)}
-
-
-def spell(token):
-    return "".join(CHARACTER[byte] for byte in token)
-
-
-def pair_of(token, ranks):
-    """The two tokens that were merged into this one: merge by rank, but only what came before it."""
-    parts = [bytes([byte]) for byte in token]
-    while len(parts) > 2:
-        candidates = [(ranks.get(a + b, sys.maxsize), n) for n, (a, b) in enumerate(itertools.pairwise(parts))]
-        _, n = min(candidates)
-        parts[n : n + 2] = [parts[n] + parts[n + 1]]
-    return parts
-
-
-def write_gpt2_files(directory, ranks, specials):
-    ordered = sorted(ranks, key=ranks.__getitem__)
-    values = {spell(token): ranks[token] for token in ordered} | specials
-    (directory / "vocab.json").write_text(json.dumps(values, ensure_ascii=False), encoding="utf-8")
-    merges = [" ".join(map(spell, pair_of(token, ranks))) for token in ordered if len(token) > 1]
-    (directory / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges) + "\n", encoding="utf-8")
-
-
-@pytest.fixture(scope="module")
-def gpt2_directory(gpt2_tokenizer, tmp_path_factory):
-    """GPT-2's vocab.json and merges.txt, written out from tiktoken's ranks."""
-    directory = tmp_path_factory.mktemp("gpt2")
-    write_gpt2_files(directory, gpt2_tokenizer.ranks, gpt2_tokenizer.specials)
-    return directory
-
-
 def samples(shared):
     rng = random.Random(3)
     records = json.loads((shared / "instruction-data.json").read_text())[:300]
@@ -333,86 +330,6 @@ def test_gpt2_ids_equal_tiktokens(gpt2_tokenizer, shared):
     for text in samples(shared):
         assert gpt2_tokenizer.encode(text) == reference.encode_ordinary(text)
     assert gpt2_tokenizer.eot == 50256 and gpt2_tokenizer.n_vocab == 50257
-
-
-def test_gpt2_ids_equal_transformers(gpt2_tokenizer, gpt2_directory, shared):
-    transformers = pytest.importorskip("transformers")
-    (gpt2_directory / "config.json").write_text('{"model_type": "gpt2"}')
-    reference = transformers.GPT2TokenizerFast.from_pretrained(gpt2_directory)
-    for text in samples(shared):
-        if EOT in text:
-            continue  # with us a literal special token in a user's text stays text: the one stated difference
-        assert gpt2_tokenizer.encode(text) == reference(text, add_special_tokens=False)["input_ids"], repr(text)
-
-
-def test_gpt2_from_vocab_and_merges_gives_the_same_ids(gpt2_tokenizer, gpt2_directory, shared):
-    """A local directory needs no download: its own two files are enough."""
-    local = gpt2(gpt2_directory)
-    assert local.ranks == gpt2_tokenizer.ranks and local.digest == gpt2_tokenizer.digest
-    for text in samples(shared)[:200]:
-        assert local.encode(text) == gpt2_tokenizer.encode(text)
-
-
-def test_vocab_and_merges_of_any_size_are_read(ours, tmp_path):
-    """The embedded vocabulary written in GPT-2's two files gives itself back, without any network."""
-    write_gpt2_files(tmp_path, ours.ranks, ours.specials)
-    local = gpt2(tmp_path)
-    assert local.ranks == ours.ranks
-    reference = Tokenizer(ours.ranks, GPT2_PATTERN, ours.specials)
-    for text in HOSTILE:
-        assert local.encode(text) == reference.encode(text)
-
-
-def spoil(directory, how):
-    vocab = json.loads((directory / "vocab.json").read_text())
-    merges = (directory / "merges.txt").read_text().split("\n")
-    if how == "order":
-        merges[1], merges[2] = merges[2], merges[1]
-    elif how == "missing byte":
-        vocab["ĀĀ"] = vocab.pop("Ā")
-    elif how == "extra token":
-        vocab["Ġextraordinary"] = len(vocab)
-    elif how == "no end":
-        del vocab[EOT]
-    elif how == "foreign":
-        vocab["▁the"] = len(vocab)
-    elif how == "merge":
-        merges[5] = "日 本"
-    (directory / "vocab.json").write_text("[1, 2]" if how == "list" else json.dumps(vocab))
-    (directory / "merges.txt").write_bytes(b"\xff\xfe" if how == "bytes" else "\n".join(merges).encode())
-
-
-@pytest.mark.parametrize("how", ["order", "missing byte", "extra token", "no end", "foreign", "merge", "list", "bytes"])
-def test_vocabularies_that_would_give_other_ids_are_refused(ours, tmp_path, how):
-    """tiktoken merges by rank: where ids do not follow the merges it would silently tokenise differently. Several of
-    these once ended in a traceback."""
-    write_gpt2_files(tmp_path, ours.ranks, ours.specials)
-    spoil(tmp_path, how)
-    with pytest.raises(UserError) as caught:
-        gpt2(tmp_path)
-    assert str(tmp_path) in str(caught.value) and "\n" not in str(caught.value)
-
-
-def test_a_tokenizer_json_gives_its_own_ids(tmp_path):
-    """transformers saves tokenizer.json alone: its ids are used, and one that splits text otherwise is refused."""
-    tokenizers = pytest.importorskip("tokenizers")
-    theirs = tokenizers.Tokenizer(tokenizers.models.BPE())
-    theirs.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
-    trainer = tokenizers.trainers.BpeTrainer(
-        vocab_size=400,
-        special_tokens=["<|endoftext|>"],
-        initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
-    )
-    theirs.train_from_iterator(["the dog saw the cat, and the cat saw the dog's 12 bones"] * 5, trainer)
-    theirs.save(str(tmp_path / "tokenizer.json"))
-    ours = gpt2(tmp_path)
-    for text in ("the dog's cat", "  12 bones\n\n  und Grüße 🙂 ", "saw<|endo"):
-        assert ours.encode(text) == theirs.encode(text).ids
-    values = json.loads((tmp_path / "tokenizer.json").read_text(encoding="utf-8"))
-    values["pre_tokenizer"]["add_prefix_space"] = True
-    (tmp_path / "tokenizer.json").write_text(json.dumps(values), encoding="utf-8")
-    with pytest.raises(UserError, match="only a byte-level BPE that splits text as GPT-2's does"):
-        gpt2(tmp_path)
 
 
 def test_the_embedded_pattern_is_the_one_the_vocabulary_was_trained_with():

@@ -9,14 +9,16 @@ from __future__ import annotations
 import dataclasses
 
 from gptft.architecture import GPTConfig
-from gptft.families import gpt2, gpt_neox, llama
 from gptft.families.common import Family, Place, unsupported
+from gptft.families.gpt2 import FAMILY as GPT2
+from gptft.families.gpt_neox import FAMILY as GPT_NEOX
+from gptft.families.llama import FAMILIES as LLAMAS
 from gptft.files import UserError
 
 __all__ = ["FAMILIES", "Family", "Place", "all_places", "config_from_hf", "config_to_hf"]
 
 # In this order an architecture that several could express is exported: the plainest first.
-FAMILIES = {family.model_type: family for family in (gpt2.FAMILY, gpt_neox.FAMILY, *llama.FAMILIES)}
+FAMILIES = {family.model_type: family for family in (GPT2, GPT_NEOX, *LLAMAS)}
 
 # Keys that no family here knows, and that would change the arithmetic: whoever asks for one is refused.
 FOREIGN = ("quantization_config", "num_experts", "num_local_experts", "attn_logit_softcapping",
