@@ -4,7 +4,8 @@ With no config, data or init it runs the embedded default: a small GPT is pretra
 instructions, on any laptop. From here the story goes on in `gptft/finetuning.py`.
 """
 
-from gptft.__main__ import command_train, run
+from gptft.__main__ import command_train
+from gptft.cli import run
 
 if __name__ == "__main__":
     run(command_train)

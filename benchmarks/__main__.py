@@ -6,7 +6,7 @@ from __future__ import annotations
 import importlib
 
 from benchmarks import results
-from gptft.__main__ import run
+from gptft.cli import run
 from gptft.files import UserError, nearest
 
 

@@ -15,6 +15,8 @@ from gptft.files import atomic_write
 
 NAMES = {
     "sft": "fine-tuning GPT-2 124M, examples a second: gptft against TRL's SFTTrainer",
+    "families": "every family of models: the largest difference from transformers",
+    "lora": "LoRA against full fine-tuning and against PEFT with TRL: speed, memory, validation loss",
     "decode": "greedy decoding GPT-2 124M, tokens a second: gptft against transformers",
     "startup": "seconds until gptft is imported and until train.py --help has answered",
     "tokenize": "seconds to tokenise 50,000 records, and to find them in the cache",
@@ -22,6 +24,8 @@ NAMES = {
 }
 TITLES = {
     "sft": "Fine-tuning",
+    "families": "Families of models",
+    "lora": "LoRA",
     "decode": "Greedy decoding",
     "startup": "Start-up",
     "tokenize": "Tokenising",

@@ -98,8 +98,8 @@ def train_gptft(task: dict) -> dict:
     return outcome | {"loss": sum(losses) / len(losses), "flops": state.progress.flops / seconds}
 
 
-def load_trl(task: dict, order: list[int], steps: int, callbacks=()):
-    """TRL's trainer over the records in this order, as prompt and completion."""
+def load_trl(task: dict, order: list[int], steps: int, callbacks=(), peft_config=None):
+    """TRL's trainer over the records in this order, as prompt and completion; with PEFT's adapters, where given."""
     from datasets import Dataset
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from trl import SFTConfig, SFTTrainer
@@ -121,11 +121,13 @@ def load_trl(task: dict, order: list[int], steps: int, callbacks=()):
         train_dataset=Dataset.from_list([{"prompt": text["input"], "completion": text["output"]} for text in texts]),
         processing_class=AutoTokenizer.from_pretrained(task["model"]),
         callbacks=list(callbacks),
+        peft_config=peft_config,
     )
 
 
-def train_trl(task: dict) -> dict:
-    """Train with TRL. Its order is drawn by us, as random as its own, so that warm-up and measurement are apart."""
+def train_trl(task: dict, peft_config=None, look=lambda trainer: None) -> dict:
+    """Train with TRL. Its order is drawn by us, as random as its own, so that warm-up and measurement are apart.
+    `look` is shown the trainer before it starts."""
     from transformers import TrainerCallback
 
     clock = []
@@ -136,7 +138,8 @@ def train_trl(task: dict) -> dict:
 
     warm_steps, steps = len(task["warm"]) // BATCH, math.ceil(len(task["measured"]) / BATCH)
     order = planned(task) if task["do"] in SAME_BATCHES else [*task["warm"], *task["measured"]]
-    trainer = load_trl(task, order, warm_steps + steps, [Clock()])
+    trainer = load_trl(task, order, warm_steps + steps, [Clock()], peft_config)
+    look(trainer)
     lengths = [len(ids) for ids in trainer.train_dataset["input_ids"]][len(task["warm"]) :]
     trainer.train()
     batches = [lengths[start : start + BATCH] for start in range(0, len(lengths), BATCH)]

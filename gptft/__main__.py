@@ -1,43 +1,26 @@
-"""The commands: train, generate, chat, evaluate, inspect, prepare. `python -m gptft COMMAND --help` explains each."""
+"""The commands: train, generate, chat, evaluate, inspect, prepare, merge, export, each with --help."""
 
 from __future__ import annotations
 
-import argparse
-import contextlib
 import os
 import sys
-from collections.abc import Callable, Iterable
 
+from gptft.cli import (
+    MODEL,
+    Parser,
+    add_base,
+    add_device,
+    add_reading,
+    add_sampling,
+    load_model,
+    run,
+    whole,
+)
 from gptft.config import FIELDS, help_text, parse_arguments, resolve
 from gptft.files import UserError, atomic_write, json_line, nearest
 from gptft.prompts import BadRecord
 
 TRAIN_USAGE = "usage: python train.py [--config FILE.toml] [--FIELD VALUE ...]"
-
-
-def run(command: Callable[[list[str]], None], argv: list[str] | None = None) -> None:
-    """Run a command; what the user can put right becomes one line on standard error and an exit status."""
-    for stream in (sys.stdin, sys.stdout):  # an odd character must not end a run that is nearly done
-        with contextlib.suppress(AttributeError, OSError):  # a stream that is no text file has no such method
-            stream.reconfigure(errors="replace")
-    try:
-        command(sys.argv[1:] if argv is None else argv)
-    except UserError as error:
-        print(f"gptft: {error}", file=sys.stderr)
-        sys.exit(error.status)
-    except BadRecord as error:  # a prompt for which the checkpoint's template has no place
-        print(f"gptft: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("gptft: interrupted", file=sys.stderr)
-        sys.exit(130)
-    except BrokenPipeError:  # the reader, `head` for one, has had enough
-        sys.stdout = open(os.devnull, "w")
-        sys.exit(0)
-    except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        print(f"gptft: {where}{error.strerror or error}", file=sys.stderr)
-        sys.exit(1)
 
 
 def command_train(argv: list[str]) -> None:
@@ -62,71 +45,10 @@ def command_train(argv: list[str]) -> None:
         finetune(config)
 
 
-class Parser(argparse.ArgumentParser):
-    """argparse with our errors: one line, the nearest valid name, exit status 2."""
-
-    def __init__(self, **options) -> None:
-        super().__init__(allow_abbrev=False, **options)
-
-    def error(self, message: str) -> None:
-        prefix = "unrecognized arguments: "
-        if message.startswith(prefix):
-            word = message.removeprefix(prefix).split()[0]
-            message = f"unknown argument {word}{nearest(word, self._option_string_actions)}"
-        raise UserError(message)
-
-
-def whole(least: int) -> Callable[[str], int]:
-    """An argparse type: a whole number of at least `least`."""
-
-    def convert(word: str) -> int:
-        if not word.lstrip("-").isdecimal() or int(word) < least:
-            raise argparse.ArgumentTypeError(f"must be a whole number of at least {least}, not {word!r}")
-        return int(word)
-
-    return convert
-
-
-def add_sampling(parser: Parser) -> None:
-    parser.add_argument("--max_new_tokens", type=whole(1), default=100, help="longest response, tokens [100]")
-    parser.add_argument("--max_input_tokens", type=whole(0), default=0,
-                        help="cut the start of longer prompts; 0: refuse those beyond block_size")  # fmt: skip
-    parser.add_argument("--temperature", type=float, default=0.0, help="0: greedy [0]")
-    parser.add_argument("--top_k", type=whole(0), default=0, help="draw among the k likeliest tokens; 0: all")
-    parser.add_argument("--top_p", type=float, default=1.0, help="draw among the fewest tokens that reach p [1]")
-    parser.add_argument("--seed", type=whole(0), default=0, help="seed of the draws [0]")
-    add_device(parser)
-
-
-def add_device(parser: Parser) -> None:
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps [auto]")
-    parser.add_argument("--template", default="", help="prompt template; empty: the checkpoint's own")
-
-
-def add_reading(parser: Parser) -> None:
-    parser.add_argument("--fields", nargs="+", default=[], help="which key plays which part, as for training")
-    parser.add_argument("--bad_records", default="stop", help="stop, or drop: as for training [stop]")
-
-
-def load_model(options, parts: Iterable[str] = ()):
-    """Model and tokenizer for a command that asks one. `parts`: those named with --fields, besides the usual."""
-    from gptft.checkpoint import load
-    from gptft.optim import pick_device
-    from gptft.prompts import load_template
-
-    template = load_template(options.template, parts) if options.template else None
-    model, tokenizer = load(options.model, pick_device(options.device))
-    if tokenizer is None:
-        raise UserError(f"{options.model} has no tokenizer")
-    if template:
-        tokenizer.template = template
-    return model, tokenizer
-
-
 def command_generate(argv: list[str]) -> None:
     """Answer prompts from the command line, or from standard input, a prompt a line."""
     parser = Parser(prog="python -m gptft generate", description=command_generate.__doc__)
-    parser.add_argument("model", help="a checkpoint, a run's folder, a Hugging Face directory or a hub id")
+    parser.add_argument("model", help=MODEL)
     parser.add_argument("prompts", nargs="*", help="the prompts; none: read from standard input")
     parser.add_argument("--input", default="", help="the input that goes with the instruction")
     parser.add_argument("--raw", action="store_true", help="send the prompt as it is, without the template")
@@ -150,7 +72,7 @@ def command_generate(argv: list[str]) -> None:
 def command_chat(argv: list[str]) -> None:
     """Talk with a model; an empty line or Ctrl-D ends it, /new starts a new conversation."""
     parser = Parser(prog="python -m gptft chat", description=command_chat.__doc__)
-    parser.add_argument("model", help="a checkpoint, a run's folder, a Hugging Face directory or a hub id")
+    parser.add_argument("model", help=MODEL)
     add_sampling(parser)
     options = parser.parse_args(argv)
     model, tokenizer = load_model(options)
@@ -177,7 +99,7 @@ def command_chat(argv: list[str]) -> None:
             ids = prompt_ids(tokenizer, history if multi_turn else line, max_input_tokens=options.max_input_tokens)
             stream = decode(model, [ids], options.max_new_tokens, stop_of(tokenizer), tokenizer.n_vocab, sampling)
             text, lead_due = "", lead
-            for piece in tokenizer.stream(pairs[0][1] for pairs in stream):
+            for piece in tokenizer.stream((pairs[0][1] for pairs in stream), after=ids[-1]):
                 piece, lead_due = piece.removeprefix(lead_due), ""
                 text += piece
                 print(piece, end="", flush=True)
@@ -192,7 +114,7 @@ def command_chat(argv: list[str]) -> None:
 def command_evaluate(argv: list[str]) -> None:
     """Measure a model on data: loss a target, and the share of responses that are exactly as expected."""
     parser = Parser(prog="python -m gptft evaluate", description=command_evaluate.__doc__)
-    parser.add_argument("model", help="a checkpoint, a run's folder, a Hugging Face directory or a hub id")
+    parser.add_argument("model", help=MODEL)
     parser.add_argument("--data", nargs="+", required=True, help="files to measure on")
     parser.add_argument("--samples", type=whole(0), default=100, help="records to answer; 0: none [100]")
     parser.add_argument("--batch_size", type=whole(1), default=16, help="examples a batch; changes no result [16]")
@@ -310,6 +232,42 @@ def command_prepare(argv: list[str]) -> None:
     print(f"{count:,} records in {options.out}")
 
 
+def command_merge(argv: list[str]) -> None:
+    """Fold adapters into their base and write an ordinary checkpoint, in full precision."""
+    parser = Parser(prog="python -m gptft merge", description=command_merge.__doc__)
+    parser.add_argument("adapter", help="a checkpoint of a run with --lora_rank, or the run's folder")
+    parser.add_argument("out", help="the folder to write; it must not exist")
+    add_base(parser)
+    options = parser.parse_args(argv)
+    from gptft.checkpoint import merge
+
+    merge(options.adapter, options.out, options.base)
+    print(options.out)
+
+
+def command_export(argv: list[str]) -> None:
+    """Write a model for other programs: Hugging Face's transformers, llama.cpp, or (adapters) PEFT."""
+    parser = Parser(prog="python -m gptft export", description=command_export.__doc__)
+    parser.add_argument("model", help=MODEL)
+    parser.add_argument("out", help="the directory (hf, peft) or file (gguf) to write; it must not exist")
+    parser.add_argument("--format", required=True, choices=("hf", "gguf", "peft"),
+                        help="hf: config.json, model.safetensors, tokenizer, model card; gguf: one file for llama.cpp; "
+                        "peft: the adapters alone")  # fmt: skip
+    parser.add_argument("--dtype", default="", help="how weights are stored; hf: fp32, bf16 or fp16 [as they are]; "
+                        "gguf: fp32, fp16 or q8_0 [fp16]")  # fmt: skip
+    parser.add_argument("--shard_gb", type=float, default=5.0, help="hf: largest file of weights, GB [5]")
+    parser.add_argument("--name", default="", help="what the model is called [the name of OUT]")
+    parser.add_argument("--license", default="", help="hf: the license's id, for the model card")
+    parser.add_argument("--base_name", default="", help="peft: what the base is called there [as it was in training]")
+    add_base(parser)
+    options = parser.parse_args(argv)
+    from gptft.exporting import export
+
+    for note in export(options):
+        print(f"note: {note}")
+    print(options.out)
+
+
 COMMANDS = {
     "train": command_train,
     "generate": command_generate,
@@ -317,6 +275,8 @@ COMMANDS = {
     "evaluate": command_evaluate,
     "inspect": command_inspect,
     "prepare": command_prepare,
+    "merge": command_merge,
+    "export": command_export,
 }
 
 

@@ -4,9 +4,16 @@ A checkpoint is a folder that is enough by itself:
 
     config.json                       the architecture
     model.pt                          the weights, fp32
-    vocab.tiktoken, gptft_tokenizer.json   the tokenizer and the prompt template
+    gptft_tokenizer.json              the tokenizer and the prompt template; its vocabulary lies beside it
     resume.pt                         what going on needs (not in `best`)
     manifest.json                     the step, the model id, and the SHA-256 of every other file
+
+One of a model with adapters (lora.py) names its base instead of carrying it, and is a few megabytes:
+
+    config.json                       the architecture, the adapters' settings, the base's name and model id
+    adapter.pt                        the adapters, fp32
+    template.json                     the prompt template; the vocabulary is the base's
+    resume.pt, manifest.json          as above
 
 It is written beside its place and moved there by a rename, so a crash or a full disk leaves the previous one whole.
 Nothing in it is code: tensors are read with weights_only=True.
@@ -25,10 +32,15 @@ from pathlib import Path
 import torch
 
 from gptft.architecture import PRESETS, GPTConfig
+from gptft.chat import saved_template
 from gptft.files import UserError, nearest, sha256_file, sync_directory, sync_tree
+from gptft.lora import Base, LoraConfig, adapters_of, add_lora, lora_state, merge_lora
 from gptft.model import GPT
-from gptft.pretrained import download, hf_tokenizer, is_hf, load_hf
+from gptft.peft_format import is_peft, peft_base, read_peft
+from gptft.pretrained import download, hf_tokenizer, is_hf, load_hf, read_bin
 from gptft.tokenizer import Tokenizer, embedded
+
+HASHED_AT_ONCE = 1 << 22  # numbers
 
 
 def save(path: Path, model: GPT, tokenizer: Tokenizer | None, step: int, resume: dict | None = None) -> None:
@@ -36,15 +48,23 @@ def save(path: Path, model: GPT, tokenizer: Tokenizer | None, step: int, resume:
 
     Raises UserError when the disk is full or cannot be written; what was there before is then untouched.
     """
-    path = Path(path)
+    path, lora = Path(path), adapters_of(model)
+    if lora and not lora.base:
+        raise UserError(f"{path}: adapters are saved with the name of their base: add_lora(..., base=base_of(...))")
     temporary, old = _beside(path, "tmp"), _beside(path, "old")
     try:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
-        torch.save({name: tensor.cpu() for name, tensor in model.state_dict().items()}, temporary / "model.pt")
-        (temporary / "config.json").write_text(json.dumps({"gptft": dataclasses.asdict(model.config)}, indent=1))
-        if tokenizer:
+        values = {"gptft": dataclasses.asdict(model.config)}
+        if lora:
+            values |= {"lora": dataclasses.asdict(lora.config), "base": dataclasses.asdict(lora.base)}
+            if tokenizer and tokenizer.template:
+                (temporary / "template.json").write_text(json.dumps(tokenizer.template.to_dict(), indent=1))
+        elif tokenizer:
             tokenizer.save(temporary)
+        file, state = weights_of(model)
+        torch.save({name: tensor.detach().cpu() for name, tensor in state.items()}, temporary / file)
+        (temporary / "config.json").write_text(json.dumps(values, indent=1))
         if resume is not None:
             torch.save(resume, temporary / "resume.pt")
         files = {file.name: sha256_file(file) for file in sorted(temporary.iterdir())}
@@ -64,6 +84,11 @@ def save(path: Path, model: GPT, tokenizer: Tokenizer | None, step: int, resume:
         free = shutil.disk_usage(path.parent if path.parent.exists() else ".").free
         reason = getattr(error, "strerror", None) or f"{free / 1e6:.0f} MB are free on the disk"
         raise UserError(f"the checkpoint {path} could not be written ({reason}); earlier ones are intact", 1) from None
+
+
+def weights_of(model: GPT) -> tuple[str, dict[str, torch.Tensor]]:
+    """The file and the tensors that a checkpoint keeps of a model: all of them, or its adapters alone."""
+    return ("adapter.pt", lora_state(model)) if adapters_of(model) else ("model.pt", model.state_dict())
 
 
 def _beside(path: Path, suffix: str) -> Path:
@@ -93,36 +118,107 @@ def verify(path: Path) -> dict:
     return manifest
 
 
-def load_ours(path: Path, dtype: torch.dtype = torch.float32) -> tuple[GPT, Tokenizer | None]:
+def load_ours(
+    path: Path, dtype: torch.dtype = torch.float32, base: str | Path | None = None
+) -> tuple[GPT, Tokenizer | None]:
     """Model (on the CPU) and tokenizer of one of our checkpoints, verified."""
     verify(path)
-    values = json.loads((path / "config.json").read_text()).get("gptft", {})
-    config = GPTConfig.from_dict(values, str(path / "config.json"))
+    values = read_config(path)
+    if "lora" in values:
+        return load_adapters(path, values, dtype, base)
+    config = GPTConfig.from_dict(values.get("gptft", {}), str(path / "config.json"))
     with torch.device("meta"):
         model = GPT(config)
     load_weights(model, path, dtype)
-    tokenizer = Tokenizer.load(path) if (path / "vocab.tiktoken").exists() else None
+    tokenizer = Tokenizer.load(path) if (path / "gptft_tokenizer.json").exists() else None
     return model, tokenizer
 
 
+def load_adapters(
+    path: Path, values: dict, dtype: torch.dtype, base: str | Path | None
+) -> tuple[GPT, Tokenizer | None]:
+    """The base that `values` (config.json) names, or `base`, with the adapters of `path` on it. Raises UserError when
+    that base cannot be loaded, and when it is another than the one that was trained on."""
+    try:
+        settings, recorded = LoraConfig(**values["lora"]), Base(**values["base"])
+        if not isinstance(recorded.name, str) or not {"fp32", "bf16"} <= recorded.model_id.keys():
+            raise ValueError(values["base"])
+    except (KeyError, ValueError, TypeError, AttributeError) as error:
+        raise UserError(f"{path / 'config.json'}: not the settings of adapters ({error!r})") from None
+    name = str(base or recorded.name)
+    give = f"name the right one with {'another ' if base else ''}--base (base= in Python)"
+    try:
+        if recorded.seed is not None and not base:
+            model, tokenizer = preset(recorded.name, recorded.seed), embedded()
+        else:  # the id of weights rounded to bf16 was recorded too, so that 32 bits each need not be held
+            model, tokenizer = _load(name, dtype if dtype == torch.bfloat16 else torch.float32)
+    except UserError as error:
+        raise UserError(f"{path}: its base {name!r} cannot be loaded ({error}); {give}", error.status) from None
+    in_bf16 = model.tok.weight.dtype == torch.bfloat16
+    found, wanted = model_id(model, tokenizer), recorded.model_id["bf16" if in_bf16 else "fp32"]
+    if adapters_of(model) or found != wanted:
+        raise UserError(f"{path} holds adapters for another base: for {recorded.name} with model id {wanted}, but "
+                        f"{name} has {found}; {give}")  # fmt: skip
+    add_lora(model.to(dtype), settings, base=recorded)
+    load_weights(model, path)
+    if tokenizer and (path / "template.json").exists():
+        template = json.loads((path / "template.json").read_text())
+        tokenizer.template = saved_template(template, str(path / "template.json"))
+    return model, tokenizer
+
+
+def read_config(path: Path) -> dict:
+    """The config.json of one of our checkpoints."""
+    try:
+        values = json.loads((path / "config.json").read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path / 'config.json'}: {error}") from None
+    return values if isinstance(values, dict) else {}
+
+
+def merge(path: str | Path, out: str | Path, base: str | Path | None = None) -> None:
+    """Write an ordinary checkpoint to `out`: the adapters of `path` folded into their base, in full precision,
+    whatever the base was held in while training. Raises UserError, with nothing written, where that cannot be."""
+    inner, out = find_ours(Path(path)), Path(out)
+    if out.exists():
+        raise UserError(f"{out} exists already: name another place for the merged model")
+    if inner and "lora" not in read_config(inner):
+        raise UserError(f"{path} is a whole model: there are no adapters to merge")
+    model, tokenizer = load(path, base=base)
+    if adapters_of(model) is None:
+        raise UserError(f"{path} is a whole model: there are no adapters to merge")
+    save(out, merge_lora(model), tokenizer, verify(inner)["step"] if inner else 0)
+
+
+def base_of(model: GPT, tokenizer: Tokenizer | None, name: str, seed: int = 0) -> Base:
+    """How adapters for `model`, which was loaded by `name`, will name it. `seed`: of a preset."""
+    ids = {"fp32": model_id(model, tokenizer), "bf16": model_id(model, tokenizer, torch.bfloat16)}
+    if name in PRESETS:
+        return Base(name, ids, seed)
+    return Base(str(Path(name).absolute()) if Path(name).exists() else name, ids)
+
+
 def load_weights(model: GPT, path: Path, dtype: torch.dtype = torch.float32) -> None:
-    """Put the weights of checkpoint `path` into `model`; a missing, extra or misshapen tensor is named."""
-    state = load_tensors(path / "model.pt")
-    wanted = model.state_dict()
-    for name in wanted.keys() | state.keys():
-        if name not in state or name not in wanted:
-            which = "lacks the tensor" if name not in state else "has an unexpected tensor"
+    """Put the weights of checkpoint `path` into `model`, or its adapters where `model` has some; a missing, extra or
+    misshapen tensor is named. A model on the "meta" device is allocated in `dtype` and filled piece by piece, so that
+    its weights are never held in another."""
+    if next(model.parameters()).is_meta:
+        model.to(dtype).to_empty(device="cpu")
+    file, wanted = weights_of(model)
+    found = {stored.name: stored for stored in read_bin(path / file)}
+    for name in wanted.keys() | found.keys():
+        if name not in found or name not in wanted:
+            which = "lacks the tensor" if name not in found else "has an unexpected tensor"
             raise UserError(f"{path}: a checkpoint of another architecture: it {which} {name!r}")
-        if state[name].shape != wanted[name].shape:
+        if found[name].shape != tuple(wanted[name].shape):
             raise UserError(
-                f"{path}: a checkpoint of another architecture: {name!r} has shape {tuple(state[name].shape)} "
+                f"{path}: a checkpoint of another architecture: {name!r} has shape {found[name].shape} "
                 f"where {tuple(wanted[name].shape)} is due"
             )
-    if next(model.parameters()).is_meta:
-        model.load_state_dict({name: tensor.to(dtype) for name, tensor in state.items()}, assign=True)
-        model.requires_grad_(True)
-    else:
-        model.load_state_dict(state)
+    with torch.no_grad():
+        for name, tensor in wanted.items():
+            for start, stop, piece in found[name].pieces():
+                tensor[start:stop].copy_(piece)
 
 
 def load_tensors(path: Path) -> dict:
@@ -156,23 +252,45 @@ def prune(out_dir: Path, keep: int, step: int) -> None:
         shutil.rmtree(found[number], ignore_errors=True)
 
 
-def model_id(model: GPT, tokenizer: Tokenizer | None) -> str:
-    """A hash of weights, architecture and tokenizer: the same wherever the checkpoint is loaded in fp32."""
-    digest = hashlib.sha256(json.dumps(dataclasses.asdict(model.config), sort_keys=True).encode())
+def model_id(model: GPT, tokenizer: Tokenizer | None, rounded: torch.dtype | None = None) -> str:
+    """A hash of weights, architecture and tokenizer: the same wherever the checkpoint is loaded. With adapters: of
+    their base's id, their settings and them.
+
+    Every tensor is hashed as fp32 (fp64 stays), so that weights kept in bf16 have one id whatever they are loaded in.
+    `rounded`: the id that the model would have after its weights went through that dtype.
+    """
+    # a field that a later version adds, with a default that changes nothing, changes no id
+    config = {f.name: value for f in dataclasses.fields(model.config)
+              if (value := getattr(model.config, f.name)) != f.default}  # fmt: skip
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
     digest.update((tokenizer.digest if tokenizer else "").encode())
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    lora = adapters_of(model)
+    if lora and lora.base:
+        settings = [lora.base.model_id["fp32"], dataclasses.asdict(lora.config)]
+        digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+    state = lora_state(model) if lora and lora.base else model.state_dict()
+    for name, tensor in sorted(state.items()):
+        dtype = torch.float64 if tensor.dtype == torch.float64 and not rounded else torch.float32
+        digest.update(f"{name} {dtype} {tuple(tensor.shape)}".encode())
+        for part in tensor.detach().flatten().split(HASHED_AT_ONCE):  # no second copy of a large tensor
+            part = (part.to(rounded) if rounded else part).to("cpu", dtype).contiguous()
+            digest.update(part.view(torch.uint8).numpy())
     return digest.hexdigest()[:16]
 
 
-def load(name: str | Path, device="cpu", dtype: torch.dtype | None = None) -> tuple[GPT, Tokenizer | None]:
+def load(
+    name: str | Path, device="cpu", dtype: torch.dtype | None = None, base: str | Path | None = None
+) -> tuple[GPT, Tokenizer | None]:
     """A model and its tokenizer, from anything that can be loaded.
 
-    `name`: a checkpoint of gptft or a run's folder (its `best`, else its `last`), a local Hugging Face directory, a
-    preset (fresh weights, embedded vocabulary), or a hub id. `dtype` None: fp32. The model is in evaluation mode.
+    `name`: a checkpoint of gptft or a run's folder (its `best`, else its `last`), a local Hugging Face directory or
+    PEFT's, a preset (fresh weights, embedded vocabulary), or a hub id. `dtype` None: fp32. The model is in evaluation
+    mode. Adapters are loaded with their base, from where it was or from `base`, and stay apart from it
+    (`lora.merge_lora` makes one model of them).
     """
-    model, tokenizer = _load(str(name), dtype or torch.float32)
+    model, tokenizer = _load(str(name), dtype or torch.float32, base)
+    if base and not adapters_of(model):
+        raise UserError(f"{name} is a whole model; --base (base= in Python) goes with adapters")
     if tokenizer and tokenizer.n_vocab > model.config.vocab_size:
         raise UserError(
             f"{name}: its tokenizer has {tokenizer.n_vocab} ids, more than the {model.config.vocab_size} rows of the "
@@ -181,27 +299,52 @@ def load(name: str | Path, device="cpu", dtype: torch.dtype | None = None) -> tu
     return model.to(device).eval(), tokenizer
 
 
-def _load(name: str, dtype: torch.dtype) -> tuple[GPT, Tokenizer | None]:
+def find_ours(path: Path) -> Path | None:
+    """Our checkpoint at `path`: itself, or a run's `best`, else its `last`; None where there is none."""
+    for part in ("", "best", "last"):
+        recover(path / part)
+    return next((path / part for part in ("", "best", "last") if (path / part / "manifest.json").exists()), None)
+
+
+def _load(name: str, dtype: torch.dtype, base: str | Path | None = None) -> tuple[GPT, Tokenizer | None]:
     path = Path(name)
-    recover(path)
-    if path.is_dir():
-        for part in ("best", "last"):
-            recover(path / part)
-        inner = next((path / part for part in ("", "best", "last") if (path / part / "manifest.json").exists()), None)
-        if inner is not None:
-            return load_ours(inner, dtype)
-        if is_hf(path):
-            model = load_hf(path, dtype)
-            return model, hf_tokenizer(path, model.config)
-        raise UserError(f"{name}: neither a checkpoint (manifest.json), nor a run with one, nor a Hugging Face "
-                        "directory (config.json with a model_type)")  # fmt: skip
-    if name in PRESETS:
-        return preset(name, seed=0).to(dtype), embedded()
-    if path.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1:
-        raise UserError(f"{name}: no such directory{nearest(name, PRESETS)}")
-    directory = download(name)
-    model = load_hf(directory, dtype)
-    return model, hf_tokenizer(directory, model.config)
+    inner = find_ours(path)
+    if inner is not None:
+        return load_ours(inner, dtype, base)
+    if not path.is_dir():
+        if name in PRESETS:
+            return preset(name, seed=0).to(dtype), embedded()
+        if path.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1:
+            raise UserError(f"{name}: no such directory{nearest(name, PRESETS)}")
+        path = download(name)
+    if is_peft(path):
+        return load_peft(path, dtype, base)
+    if is_hf(path):
+        model = load_hf(path, dtype)
+        return model, hf_tokenizer(path, model.config)
+    raise UserError(f"{name}: neither a checkpoint (manifest.json), nor a run with one, nor a Hugging Face "
+                    "directory (config.json with a model_type), nor PEFT's adapters (adapter_config.json)")  # fmt: skip
+
+
+def load_peft(path: Path, dtype: torch.dtype, base: str | Path | None) -> tuple[GPT, Tokenizer | None]:
+    """Adapters that PEFT saved, on the base that they name, or on `base`. They carry no model id: that it is the right
+    base cannot be told, beyond its shapes."""
+    name = str(base or peft_base(path))
+    if not name:
+        raise UserError(f"{path / 'adapter_config.json'} names no base: give it with --base (base= in Python)")
+    try:
+        model, tokenizer = _load(name, dtype)
+    except UserError as error:
+        raise UserError(f"{path}: its base {name!r} cannot be loaded ({error}); name another with --base "
+                        "(base= in Python)", error.status) from None  # fmt: skip
+    if adapters_of(model):
+        raise UserError(f"{path}: its base {name!r} holds adapters itself: merge them first")
+    settings, state = read_peft(path, model)
+    add_lora(model, settings, base=base_of(model, tokenizer, name))
+    with torch.no_grad():
+        for name, tensor in lora_state(model).items():
+            tensor.copy_(state[name])
+    return model, tokenizer
 
 
 def preset(name: str, seed: int) -> GPT:

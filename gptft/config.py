@@ -86,6 +86,24 @@ class Config:
     grad_clip: float = setting(1.0, "largest gradient norm; 0: no clipping")
     dropout: float = setting(0.0, "dropout probability while training, 0 to 1")
 
+    # adapters
+    lora_rank: int = setting(
+        0,
+        "rank of low-rank adapters (LoRA), which are then all that is trained; 0: full fine-tuning; a usual lr is 2e-4",
+    )
+    lora_alpha: float = setting(16.0, "strength of the adapters: their product is scaled by alpha / rank")
+    lora_targets: tuple[str, ...] = setting(
+        ("attn", "mlp"),
+        "which linear layers get one: all four of attn, all of mlp, or single ones, as in q,v",
+        ("all", "attn", "mlp", "q", "k", "v", "out", "gate", "up", "down"),
+    )
+    lora_rslora: bool = setting(False, "scale by alpha / sqrt(rank) instead, so that high ranks keep learning (rsLoRA)")
+    lora_dropout: float = setting(0.0, "dropout probability on what the adapters read, 0 to 1")
+    lora_dora: bool = setting(False, "train each row's magnitude apart from its direction (DoRA)")
+    lora_base: str = setting(
+        "fp32", "how the frozen linear layers are held in memory while training", ("fp32", "bf16", "int8")
+    )
+
     # evaluation
     eval_every: int = setting(0, "steps between evaluations; 0: ten times a run")
     eval_batch_size: int = setting(16, "examples a batch in evaluation; the result does not depend on it")
@@ -124,6 +142,9 @@ ELSEWHERE = {
     "gradient_accumulation_steps": "grad_accum", "max_seq_length": "max_length", "max_grad_norm": "grad_clip",
     "lr_scheduler_type": "schedule", "save_total_limit": "keep", "gradient_checkpointing": "checkpoint_activations",
     "prompt_template": "template", "early_stopping_patience": "patience", "bf16": "precision", "fp16": "precision",
+    "lora_r": "lora_rank", "r": "lora_rank", "rank": "lora_rank", "alpha": "lora_alpha", "use_dora": "lora_dora",
+    "target_modules": "lora_targets", "lora_target_modules": "lora_targets", "use_rslora": "lora_rslora",
+    "load_in_8bit": "lora_base", "load_in_4bit": "lora_base", "quantization": "lora_base",
 }  # fmt: skip
 
 
@@ -161,6 +182,8 @@ def coerce(name: str, value, where: str):
             return pairs
         if isinstance(kind, types.GenericAlias):
             items = [value] if isinstance(value, str | Path) else list(value)
+            if name == "lora_targets":  # a path may hold a comma, the name of a layer does not
+                items = [word for item in items for word in _scalar(str, item).split(",") if word]
             if kind.__args__[-1] is Ellipsis:
                 return tuple(_scalar(kind.__args__[0], item) for item in items)
             if len(items) != len(kind.__args__):
@@ -263,17 +286,19 @@ AT_LEAST = {
     "warmup_steps": 0, "weight_decay": 0, "eps": 0, "grad_clip": 0, "eval_every": 0, "eval_batch_size": 1,
     "patience": 0, "test_samples": 0, "max_new_tokens": 1, "save_every": 0, "keep": 1, "log_every": 1, "threads": 0,
     "seed": 0, "dropout": 0, "val_fraction": 0, "test_fraction": 0,
+    "lora_rank": 0, "lora_dropout": 0,
 }  # fmt: skip
-BELOW = {"dropout": 1, "val_fraction": 1, "test_fraction": 1, "seed": 2**63}
+BELOW = {"dropout": 1, "lora_dropout": 1, "val_fraction": 1, "test_fraction": 1, "seed": 2**63}
 
 
 def check(config: Config) -> Config:
     """Refuse impossible values, naming the field and what it may be."""
     for name, item in FIELDS.items():
         value, choices = getattr(config, name), item.metadata["choices"]
-        if choices and value not in choices:
-            close = nearest(str(value), choices)
-            raise UserError(f"--{name} must be one of {', '.join(choices)}, not {value!r}{close}")
+        for word in value if isinstance(value, tuple) else (value,):
+            if choices and word not in choices:
+                close = nearest(str(word), choices)
+                raise UserError(f"--{name} must be one of {', '.join(choices)}, not {word!r}{close}")
         if name in AT_LEAST and value < AT_LEAST[name]:
             raise UserError(f"--{name} must be at least {AT_LEAST[name]}, not {value}")
         if name in BELOW and value >= BELOW[name]:
@@ -289,10 +314,22 @@ def check(config: Config) -> Config:
     held_out = (0 if config.val_data else config.val_fraction) + (0 if config.test_data else config.test_fraction)
     if held_out >= 1:
         raise UserError("--val_fraction and --test_fraction together leave nothing to train on")
+    check_lora(config)
     word = config.device.partition(":")[0]
     if word not in ("auto", "cpu", "cuda", "mps"):
         raise UserError(f"--device must be auto, cpu, cuda, cuda:N or mps, not {config.device!r}")
     return config
+
+
+def check_lora(config: Config) -> None:
+    """Refuse adapters that cannot be, and settings of adapters where there are none: they would do nothing."""
+    if not config.lora_targets:
+        raise UserError("--lora_targets names no layer")
+    if config.lora_alpha <= 0:
+        raise UserError(f"--lora_alpha must be above 0, not {config.lora_alpha}")
+    for name, item in FIELDS.items():
+        if name.startswith("lora_") and not config.lora_rank and getattr(config, name) != item.default:
+            raise UserError(f"--{name} is given, but --lora_rank is 0: there are no adapters; --lora_rank 8 makes some")
 
 
 def to_toml(config: Config, leave_out: tuple[str, ...] = ("out_dir", "resume")) -> str:

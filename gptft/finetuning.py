@@ -21,8 +21,9 @@ from gptft.config import Config, check, check_names, resolve, shipped, to_toml
 from gptft.data import Dataset, Recipe, Split
 from gptft.evaluation import answer, evaluate_loss, exact_match, prompt_and_expected
 from gptft.files import UserError, atomic_write, json_line
+from gptft.lora import LoraConfig, adapters_of, add_lora, count_parameters, describe_lora, merge_lora, training_flops
 from gptft.loss import Objective
-from gptft.model import GPT, training_flops
+from gptft.model import GPT
 from gptft.optim import Precision, keep_freed_memory, make_optimizer, pick_device
 from gptft.prompts import TEMPLATES, load_template
 from gptft.report import say
@@ -69,6 +70,8 @@ def finetune(config: Config | None = None, **settings) -> Run:
 
     # 1. what we start from, and the data, as tokens
     model, tokenizer = load_start(config)
+    if config.lora_rank:
+        add_adapters(config, model, tokenizer)
     datasets, (train_set, val_set, test_set) = load_data(config, model, tokenizer)
     describe_data(datasets, train_set, val_set, test_set)
 
@@ -134,11 +137,25 @@ def load_start(config: Config) -> tuple[GPT, Tokenizer]:
         model, tokenizer = checkpoint.preset(config.init, config.seed), embedded()
     else:
         model, tokenizer = checkpoint.load(config.init)
+    if adapters_of(model):
+        if config.lora_rank:  # new adapters would belong to a base that is on no disk
+            raise UserError(f"--init {config.init} holds adapters, and others cannot be put upon them: make one model "
+                            f"of it first, by python -m gptft merge {config.init} OUT, and start from OUT")  # fmt: skip
+        merge_lora(model)
+        say(f"the adapters of {config.init} are merged into their base")
     if tokenizer is None:
         raise UserError(f"--init {config.init} has no tokenizer")
     if config.max_length > model.config.block_size:
         raise UserError(f"--max_length {config.max_length} is above the model's block_size {model.config.block_size}")
     return model, tokenizer
+
+
+def add_adapters(config: Config, model: GPT, tokenizer: Tokenizer) -> None:
+    """Freeze the model and put adapters on it, which are then all that is trained and saved."""
+    settings = LoraConfig(config.lora_rank, config.lora_alpha, config.lora_targets, config.lora_rslora,
+                          config.lora_dropout, config.lora_dora)  # fmt: skip
+    base = checkpoint.base_of(model, tokenizer, config.init, config.seed)  # before its weights are rounded
+    add_lora(model, settings, config.seed, base, config.lora_base)
 
 
 def load_data(
@@ -202,7 +219,7 @@ def describe(state: TrainState, config: Config, train_set: Split, device: torch.
     total, examples = total_steps(len(train_set), config), config.batch_size * config.grad_accum
     ledger = train_set.dataset.ledger
     lengths, targets = [float(train_set.lengths.mean())] * examples, examples * ledger["targets"] / ledger["examples"]
-    flops = training_flops(state.model.config, lengths, targets)
+    flops = training_flops(state.model, lengths, targets)
     say(report.describe_model(state.model, optimizer_bytes))
     say(f"training: {total:,} steps of {examples} examples, about {report.amount(flops, 'FLOP')} a step, "
         f"in {state.precision.name} on {device}")  # fmt: skip
@@ -262,6 +279,8 @@ def summarise(state: TrainState, objective: Objective, config: Config, test_set:
             objective, test_set, config.eval_batch_size, pad_id, state.precision, config.mask_prompt
         )
     seconds = max(progress.seconds, 1e-9)
+    trained, parameters = count_parameters(state.model)
+    lora = {"lora": describe_lora(state.model)} if adapters_of(state.model) else {}
     return {
         "model_id": checkpoint.model_id(state.model, tokenizer),
         "steps": progress.step,
@@ -275,7 +294,9 @@ def summarise(state: TrainState, objective: Objective, config: Config, test_set:
         "eval_loss": progress.best_loss if progress.evaluated >= 0 else None,
         "test_loss": test_loss,
         "test_exact_match": None,
-        "parameters": state.model.n_parameters(),
+        "parameters": parameters,
+        "trainable_parameters": trained,
+        **lora,
         "peak_memory_bytes": peak_memory(state.model.device),
         "precision": state.precision.name,
         "device": str(state.model.device),

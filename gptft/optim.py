@@ -25,7 +25,7 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
 
 def make_optimizer(model: nn.Module, config: Config) -> torch.optim.Optimizer:
     """AdamW (arXiv 1711.05101), fused into one pass over memory, or Adafactor (arXiv 1804.04235)."""
-    groups = parameter_groups(model, config.weight_decay)
+    groups = [group for group in parameter_groups(model, config.weight_decay) if group["params"]]
     if config.optimizer == "adafactor":
         return torch.optim.Adafactor(groups, lr=config.lr)
     fused = next(model.parameters()).device.type in ("cpu", "cuda") or None  # None: torch's own choice

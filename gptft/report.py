@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from gptft.evaluation import is_exact
 from gptft.files import atomic_write
+from gptft.lora import adapters_of, count_parameters, weight_bytes
 from gptft.model import GPT
 from gptft.training import Evaluation, Progress, Step
 
@@ -139,14 +140,21 @@ def describe_ledger(name: str, ledger: dict) -> str:
 
 
 def describe_model(model: GPT, optimizer_bytes: int) -> str:
-    """A line on the size of model and optimizer."""
-    config = model.config
-    weights = sum(p.numel() * p.element_size() for p in model.parameters())
-    return (
-        f"model: {model.n_parameters():,} parameters ({config.n_layer} layers, {config.n_embd} wide, {config.n_head} "
+    """A line on the size of model and optimizer; with adapters a second one on them."""
+    config, lora = model.config, adapters_of(model)
+    trained, parameters = count_parameters(model)
+    line = (
+        f"model: {parameters:,} parameters ({config.n_layer} layers, {config.n_embd} wide, {config.n_head} "
         f"heads, {config.vocab_size:,} ids, {config.position} positions, block of {config.block_size}); "
-        f"weights {amount(weights, 'B')}, optimizer {amount(optimizer_bytes, 'B')}"
+        f"weights {amount(weight_bytes(model), 'B')}, optimizer {amount(optimizer_bytes, 'B')}"
     )
+    if lora:
+        kind = ("DoRA" if lora.config.dora else "LoRA") + (", rank-stabilised" if lora.config.rslora else "")
+        line += (
+            f"\nadapters: {kind} of rank {lora.config.rank} on {', '.join(lora.config.targets)}; {trained:,} parameters"
+            f" ({trained / parameters:.2%}) are trained, the others frozen, their linear layers in {lora.held}"
+        )
+    return line
 
 
 def amount(value: float, unit: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import signal
 import sys
@@ -16,6 +17,7 @@ from gptft import checkpoint, report
 from gptft.config import Config
 from gptft.data import Split
 from gptft.files import UserError
+from gptft.lora import adapters_of
 from gptft.loss import Objective
 from gptft.model import GPT
 from gptft.report import say
@@ -56,8 +58,10 @@ def holds_run(path: Path) -> bool:
 def describe_inputs(config: Config, model: GPT, tokenizer: Tokenizer, train_set: Split, val_set: Split) -> dict:
     """What must be the same for a run to go on, and where it ran: bit for bit is promised for the same machine only."""
     settings = ("seed", "batch_size", "grad_accum", "batching", "mask_prompt", "optimizer")
+    lora = adapters_of(model)
     return {
-        "model it starts from": checkpoint.model_id(model, tokenizer),
+        "model it starts from": lora.base.model_id["fp32"] if lora else checkpoint.model_id(model, tokenizer),
+        "adapters (--lora_...)": [dataclasses.asdict(lora.config), lora.held] if lora else None,
         "training data": train_set.digest(),
         "validation data": val_set.digest(),
         **{name: getattr(config, name) for name in settings},

@@ -19,8 +19,9 @@ from gptft.config import Config
 from gptft.data import Split
 from gptft.evaluation.loss import Interrupted, evaluate_loss
 from gptft.files import NonFinite, UserError
+from gptft.lora import training_flops
 from gptft.loss import IGNORE, Objective
-from gptft.model import GPT, training_flops
+from gptft.model import GPT
 from gptft.optim import Precision, learning_rate
 
 
@@ -228,7 +229,7 @@ def train(
             seconds = time.perf_counter() - began
             tokens, flops = (
                 sum(sum(b.lengths) for b in batches),
-                sum(training_flops(model.config, b.lengths, b.n_targets) for b in batches),
+                sum(training_flops(model, b.lengths, b.n_targets) for b in batches),
             )
             progress.step, progress.window = progress.step + 1, progress.window + 1
             progress.seconds, progress.flops = progress.seconds + seconds, progress.flops + flops

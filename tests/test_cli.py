@@ -13,10 +13,12 @@ import pytest
 import torch
 
 from gptft import checkpoint, decoding
-from gptft.__main__ import command_train, main, run
+from gptft.__main__ import command_train, main
 from gptft.architecture import GPTConfig
+from gptft.cli import run
 from gptft.data import Recipe, load_dataset
 from gptft.files import sha256_file
+from gptft.lora import LoraConfig, add_lora, lora_state
 from gptft.model import GPT
 from gptft.prompts import TEMPLATES
 from gptft.tokenizer import embedded
@@ -537,3 +539,73 @@ def test_evaluate_measures_loss_and_exact_matches(ask, saved):
     assert f"loss {total / n:.4f} nats a target, over 3 examples" in out
     if said.strip():
         assert "exact match 33.3%, over the first 3 records" in out
+
+
+# ---- adapters
+
+
+@pytest.fixture
+def adapted(tmp_path, saved):
+    """(adapters for a checkpoint, that checkpoint, the model with both, its tokenizer)"""
+    base = saved("base")
+    model, tokenizer = checkpoint.load(base)
+    named = checkpoint.base_of(model, tokenizer, str(base))
+    add_lora(model, LoraConfig(4, alpha=64.0, targets=("all",)), base=named)
+    with torch.no_grad():
+        for tensor in lora_state(model).values():
+            tensor.normal_(generator=torch.Generator().manual_seed(tensor.numel()))
+    checkpoint.save(tmp_path / "adapter", model, tokenizer, 3)
+    return tmp_path / "adapter", base, model, tokenizer
+
+
+def test_merge_writes_a_model_that_answers_as_the_adapters_did(ask, adapted, place):
+    path, base, model, tokenizer = adapted
+    expected = decoding.generate(model, tokenizer, ["Hello"], 12)[0]
+    assert expected != decoding.generate(*checkpoint.load(base), ["Hello"], 12)[0]
+    assert ask(GPTFT, "generate", path, "Hello", "--max_new_tokens", 12) == (0, expected + "\n", "")
+    assert ask(GPTFT, "merge", path, "out/merged") == (0, "out/merged\n", "")
+    assert ask(GPTFT, "generate", "out/merged", "Hello", "--max_new_tokens", 12) == (0, expected + "\n", "")
+
+
+def test_merge_says_what_is_wrong_and_writes_nothing(ask, adapted, saved, place):
+    """Adapters on another base, a whole model in their place, an OUT that exists: one line each."""
+    path, base, _, _ = adapted
+    other = saved("other", n_layer=1)
+    os.mkdir("taken")
+    for words, parts in (
+        ([path, "out", "--base", other], ["adapters for another base", str(base), str(other), "--base"]),
+        ([base, "out"], ["base is a whole model: there are no adapters to merge"]),
+        ([path, "taken"], ["taken exists already"]),
+        (["nowhere", "out"], ["'nowhere' is not in the local cache and the hub cannot be reached"]),
+        ([path, "out", "--bas", other], ["unknown argument --bas; did you mean '--base'?"]),
+        ([path], ["the following arguments are required: out"]),
+    ):
+        status, out, err = ask(GPTFT, "merge", *words)
+        assert status == 2 and out == "" and os.listdir(place) == ["taken"]
+        is_one_line(err, *parts)
+
+
+def test_every_command_takes_adapters_and_another_place_of_their_base(ask, adapted, place):
+    """A base that was moved is named with --base; without it one line says so."""
+    path, base, model, tokenizer = adapted
+    expected = decoding.generate(model, tokenizer, ["Hello"], 5)[0]
+    base.rename(base.with_name("moved"))
+    write("d.jsonl", GOOD)
+    moved = ["--base", base.with_name("moved")]
+    status, out, err = ask(GPTFT, "generate", path, "Hello", "--max_new_tokens", 5)
+    assert status == 2 and out == ""
+    is_one_line(err, "its base", str(base), "cannot be loaded", "no such directory", "--base")
+    assert ask(GPTFT, "generate", path, "Hello", "--max_new_tokens", 5, *moved)[:2] == (0, expected + "\n")
+    assert expected in ask(GPTFT, "chat", path, "--max_new_tokens", 5, *moved, stdin="Hello\n")[1]
+    assert "nats a target" in ask(GPTFT, "evaluate", path, "--data", "d.jsonl", *moved)[1]
+
+
+def test_training_on_another_models_adapters_is_one_line_and_no_folder(ask, adapted, place):
+    path, _, _, _ = adapted
+    write("d.jsonl", GOOD * 30)
+    status, _, err = ask(TRAIN, "--init", path, "--data", "d.jsonl", "--out_dir", "out", "--lora_rank", 4)
+    assert status == 2 and os.listdir(place) == ["d.jsonl"]
+    is_one_line(err, "holds adapters", f"python -m gptft merge {path} OUT")
+    status, _, err = ask(TRAIN, "--init", "tiny", "--data", "d.jsonl", "--out_dir", "out", "--lora_alpha", 4)
+    assert status == 2 and os.listdir(place) == ["d.jsonl"]
+    is_one_line(err, "--lora_alpha is given, but --lora_rank is 0")

@@ -71,6 +71,29 @@ def test_a_list_given_in_pieces_is_one_list():
     assert given["lr"] == 2.0  # of a single value the last one counts, as everywhere
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--lora_targets", "attn,down"],
+        ["--lora_targets", "attn", "down"],
+        ["--lora_targets=attn,down"],
+        ["--lora_targets", "attn,", "down"],
+        ["--lora_targets", "attn", "--lora_targets", "down"],
+    ],
+)
+def test_lists_of_layers_take_commas_and_spaces(words, tmp_path):
+    """`attn,down` read as one word would be refused, or match nothing."""
+    assert parse_arguments(words)[1] == {"lora_targets": ("attn", "down")}
+    path = tmp_path / "c.toml"
+    for value in ('"attn,down"', '["attn", "down"]'):
+        path.write_text(f"lora_rank = 8\nlora_targets = {value}\n")
+        assert resolve(str(path)).lora_targets == ("attn", "down")
+
+
+def test_a_comma_in_a_path_stays_one():
+    assert parse_arguments(["--data", "a,b.json"])[1]["data"] == ("a,b.json",)
+
+
 def test_hyphens_and_equals_signs_are_understood():
     assert parse_arguments(["--batch-size=4", "--lr=1e-4"])[1] == {"batch_size": 4, "lr": 1e-4}
 
@@ -107,6 +130,16 @@ def test_hyphens_and_equals_signs_are_understood():
         ("--min_lr 1.0 is above --lr", ["--min_lr", "1"]),
         ("--device must be auto, cpu, cuda, cuda:N or mps, not 'gpu'", ["--device", "gpu"]),
         ("--config: no such file: nowhere.toml", ["--config", "nowhere.toml"]),
+        ("--lora_rank must be at least 0, not -1", ["--lora_rank", "-1"]),
+        ("--lora_alpha must be above 0, not 0.0", ["--lora_rank", "8", "--lora_alpha", "0"]),
+        ("--lora_dropout must be below 1", ["--lora_rank", "8", "--lora_dropout", "1"]),
+        ("up, down, not 'atn'; did you mean 'attn'?", ["--lora_rank", "8", "--lora_targets", "mlp,atn"]),
+        ("--lora_targets names no layer", ["--lora_rank", "8", "--lora_targets", ","]),
+        ("--lora_base must be one of fp32, bf16, int8, not 'int4'", ["--lora_rank", "8", "--lora_base", "int4"]),
+        ("--lora_alpha is given, but --lora_rank is 0: there are no adapters", ["--lora_alpha", "32"]),
+        ("--lora_base is given, but --lora_rank is 0", ["--lora_base", "int8"]),
+        ("--lora_dora is given, but --lora_rank is 0", ["--lora_dora"]),
+        ("--lora_targets is given, but --lora_rank is 0", ["--lora_targets", "q"]),
     ],
 )
 def test_what_is_wrong_on_the_command_line_is_one_line_naming_the_flag(message, words):
@@ -179,7 +212,7 @@ def test_every_field_survives_the_round_trip(tmp_path):
         value = getattr(Config(), name)
         kind = TYPES[name]
         if FIELDS[name].metadata["choices"]:
-            changed[name] = FIELDS[name].metadata["choices"][-1]
+            changed[name] = ("all",) if name == "lora_targets" else FIELDS[name].metadata["choices"][-1]
         elif kind is bool:
             changed[name] = not value
         elif kind is int:
@@ -297,6 +330,9 @@ def test_a_missing_key_of_the_architecture_is_named():
 
 def test_other_trainers_names_lead_to_ours():
     """Nobody who types --lerning_rate means --min_lr."""
-    for flag, ours in (("lerning_rate", "lr"), ("num_train_epochs", "epochs"), ("ouput_dir", "out_dir")):
+    for flag, ours in (("lerning_rate", "lr"), ("num_train_epochs", "epochs"), ("ouput_dir", "out_dir"),
+                       ("lora_r", "lora_rank"), ("target_modules", "lora_targets"), ("use_rslora", "lora_rslora"),
+                       ("use_dora", "lora_dora"), ("load_in_8bit", "lora_base"),
+                       ("lora_alfa", "lora_alpha")):  # fmt: skip
         with pytest.raises(UserError, match=rf"unknown flag --{flag}; did you mean '--{ours}'\?"):
             parse_arguments([f"--{flag}", "1"])

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,9 +12,11 @@ import pytest
 import torch
 
 import gptft
+from gptft import checkpoint
 from gptft.config import Config, resolve
 from gptft.files import UserError
 from gptft.finetuning import finetune
+from gptft.lora import lora_state
 from gptft.report import read_metrics
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -220,6 +223,136 @@ def test_keeping_freed_memory_changes_no_result(tmp_path, write_lines, pairs):
         subprocess.run(list(map(str, command)), check=True, capture_output=True)
         ids.append(json.loads((tmp_path / keep / "summary.json").read_text())["model_id"])
     assert ids[0] == ids[1]
+
+
+# ---- adapters
+
+LORA = {**QUICK, "lora_rank": 4, "lora_targets": "attn,mlp", "lora_dropout": 0.1, "lr": 1e-2}
+
+
+@pytest.fixture
+def start(tmp_path, write_lines, pairs):
+    """(the data, a checkpoint to start from)"""
+    data = write_lines(pairs(60))
+    return data, finetune(data=data, out_dir=tmp_path / "start", **{**QUICK, "lr": 1e-2}).path / "best"
+
+
+@pytest.mark.parametrize("held", ["fp32", "bf16", "int8"])
+def test_a_run_with_adapters_trains_and_keeps_adapters_only(tmp_path, start, held, capsys):
+    """End to end: the base on disk is not touched, the checkpoints are small, `load` gives what the run returned, and
+    merging an int8 run takes the exact weights."""
+    data, base = start
+    before = {path.name: path.read_bytes() for path in base.iterdir()}
+    run = finetune(data=data, out_dir=tmp_path / "run", **{**LORA, "init": base, "lora_base": held, "save_every": 2})
+    said = capsys.readouterr().out
+    assert f"adapters: LoRA of rank 4 on attn, mlp; 27,648 parameters (3.51%) are trained, the others frozen, their " \
+           f"linear layers in {held}" in said  # fmt: skip
+    assert {path.name: path.read_bytes() for path in base.iterdir()} == before
+    summary = json.loads((run.path / "summary.json").read_text())
+    assert summary == run.summary
+    assert summary["trainable_parameters"] == 27648 and summary["parameters"] == 759_040 + 27_648
+    assert summary["lora"]["rank"] == 4 and summary["lora"]["held"] == held
+    assert summary["lora"]["base"]["name"] == str(base)
+    rows = read_metrics(run.path / "metrics.jsonl")
+    evaluations = [row["eval_loss"] for row in rows if "eval_loss" in row]
+    assert evaluations[-1] < evaluations[0]
+    for name in ("best", "last", "step-000006"):
+        assert not (run.path / name / "model.pt").exists() and (run.path / name / "adapter.pt").exists()
+    assert (run.path / "best" / "adapter.pt").stat().st_size < 150_000
+    loaded, tokenizer = gptft.load(run.path)
+    assert checkpoint.model_id(loaded, tokenizer) == summary["model_id"]
+    ours, theirs = lora_state(loaded), lora_state(run.model)
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours) and ours.keys() == theirs.keys()
+    checkpoint.merge(run.path, tmp_path / "merged")
+    merged, _ = gptft.load(tmp_path / "merged")
+    idx = torch.arange(30)[None]
+    assert (merged(idx) - loaded(idx)).norm() < 1e-5 * loaded(idx).norm()
+    assert torch.equal(merged.tok.weight, gptft.load(base)[0].tok.weight)
+
+
+def test_a_run_with_adapters_goes_on_bit_for_bit(tmp_path, start):
+    """Row 13 with adapters: stopped after any step, the rest of the run is the unbroken one."""
+    data, base = start
+    settings = {**LORA, "init": base, "save_every": 2, "keep": 9, "max_steps": 7, "lora_dora": True}
+    whole = finetune(data=data, out_dir=tmp_path / "whole", **settings)
+    shutil.copytree(tmp_path / "whole", tmp_path / "run")
+    for name in ("last", "step-000006", "step-000004", "best"):
+        shutil.rmtree(tmp_path / "run" / name)
+    run = finetune(data=data, resume=True, out_dir=tmp_path / "run", **settings)
+    for name in ("model_id", "train_loss", "eval_loss", "test_loss", "total_flos"):
+        assert run.summary[name] == whole.summary[name], name
+    for name in ("last", "best"):
+        ours, theirs = (torch.load(path / name / "adapter.pt", weights_only=True) for path in (run.path, whole.path))
+        assert ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours)
+    rows = [[row["loss"] for row in read_metrics(path / "metrics.jsonl") if "loss" in row]
+            for path in (run.path, whole.path)]  # fmt: skip
+    assert rows[0] == rows[1] and len(rows[0]) == 7
+
+
+def test_resuming_with_other_adapters_is_refused(tmp_path, start):
+    """Else half of the run would have been trained at another scale, or with another dropout."""
+    data, base = start
+    settings = {**LORA, "init": base, "out_dir": tmp_path / "run", "data": data, "max_steps": 2, "resume": True}
+    finetune(**settings)
+    for change in ({"lora_alpha": 8}, {"lora_rank": 5}, {"lora_rslora": True}, {"lora_dora": True},
+                   {"lora_dropout": 0.0}, {"lora_targets": "attn"}, {"lora_base": "int8"}):  # fmt: skip
+        with pytest.raises(UserError, match=r"--resume: the adapters \(--lora_\.\.\.\) changed since"):
+            finetune(**{**settings, **change})
+    full = {name: value for name, value in settings.items() if not name.startswith("lora_")}
+    with pytest.raises(UserError, match=r"--resume: the adapters \(--lora_\.\.\.\) changed since"):
+        finetune(**full)
+    other = finetune(data=data, out_dir=tmp_path / "other", **QUICK).path
+    with pytest.raises(UserError, match=r"--resume: the model it starts from changed since"):
+        finetune(**{**settings, "init": other, "template": "qa"})
+
+
+def test_training_on_from_adapters(tmp_path, start, capsys):
+    """In full it goes on from the two merged; with new adapters it is refused, since their base would be on no disk."""
+    data, base = start
+    first = finetune(data=data, out_dir=tmp_path / "a", **{**LORA, "init": base})
+    with pytest.raises(UserError, match=r"holds adapters, and others cannot be put upon them: .* gptft merge"):
+        finetune(data=data, out_dir=tmp_path / "b", **{**LORA, "init": first.path})
+    assert not (tmp_path / "b").exists()
+    capsys.readouterr()
+    run = finetune(data=data, out_dir=tmp_path / "b", **{**QUICK, "init": first.path, "template": "auto"})
+    assert f"the adapters of {first.path} are merged into their base" in capsys.readouterr().out
+    assert (run.path / "best" / "model.pt").exists() and "lora" not in run.summary
+    assert run.summary["trainable_parameters"] == run.summary["parameters"] == 759_040
+    start_loss = read_metrics(run.path / "metrics.jsonl")[0]["eval_loss"]
+    assert start_loss == pytest.approx(first.summary["eval_loss"], rel=1e-5)
+
+
+def test_a_target_that_the_model_lacks_leaves_nothing_behind(tmp_path, start):
+    data, base = start
+    with pytest.raises(UserError, match="--lora_targets gate: this model has no such layer; it has down, k"):
+        finetune(data=data, out_dir=tmp_path / "run", **{**LORA, "init": base, "lora_targets": "gate"})
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_runner_takes_adapters(tmp_path, start, monkeypatch):
+    from gptft import BasicModelRunner
+
+    data, base = start
+    monkeypatch.chdir(tmp_path)
+    model = BasicModelRunner(str(base), **{k: v for k, v in LORA.items() if k != "init"})
+    model.load_data_from_jsonlines(data)
+    model_id = model.train()
+    assert model_id == model.model_id == checkpoint.model_id(*gptft.load(model.path))
+    again = BasicModelRunner(str(model.path))
+    assert again.model_id == model_id and again("What comes after 3?") == model("What comes after 3?")
+
+
+@pytest.mark.slow
+def test_compiled_blocks_give_the_same_losses_with_adapters(tmp_path, write_lines, pairs):
+    """The sum in place and the 8-bit product of their own go through torch.compile."""
+    data = write_lines(pairs(30))
+    losses = []
+    for compiled in (False, True):
+        settings = {**LORA, "compile": compiled, "max_steps": 3, "test_samples": 2, "lora_dropout": 0.0,
+                    "lora_base": "int8", "lora_dora": True}  # fmt: skip
+        run = finetune(data=data, out_dir=tmp_path / str(compiled), **settings)
+        losses.append([row["loss"] for row in read_metrics(run.path / "metrics.jsonl") if "loss" in row])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
 @pytest.mark.slow

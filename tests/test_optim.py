@@ -44,6 +44,15 @@ def test_decay_on_matrices_only():
     assert len(matrices["params"]) + len(vectors["params"]) == len(names) - 1
 
 
+def test_a_group_without_parameters_is_left_out():
+    """Of a model with adapters no vector is trained."""
+    model = toy_model(torch.float32)
+    for parameter in model.parameters():
+        parameter.requires_grad_(parameter.dim() > 1)
+    for name in ("adamw", "adafactor"):
+        assert len(make_optimizer(model, Config(optimizer=name)).param_groups) == 1
+
+
 def test_adamw_is_its_formula():
     """One step of AdamW (arXiv 1711.05101, algorithm 2) by hand, in fp64."""
     model = toy_model()

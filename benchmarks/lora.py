@@ -1,0 +1,299 @@
+"""LoRA against full fine-tuning and against PEFT with TRL: GPT-2 124M on 935 records of instruction-data.json.
+
+Speed: batch 8, rank 8 on every linear layer of the blocks, the loss on responses only, no dropout, AdamW, gradients
+clipped at 1.0, on the CPU, in fp32 and in bf16 autocast; each contender in a fresh process, as in `sft`. A first gate
+shows that gptft and PEFT compute the same loss, and the same gradient of the adapters' B, from the same adapters.
+
+Quality: GPT-2 124M, first trained whole on half of the records, then on the other half whole or by its adapters; and
+the embedded default's second stage, whole or by adapters of several ranks, also beside frozen weights in bf16 and int8.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+from benchmarks import common, gpt2, results, sft
+from gptft.files import UserError
+
+RANK, ALPHA = 8, 16.0
+TARGETS = ["attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"]  # as PEFT calls attn and mlp
+FASTER_THAN_FULL, FASTER_THAN_PEFT = 1.3, 1.8  # times the examples a second, at the same precision
+PEFT = ("PEFT fp32", "PEFT bf16")
+CONTENDERS = {
+    "gptft full fp32": {},
+    "gptft full bf16": {},
+    "gptft LoRA fp32": {"lora_rank": RANK},
+    "gptft LoRA bf16": {"lora_rank": RANK},
+    "gptft LoRA bf16, base bf16": {"lora_rank": RANK, "lora_base": "bf16"},
+    "gptft LoRA bf16, base int8": {"lora_rank": RANK, "lora_base": "int8"},
+    "gptft DoRA bf16, base bf16": {"lora_rank": RANK, "lora_base": "bf16", "lora_dora": True},
+}
+EMBEDDED = {
+    "full": {},
+    "LoRA, rank 4": {"lora_rank": 4},
+    "LoRA, rank 16": {"lora_rank": 16},
+    "LoRA, rank 16, base bf16": {"lora_rank": 16, "lora_base": "bf16"},
+    "LoRA, rank 16, base int8": {"lora_rank": 16, "lora_base": "int8"},
+    "LoRA, rank 16, attention only": {"lora_rank": 16, "lora_targets": ["attn"]},
+    "rsLoRA, rank 16": {"lora_rank": 16, "lora_rslora": True},
+    "DoRA, rank 16": {"lora_rank": 16, "lora_dora": True},
+}
+REAL = {
+    "full": {},
+    f"LoRA, rank {RANK}": {"lora_rank": RANK},
+    f"LoRA, rank {RANK}, base int8": {"lora_rank": RANK, "lora_base": "int8"},
+}
+
+
+def work(task: dict) -> dict:
+    """Do one task in a fresh process."""
+    if task["do"] == "make":
+        return {"parameters": gpt2.make(Path(task["model"]), task["quick"])}
+    if task["do"] == "gate":
+        return gate(task)
+    if task["do"] == "finetune":
+        return finetune(task)
+    return train_peft(task) if task["do"] in PEFT else train_gptft(task)
+
+
+def train_gptft(task: dict) -> dict:
+    """sft's contender, with adapters where the task's settings ask for them."""
+    import numpy as np
+    import torch
+
+    from gptft.collate import plan
+    from gptft.config import resolve
+    from gptft.data import Split
+    from gptft.finetuning import add_adapters
+    from gptft.lora import count_parameters
+    from gptft.loss import Objective
+    from gptft.optim import Precision, make_optimizer
+    from gptft.training import Progress, TrainState, train
+
+    model, tokenizer, dataset = sft.load_gptft(task)
+    warm, measured, nothing = (Split(dataset, np.array(part, int)) for part in (task["warm"], task["measured"], []))
+    plain = {"schedule": "constant", "warmup_steps": 0, "weight_decay": 0.0, "grad_clip": 1.0, "epochs": 1,
+             "init": task["model"], "precision": task["do"].split()[2].strip(","), "batch_size": sft.BATCH,
+             "lr": sft.LEARNING_RATE, "seed": sft.SEED}  # fmt: skip
+    config = resolve("", {**plain, "lora_alpha": ALPHA, **task["settings"]} if task["settings"] else plain)
+    if config.lora_rank:
+        add_adapters(config, model, tokenizer)
+    state = TrainState(model, make_optimizer(model, config), Precision(config.precision, torch.device("cpu")))
+    objective = Objective(model)
+    for _ in train(state, objective, config, warm, nothing, tokenizer.eot):
+        pass
+    state.progress = Progress()
+    began = time.perf_counter()
+    losses = [event.loss for event in train(state, objective, config, measured, nothing, tokenizer.eot)]
+    seconds = time.perf_counter() - began
+    windows = plan(measured.lengths, sft.BATCH, 1, sft.SEED, 0)
+    outcome = sft.books(seconds, [[int(measured.lengths[i]) for i in chosen] for (chosen,) in windows])
+    return outcome | {"loss": sum(losses) / len(losses), "trained": count_parameters(model)[0]}
+
+
+def peft_settings():
+    import peft
+
+    return peft.LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=TARGETS, task_type="CAUSAL_LM",
+                           fan_in_fan_out=True)  # fmt: skip
+
+
+def train_peft(task: dict) -> dict:
+    """TRL's trainer with PEFT's adapters."""
+    found = {}
+
+    def note(trainer) -> None:
+        found["trained"] = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
+
+    return sft.train_trl(task, peft_config=peft_settings(), look=note) | found
+
+
+def gate(task: dict) -> dict:
+    """The same adapters, B not zero, in both: loss of one batch, and the norm of the gradients of every B."""
+    import peft
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from gptft.collate import collate
+    from gptft.lora import add_lora, lora_state
+    from gptft.loss import Objective
+    from gptft.peft_format import read_peft
+
+    torch.manual_seed(0)
+    theirs = peft.get_peft_model(AutoModelForCausalLM.from_pretrained(task["model"]), peft_settings())
+    with torch.no_grad():
+        for name, parameter in theirs.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(0, 0.02)
+    theirs.save_pretrained(f"{task['scratch']}/adapters")
+    model, tokenizer, dataset = sft.load_gptft(task)
+    config, state = read_peft(Path(task["scratch"], "adapters"), model)
+    add_lora(model, config)
+    ours = lora_state(model)
+    with torch.no_grad():
+        for name, parameter in ours.items():
+            parameter.copy_(state[name])
+    batch = collate([dataset[i] for i in task["measured"][: sft.BATCH]], tokenizer.eot)
+    total, _ = Objective(model.train())(batch)
+    loss = total / batch.n_targets
+    loss.backward()
+    # padding lies on the right, so that the causal mask alone keeps it out
+    logits = theirs.train()(batch.idx).logits
+    peer_loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch.targets.flatten(), ignore_index=-100)
+    peer_loss.backward()
+    norms = [
+        torch.nn.utils.get_total_norm(gradients).item()
+        for gradients in (
+            [p.grad for name, p in ours.items() if name.endswith(".B")],
+            [p.grad for name, p in theirs.named_parameters() if "lora_B" in name],
+        )
+    ]
+    return {"loss": [loss.item(), peer_loss.item()], "gradient_norm": norms}
+
+
+def finetune(task: dict) -> dict:
+    """A whole run of gptft."""
+    import gptft
+    from gptft.config import resolve
+
+    config = resolve(task.get("config", ""), task["settings"])
+    summary = gptft.finetune(config).summary
+    keys = ("eval_loss", "test_loss", "test_exact_match", "trainable_parameters", "parameters", "peak_memory_bytes",
+            "train_samples_per_second")  # fmt: skip
+    return {key: summary[key] for key in keys}
+
+
+# this side
+
+
+def measure_speed(options, base: dict, env: dict, result: dict) -> None:
+    """The gate, then the rounds."""
+    warm, measured = sft.draw(0, options.warm_steps, options.examples)
+    gate = common.call("lora", {**base, "do": "gate", "warm": warm, "measured": measured}, env)
+    result["gate"] = gate
+    print(f"gate: {describe_gate(gate)}", flush=True)
+    (loss, peer_loss), (norm, peer_norm) = gate["loss"], gate["gradient_norm"]
+    if abs(loss - peer_loss) > 1e-4 or abs(norm - peer_norm) > 1e-3 * peer_norm:
+        raise UserError("the gate is shut: gptft and PEFT do not compute the same", 1)
+
+    def measure(name: str, number: int) -> dict:
+        warm, measured = sft.draw(number, options.warm_steps, options.examples)
+        task = {**base, "do": name, "warm": warm, "measured": measured, "settings": CONTENDERS.get(name)}
+        return common.call("lora", task, env)
+
+    result["rounds"] = common.interleave([*CONTENDERS, *PEFT], options.rounds, measure, "examples_per_second")
+
+
+def measure_quality(options, base: dict, env: dict, folder: str) -> dict:
+    """Validation losses: {set: {how: what a run's summary says}}."""
+    from gptft.config import shipped
+
+    def run(settings: dict, config: str = "") -> dict:
+        return common.call("lora", {**base, "do": "finetune", "config": config, "settings": settings}, env)
+
+    records = json.loads(Path(base["data"]).read_text(encoding="utf-8"))
+    halves = {"first": records[:500], "second": records[500:]}
+    for name, half in halves.items():
+        Path(folder, f"{name}.json").write_text(json.dumps(half), encoding="utf-8")
+    quick = {"max_steps": 3} if options.quick else {}
+    common_settings = {"test_fraction": 0.0, "val_fraction": 0.1, "template": "alpaca", "precision": "auto",
+                       "save_every": 0}  # fmt: skip
+    start = f"{folder}/start"
+    run({"init": base["model"], "data": f"{folder}/first.json", "out_dir": start, "epochs": 3, "lr": 2e-4,
+         **common_settings, **quick})  # fmt: skip
+    found: dict[str, dict] = {"GPT-2 124M": {}, "embedded": {}}
+    for number, (name, settings) in enumerate(REAL.items()):
+        lr = 1e-3 if settings else 1e-4
+        found["GPT-2 124M"][name] = {"lr": lr} | run(
+            {"init": f"{start}/best", "data": f"{folder}/second.json", "out_dir": f"{folder}/real-{number}",
+             "epochs": 2, "lr": lr, **common_settings, **settings, **quick}
+        )  # fmt: skip
+        print(f"GPT-2 124M, {name}: {found['GPT-2 124M'][name]}", flush=True)
+    run({"out_dir": f"{folder}/pretrain", **quick}, shipped("pretrain.toml"))
+    for number, (name, settings) in enumerate(EMBEDDED.items()):
+        lr = {"lr": 5e-3} if settings else {}
+        found["embedded"][name] = lr | run(
+            {"init": f"{folder}/pretrain/best", "out_dir": f"{folder}/tuned-{number}", **lr, **settings, **quick},
+            shipped("instruct.toml"),
+        )
+        print(f"embedded, {name}: {found['embedded'][name]}", flush=True)
+    return found
+
+
+def main(argv: list[str]) -> None:
+    parser = common.parser("lora", __doc__, rounds=3)
+    parser.add_argument("--examples", type=int, default=160, help="records measured a round [160]")
+    parser.add_argument("--warm-steps", type=int, default=8, help="steps before the clock starts [8]")
+    options = parser.parse_args(argv)
+    common.need("torch", "transformers", "trl", "peft", "datasets", "accelerate", "safetensors")
+    if options.quick:
+        options.examples, options.warm_steps, options.rounds = 32, 2, min(options.rounds, 2)
+    data = common.instructions(options)
+    settings = {"rank": RANK, "alpha": ALPHA, "examples": options.examples, "warm_steps": options.warm_steps,
+                "rounds": options.rounds, "quick": options.quick}  # fmt: skip
+    result = common.header("lora", options, settings, ["torch", "transformers", "trl", "peft", "accelerate"])
+    with common.temporary() as folder:
+        env = common.environment(options) | {"GPTFT_CACHE": f"{folder}/cache", "HF_HOME": f"{folder}/hf"}
+        base = {"model": f"{folder}/model", "data": str(data), "scratch": folder}
+        settings |= common.call("lora", {**base, "do": "make", "quick": options.quick}, env)
+        measure_speed(options, base, env, result)
+        result["quality"] = measure_quality(options, base, env, folder)
+    result["summary"] = summarise(result)
+    results.save(result, common.results_folder(options))
+
+
+def summarise(result: dict) -> dict:
+    rounds = result["rounds"]
+    pairs = [(f"gptft LoRA {p}", other) for p in ("fp32", "bf16") for other in (f"gptft full {p}", f"PEFT {p}")]
+    pairs += [("gptft LoRA bf16, base bf16", other) for other in ("gptft full bf16", "PEFT bf16")]
+    return {
+        **{key: common.spreads(rounds, key) for key in ("examples_per_second", "loss", "peak_bytes", "trained")},
+        "ratios": [[a, b, common.ratios(rounds, a, b, "examples_per_second")] for a, b in pairs],
+    }
+
+
+def describe_gate(gate: dict) -> str:
+    (loss, peer_loss), (norm, peer_norm) = gate["loss"], gate["gradient_norm"]
+    return (f"on one batch, from the same adapters, gptft has loss {loss:.6f} and gradient norm of the B's {norm:.5f}, "
+            f"PEFT {peer_loss:.6f} and {peer_norm:.5f}")  # fmt: skip
+
+
+def table(result: dict) -> str:
+    summary, settings = result["summary"], result["settings"]
+    rows = []
+    for name, speed in summary["examples_per_second"].items():
+        trained, loss, peak = (summary[key][name]["median"] for key in ("trained", "loss", "peak_bytes"))
+        rows.append([name, f"{trained:,.0f}", results.shown(speed), f"{loss:.3f}", f"{peak / 1e9:.2f}"])
+    head = ["contender", "trained parameters", "examples/s", "mean loss of the steps", "peak memory, GB"]
+    speeds = results.markdown(head, rows)
+    rows = []
+    for a, b, ratio in summary["ratios"]:
+        target = FASTER_THAN_PEFT if b in PEFT else FASTER_THAN_FULL
+        rows.append([f"{a} / {b}", results.shown(ratio), results.verdict(ratio["median"], target, "x", at_least=True)])
+    ratios = results.markdown(["ratio of examples/s", "by round", "target"], rows)
+    rows = []
+    for data, found in result["quality"].items():
+        for name, run in found.items():
+            match = "" if run["test_exact_match"] is None else f"{run['test_exact_match']:.1%}"
+            speed, peak = f"{run['train_samples_per_second']:.1f}", f"{run['peak_memory_bytes'] / 1e9:.2f}"
+            trained, loss = f"{run['trainable_parameters']:,}", f"{run['eval_loss']:.4f}"
+            rows.append([data, name, trained, loss, match, speed, peak])
+    head = ["set", "how", "trained parameters", "validation loss", "exact match", "examples/s", "peak memory, GB"]
+    quality = results.markdown(head, rows)
+    notes = (
+        f"GPT-2 124M, batch {sft.BATCH}, rank {settings['rank']} on all linear layers of the blocks; "
+        f"{settings['examples']} records a round after {settings['warm_steps']} warm-up steps. "
+        f"Gate: {describe_gate(result['gate'])}. PEFT has one A for q, k and v, gptft one for each."
+    )
+    what = (
+        "The quality of what is learned (one run each): GPT-2 124M from random weights was first trained whole on 500 "
+        "records for 3 epochs, then for 2 epochs on the other 600, a tenth of them held out; the embedded set is the "
+        "default's second stage."
+    )
+    return "\n\n".join([notes, speeds, ratios, what, quality])
+
+
+if __name__ == "__main__":
+    common.answer(work)

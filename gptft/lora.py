@@ -1,0 +1,343 @@
+"""Low-rank adapters: a model's weights stay as they are, and beside its linear layers thin matrices are trained.
+
+    y = x W^T + b                        the layer as it was, frozen                W (out, in)
+      + s * dropout(x) A^T B^T           its adapter                                A (r, in), B (out, r)
+
+    s = alpha / r  (LoRA, arXiv 2106.09685)  or  alpha / sqrt(r)  (rank-stabilised, arXiv 2312.03732)
+
+B starts at zero, so training starts from exactly the model that was given. Once trained, W + s B A is a layer like
+any other: `merge_lora`. DoRA (arXiv 2402.09353) trains the length of each row of that sum apart from its direction:
+
+    W' = g * (W + s B A),   g = m / |W + s B A|, a number a row;   m (out,) is trained and starts at |W|
+
+Adapters are fp32 whatever holds the frozen weights (`hold_base`): what a small learning rate adds to a bf16 number
+would be rounded away.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from gptft.config import FIELDS
+from gptft.files import UserError, nearest
+from gptft.model import GPT, flops_of_head, flops_per_token
+from gptft.model import training_flops as full_training_flops
+
+# the linear layers of a block; a model without a gated MLP (GPT-2, Pythia) has no gate
+LAYERS = {"attn": ("q", "k", "v", "out"), "mlp": ("gate", "up", "down")}
+TARGETS = FIELDS["lora_targets"].metadata["choices"]  # all, these two, and each of their layers by name
+
+
+@dataclass(frozen=True)
+class LoraConfig:
+    """What is put beside which layers. Raises UserError for what cannot be."""
+
+    rank: int  # r
+    alpha: float = 16.0
+    targets: tuple[str, ...] = ("attn", "mlp")
+    rslora: bool = False
+    dropout: float = 0.0  # probability, on what the adapters read
+    dora: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "targets", tuple(self.targets))  # a list, from JSON
+        if self.rank < 1 or not self.alpha > 0 or not 0 <= self.dropout < 1:
+            raise UserError(
+                f"lora: rank must be at least 1, alpha above 0 and dropout from 0 to below 1; they are {self.rank}, "
+                f"{self.alpha} and {self.dropout}"
+            )
+        for target in self.targets:
+            if target not in TARGETS:
+                raise UserError(f"lora: there is no target {target!r}{nearest(target, TARGETS)}")
+
+    @property
+    def scale(self) -> float:
+        return self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
+
+    def layers(self) -> set[str]:
+        """The names of the layers that the targets stand for."""
+        parts = [LAYERS if target == "all" else (target,) for target in self.targets]
+        return {layer for part in parts for name in part for layer in LAYERS.get(name, (name,))}
+
+
+@dataclass(frozen=True)
+class Base:
+    """The model that adapters belong to: what loads it, and its model id in fp32 and rounded to bf16.
+
+    `seed`: of a preset's fresh weights.
+    """
+
+    name: str
+    model_id: dict[str, str]
+    seed: int | None = None
+
+
+@dataclass
+class Adapters:
+    """What a model with adapters remembers (`model.lora`). `held`: how its frozen linear layers are."""
+
+    config: LoraConfig
+    base: Base | None = field(default=None)
+    held: str = "fp32"
+
+
+def adapters_of(model: GPT) -> Adapters | None:
+    """The adapters that `add_lora` gave to a model, or None."""
+    return getattr(model, "lora", None)
+
+
+# ---- frozen layers
+
+
+def working_dtype(x: Tensor) -> torch.dtype:
+    """In what a linear layer computes: autocast's dtype where that is on, else that of x."""
+    if x.dtype != torch.float64 and torch.is_autocast_enabled(x.device.type):
+        return torch.get_autocast_dtype(x.device.type)
+    return x.dtype
+
+
+class HalfLinear(nn.Module):
+    """A frozen linear layer held in bf16. Autocast would round fp32 weights to that anew at every pass."""
+
+    def __init__(self, layer: nn.Linear) -> None:
+        super().__init__()
+        self.out_features, self.in_features = layer.weight.shape
+        self.weight = nn.Parameter(layer.weight.detach().bfloat16(), requires_grad=False)
+        self.bias = None if layer.bias is None else nn.Parameter(layer.bias.detach().bfloat16(), requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., in) -> (..., out), multiplied in bf16, given back in the dtype that the caller computes in."""
+        return F.linear(x.to(self.weight.dtype), self.weight, self.bias).to(working_dtype(x))
+
+
+class Int8Linear(nn.Module):
+    """A frozen linear layer held in 8 bits: weight[i, j] ~ scale[i] * q[i, j], with q a whole number up to 127.
+
+    A row's largest weight decides its scale, so every weight is off by half of the scale at most.
+    """
+
+    def __init__(self, layer: nn.Linear) -> None:
+        super().__init__()
+        self.out_features, self.in_features = layer.weight.shape
+        weight = layer.weight.detach().float()  # (out, in)
+        scale = weight.abs().amax(1) / 127  # (out,)
+        scale[scale == 0] = 1.0  # a row of zeros
+        self.register_buffer("q", (weight / scale[:, None]).round().to(torch.int8))  # (out, in)
+        self.register_buffer("scale", scale)
+        self.bias = None if layer.bias is None else nn.Parameter(layer.bias.detach(), requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = Int8Product.apply(x.to(working_dtype(x)), self.q, self.scale)  # (..., out)
+        return y if self.bias is None else y + self.bias.to(y.dtype)
+
+
+class Int8Product(torch.autograd.Function):
+    """x (..., in), q (out, in), scale (out,) -> x (scale * q)^T. Whole numbers up to 127 are exact in bf16 too, so the
+    scale is applied to the product; in fp16 that product could overflow, and the scale goes first.
+
+    Autograd by itself would keep the weights at full width for the backward pass.
+    """
+
+    @staticmethod
+    def forward(ctx, x: Tensor, q: Tensor, scale: Tensor) -> Tensor:
+        ctx.save_for_backward(q, scale)
+        if x.dtype == torch.float16:
+            return F.linear(x, (q * scale[:, None]).to(x.dtype))
+        return F.linear(x, q.to(x.dtype)).mul_(scale)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None]:
+        q, scale = ctx.saved_tensors
+        if grad.dtype == torch.float16:
+            return grad @ (q * scale[:, None]).to(grad.dtype), None, None
+        return (grad * scale).to(grad.dtype) @ q.to(grad.dtype), None, None
+
+
+def dense(layer: nn.Module, dtype: torch.dtype) -> Tensor:
+    """The weight (out, in) of a frozen layer, however it is held."""
+    if isinstance(layer, Int8Linear):
+        return layer.q.to(dtype) * layer.scale[:, None].to(dtype)
+    return layer.weight.detach().to(dtype)
+
+
+def linear_layers(model: GPT) -> Iterator[tuple[str, nn.Module, str, nn.Module]]:
+    """(full name, parent, name, module) of every linear layer in the blocks."""
+    for n, block in enumerate(model.blocks):
+        for part, names in LAYERS.items():
+            parent = getattr(block, part)
+            for name in names:
+                if getattr(parent, name, None) is not None:
+                    yield f"blocks.{n}.{part}.{name}", parent, name, getattr(parent, name)
+
+
+# ---- adapters
+
+
+class LoraLinear(nn.Module):
+    """A frozen linear layer, `base`, and the adapter beside it."""
+
+    def __init__(self, base: nn.Module, config: LoraConfig, generator: torch.Generator) -> None:
+        super().__init__()
+        self.base, self.scale, self.dropout = base, config.scale, config.dropout
+        n_out, n_in = base.out_features, base.in_features
+        held = next(base.buffers() if isinstance(base, Int8Linear) else base.parameters())
+        dtype, device = torch.float64 if held.dtype == torch.float64 else torch.float32, held.device
+        bound = 1 / math.sqrt(n_in)  # kaiming_uniform with a = sqrt(5), as the paper's code and PEFT have it
+        A = torch.empty(config.rank, n_in).uniform_(-bound, bound, generator=generator)
+        self.A = nn.Parameter(A.to(device, dtype))
+        self.B = nn.Parameter(torch.zeros(n_out, config.rank, device=device, dtype=dtype))
+        self.m = None
+        if config.dora:
+            squares = dense(base, dtype).square().sum(1)  # (out,) of the frozen weights: they never change
+            self.register_buffer("squares", squares, persistent=False)
+            self.m = nn.Parameter(squares.sqrt())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., in) -> (..., out), in the dtype that an ordinary linear layer would give.
+
+        The low-rank product is added into the output of the frozen layer as it is computed: no other tensor of that
+        size is made.
+        """
+        dtype = working_dtype(x)
+        rows = x.to(dtype).reshape(-1, x.size(-1))  # (n, in)
+        y = self.base(rows)  # (n, out)
+        B = self.B * self.scale
+        if self.m is not None:
+            # y + (g - 1)(y - b), since g itself, near 1, would be rounded away in bf16
+            excess = self.gain() - 1  # (out,)
+            y = torch.addcmul(y, y, excess.to(dtype))
+            if self.base.bias is not None:
+                y = y - (excess * self.base.bias).to(dtype)
+            B = B + excess[:, None] * B
+        read = F.dropout(rows, self.dropout) if self.training and self.dropout else rows
+        h = F.linear(read, self.A.to(dtype))  # (n, r)
+        return y.addmm_(h, B.to(dtype).t()).view(*x.shape[:-1], -1)
+
+    def gain(self) -> Tensor:
+        """DoRA's g (out,). The norm counts as a constant in backward (section 4.3 of the paper); it comes from
+        |W + sBA|^2 = |W|^2 + 2s <W A^T, B> + s^2 <B A A^T, B> by rows, without the (out, in) product."""
+        with torch.no_grad(), torch.autocast(self.A.device.type, enabled=False):
+            A, B = self.A, self.B * self.scale
+            squares = self.squares + (B * (2 * dense(self.base, A.dtype) @ A.t() + B @ (A @ A.t()))).sum(1)  # (out,)
+            norm = squares.clamp_min(torch.finfo(A.dtype).tiny).sqrt()
+        return self.m / norm
+
+    @torch.no_grad()
+    def merged(self, dtype: torch.dtype) -> nn.Linear:
+        """An ordinary linear layer that computes the same. Summed in fp32 (fp64 stays), rounded once."""
+        weight = dense(self.base, self.A.dtype) + self.scale * (self.B @ self.A)  # (out, in)
+        if self.m is not None:
+            weight = weight * self.gain()[:, None]
+        bias = self.base.bias
+        layer = nn.Linear(weight.size(1), weight.size(0), bias=bias is not None, device="meta")
+        layer.weight = nn.Parameter(weight.to(dtype))
+        if bias is not None:
+            layer.bias = nn.Parameter(bias.detach().to(dtype))
+        return layer.train(self.training)
+
+
+def hold_base(model: GPT, how: str) -> GPT:
+    """Hold the linear layers of the blocks in "bf16" or "int8"; "fp32" leaves them as they are. Embeddings, norms and
+    the head stay: they are where rounding hurts most, and few."""
+    if how != "fp32":
+        held = {"bf16": HalfLinear, "int8": Int8Linear}[how]
+        for _, parent, name, layer in list(linear_layers(model)):
+            setattr(parent, name, held(layer))
+    return model
+
+
+def add_lora(model: GPT, config: LoraConfig, seed: int = 0, base: Base | None = None, held: str = "fp32") -> GPT:
+    """Freeze the model, hold its linear layers as `held` says, and put adapters beside the targets. Returns the model.
+
+    `base` names it in checkpoints. Raises UserError for a target that the model does not have, unless it was meant as
+    part of `mlp` or `all`, and for a model that has adapters.
+    """
+    if adapters_of(model) is not None:
+        raise UserError("the model has adapters already: merge them before adding others")
+    found = {name for _, _, name, _ in linear_layers(model)}
+    for target in config.targets:
+        if target not in ("all", *LAYERS) and target not in found:
+            raise UserError(f"--lora_targets {target}: this model has no such layer; it has {', '.join(sorted(found))}")
+    model.requires_grad_(False)
+    hold_base(model, held)
+    generator = torch.Generator().manual_seed(seed)
+    for _, parent, name, layer in list(linear_layers(model)):
+        if name in config.layers():
+            setattr(parent, name, LoraLinear(layer, config, generator).train(layer.training))
+    model.lora = Adapters(config, base, held)
+    return model
+
+
+def merge_lora(model: GPT) -> GPT:
+    """Fold the adapters into the weights, which leaves an ordinary model, all of it trainable. Returns the model.
+
+    Without adapters nothing is done, so merging twice is merging once. Only the layers that have one change.
+    Raises UserError where the frozen weights are rounded: their error would be folded in for good.
+    """
+    lora = adapters_of(model)
+    if lora is None:
+        return model
+    if lora.held != "fp32":
+        raise UserError(
+            f"the frozen weights are held in {lora.held}: adapters are merged into exact weights; "
+            "`python -m gptft merge ADAPTER OUT` takes those of the base"
+        )
+    for _, parent, name, layer in list(linear_layers(model)):
+        if isinstance(layer, LoraLinear):
+            setattr(parent, name, layer.merged(model.tok.weight.dtype))
+    del model.lora
+    return model.requires_grad_(True)
+
+
+def lora_state(model: GPT) -> dict[str, Tensor]:
+    """The adapters alone, by name: blocks.N.PART.LAYER.A, .B and, with DoRA, .m. All that is trained."""
+    return {
+        f"{path}.{name}": parameter
+        for path, _, _, layer in linear_layers(model) if isinstance(layer, LoraLinear)
+        for name, parameter in layer.named_parameters(recurse=False)
+    }  # fmt: skip
+
+
+# ---- accounts
+
+
+def count_parameters(model: GPT) -> tuple[int, int]:
+    """(those that are trained, all); int8 weights are buffers, and count."""
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    held = sum(layer.q.numel() for layer in model.modules() if isinstance(layer, Int8Linear))
+    return trained, held + sum(parameter.numel() for parameter in model.parameters())
+
+
+def weight_bytes(model: GPT) -> int:
+    """Memory of weights and adapters."""
+    tensors = [*model.parameters(), *model.buffers()]
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def training_flops(model: GPT, lengths: Sequence[float], n_targets: float) -> float:
+    """Floating-point operations of training on rows of so many tokens, logits at targets.
+
+    A product costs as much again for each gradient it has to give. A frozen weight asks for none of its own: two
+    forward passes in all. Attention has no weights, so it costs three still, and so do the adapters.
+    """
+    config = model.config
+    if adapters_of(model) is None:
+        return full_training_flops(config, lengths, n_targets)
+    frozen = sum(lengths) * flops_per_token(config, 0) + n_targets * flops_of_head(config)
+    attention = sum(n * (flops_per_token(config, (n + 1) / 2) - flops_per_token(config, 0)) for n in lengths)
+    adapters = sum(lengths) * sum(2 * tensor.numel() for tensor in lora_state(model).values())
+    return 2.0 * frozen + 3.0 * (attention + adapters)
+
+
+def describe_lora(model: GPT) -> dict:
+    """The adapters' settings and base as JSON has them, for a run's summary."""
+    lora = adapters_of(model)
+    base = dataclasses.asdict(lora.base) if lora.base else None
+    return {**dataclasses.asdict(lora.config), "targets": list(lora.config.targets), "held": lora.held, "base": base}

@@ -1,0 +1,212 @@
+"""Adapters <-> the files of the PEFT library: `adapter_config.json` and `adapter_model.safetensors`.
+
+GPT-2 and GPT-NeoX have q, k and v in one matrix, and PEFT puts one adapter beside it. Coming in, its A serves all
+three of ours and the rows of its B are divided. Going out, three A's are stacked, and the B's stand in the blocks of a
+wider one: the same sum, with a rank of its own in `rank_pattern`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import shutil
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from gptft.architecture import GPTConfig
+from gptft.families import Place, config_to_hf
+from gptft.files import UserError, need_extra, read_json, sync_tree
+from gptft.lora import LAYERS, LoraConfig, LoraLinear, adapters_of, dense, linear_layers
+from gptft.model import GPT
+from gptft.pretrained import read_bin, read_safetensors
+
+PREFIX = "base_model.model."  # in front of every name that PEFT writes
+PARTS = {"lora_A.weight": "A", "lora_B.weight": "B", "lora_magnitude_vector": "m"}
+# settings of PEFT that change what is computed, and the values with which nothing changes
+PLAIN = {"peft_type": ("LORA",), "bias": ("none",), "modules_to_save": (None, []), "lora_bias": (False,),
+         "use_qalora": (False,), "target_parameters": (None, []), "layer_replication": (None,),
+         "trainable_token_indices": (None,), "alora_invocation_tokens": (None,), "velora_config": (None,),
+         "monteclora_config": (None,)}  # fmt: skip
+
+
+def is_peft(directory: Path) -> bool:
+    """Whether a directory has PEFT's layout."""
+    return (directory / "adapter_config.json").exists()
+
+
+def peft_base(directory: Path) -> str:
+    """What the adapters' base is called by their `adapter_config.json`; empty where it does not say."""
+    return read_json(directory / "adapter_config.json").get("base_model_name_or_path") or ""
+
+
+def layer_places(config: GPTConfig) -> dict[str, Place]:
+    """Their linear layers in the blocks by name, family's prefix included -> the layers of ours that each holds."""
+    layers = {f"{part}.{name}" for part, names in LAYERS.items() for name in names}
+    family, _ = config_to_hf(config)
+    found = {}
+    for place in family.places(config):
+        ours = tuple(name.removesuffix(".weight") for name in place.ours)
+        if place.theirs.endswith(".weight") and ".".join(ours[0].split(".")[2:]) in layers:
+            name = family.prefix + place.theirs.removesuffix(".weight")
+            found[name] = Place(name, ours, place.transposed, place.heads)
+    return found
+
+
+# ---- in
+
+
+def read_peft(directory: Path, model: GPT) -> tuple[LoraConfig, dict[str, Tensor]]:
+    """PEFT's adapters for `model` as ours: their settings, and the tensors under the names of `lora_state`.
+
+    A layer whose scale is not that of the settings has it multiplied into B. Raises UserError for a setting that we do
+    not compute, and for a tensor that is missing, unexpected or misshapen.
+    """
+    source = directory / "adapter_config.json"
+    values = read_json(source)
+    for key, plain in PLAIN.items():
+        if values.get(key, plain[0]) not in plain:
+            raise UserError(f"{source}: {key} = {values[key]!r} is not supported; only {plain[0]!r} is")
+    found: dict[str, dict[str, Tensor]] = {}
+    for stored in read_adapter_file(directory):
+        module, part = _split_name(stored.name)
+        if part is None:
+            raise UserError(f"{directory}: unexpected tensor {stored.name!r}")
+        found.setdefault(module, {})[part] = stored.whole().float()
+    places, layers = layer_places(model.config), {path: layer for path, _, _, layer in linear_layers(model)}
+    rank, state = int(values.get("r", 8)), {}
+    settings = {"rslora": bool(values.get("use_rslora")), "dora": bool(values.get("use_dora")),
+                "dropout": float(values.get("lora_dropout", 0.0))}  # fmt: skip
+    for module, parts in found.items():
+        if module not in places:
+            raise UserError(f"{directory}: adapters beside {module!r}, which is no linear layer of this model's blocks")
+        for part in ("A", "B", "m") if settings["dora"] else ("A", "B"):
+            if part not in parts:
+                raise UserError(f"{directory}: the adapter of {module!r} lacks its {part}")
+        wide, alpha = parts["A"].size(0), _pattern(values, "alpha_pattern", module, values.get("lora_alpha", 8))
+        if wide != _pattern(values, "rank_pattern", module, rank):
+            raise UserError(f"{directory}: the adapter of {module!r} has rank {wide}, the settings say another")
+        ours = LoraConfig(rank, float(values.get("lora_alpha", 8)), **settings)
+        scale = float(alpha) / (math.sqrt(wide) if settings["rslora"] else wide)
+        _place(places[module], parts, scale / ours.scale, rank, layers, state, f"{directory}: {module!r}")
+    if not state:
+        raise UserError(f"{directory}: it holds no adapters")
+    targets = tuple(sorted({path.rpartition(".")[0].rpartition(".")[2] for path in state}))
+    return LoraConfig(rank, float(values.get("lora_alpha", 8)), targets, **settings), state
+
+
+def read_adapter_file(directory: Path):
+    """The tensors of `adapter_model.safetensors` or `adapter_model.bin`."""
+    for name, read in (("adapter_model.safetensors", read_safetensors), ("adapter_model.bin", read_bin)):
+        if (directory / name).exists():
+            return read(directory / name)
+    raise UserError(f"{directory}: no adapter_model.safetensors and no adapter_model.bin")
+
+
+def _split_name(name: str) -> tuple[str, str | None]:
+    """`base_model.model.transformer.h.0.attn.c_attn.lora_A.weight` -> (transformer.h.0.attn.c_attn, A)."""
+    for ending, part in PARTS.items():
+        if name.endswith(f".{ending}"):
+            return name.removeprefix(PREFIX).removesuffix(f".{ending}"), part
+    return name, None
+
+
+def _pattern(values: dict, key: str, module: str, default):
+    """What `rank_pattern` or `alpha_pattern` says of a module: regular expressions for the end of its name."""
+    for pattern, value in (values.get(key) or {}).items():
+        if re.match(rf"(.*\.)?({pattern})$", module):
+            return value
+    return default
+
+
+def _place(place: Place, parts: dict[str, Tensor], factor: float, rank: int, layers: dict, state: dict,
+           where: str) -> None:  # fmt: skip
+    """Divide the adapter of one of their layers among ours, in `state`."""
+    n_in = layers[place.ours[0]].in_features
+    n_out = sum(layers[path].out_features for path in place.ours)
+    A, B = parts["A"], parts["B"] * factor
+    if tuple(A.shape) != (len(A), n_in) or tuple(B.shape) != (n_out, len(A)):
+        raise UserError(f"{where}: A {tuple(A.shape)} and B {tuple(B.shape)} do not fit a layer of {n_in} to {n_out}")
+    lengths = place.split_rows(parts["m"].flatten()) if "m" in parts else [None] * len(place.ours)
+    for path, b, m in zip(place.ours, place.split_rows(B), lengths, strict=True):
+        used = (b != 0).any(0) if len(A) > rank else torch.ones(len(A), dtype=torch.bool)
+        a, b = A[used], b[:, used]
+        if len(a) > rank:
+            raise UserError(f"{where}: a rank of {len(a)} where the settings say {rank} cannot be represented")
+        spare = rank - len(a)  # pairs of zeros change nothing
+        state[f"{path}.A"] = torch.cat([a, a.new_zeros(spare, n_in)]).contiguous()
+        state[f"{path}.B"] = torch.cat([b, b.new_zeros(len(b), spare)], dim=1).contiguous()
+        if m is not None:
+            state[f"{path}.m"] = m.contiguous()
+
+
+# ---- out
+
+
+def save_peft(model: GPT, directory: Path, base: str = "") -> None:
+    """Write the adapters of a model as PEFT's files, whole or not at all. `base`: what PEFT is to load them on; empty:
+    what they were trained on. Raises UserError for a directory that exists."""
+    lora = adapters_of(model)
+    if lora is None:
+        raise UserError("the model has no adapters: only they can be written in PEFT's format")
+    if directory.exists():
+        raise UserError(f"{directory} exists already: name another place for the adapters")
+    try:
+        from safetensors.torch import save_file
+    except ImportError:
+        raise need_extra("safetensors", "hf", "writing .safetensors files") from None
+    config, tensors = lora.config, {}
+    ranks, alphas, targets = {}, {}, set()
+    layers = {path: layer for path, _, _, layer in linear_layers(model)}
+    for module, place in layer_places(model.config).items():
+        ours = [layers[path] for path in place.ours]
+        if not any(isinstance(layer, LoraLinear) for layer in ours):
+            continue
+        parts = _join(place, ours)
+        target = ".".join(module.split(".")[-2:])  # GPT-2 has a c_proj in attention and another in the MLP
+        targets.add(target)
+        if len(parts["A"]) != config.rank:
+            ranks[target] = len(parts["A"])
+            alphas[target] = config.scale * (math.sqrt(ranks[target]) if config.rslora else ranks[target])
+        for ending, part in PARTS.items():
+            if part in parts:
+                tensors[f"{PREFIX}{module}.{ending}"] = parts[part].detach().float().cpu().contiguous()
+    family, _ = config_to_hf(model.config)
+    values = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "inference_mode": True, "bias": "none",
+              "base_model_name_or_path": base or (lora.base.name if lora.base else None), "r": config.rank,
+              "lora_alpha": config.alpha, "lora_dropout": config.dropout, "use_rslora": config.rslora,
+              "use_dora": config.dora, "target_modules": sorted(targets), "rank_pattern": ranks,
+              "alpha_pattern": alphas, "fan_in_fan_out": family.model_type == "gpt2"}  # fmt: skip
+    temporary = directory.parent / f".{directory.name}.tmp"
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        temporary.mkdir(parents=True)
+        save_file(tensors, temporary / "adapter_model.safetensors", metadata={"format": "pt"})
+        (temporary / "adapter_config.json").write_text(json.dumps(values, indent=1))
+        sync_tree(temporary)
+        os.rename(temporary, directory)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def _join(place: Place, ours: list) -> dict[str, Tensor]:
+    """The adapters of our layers as one for theirs. A layer without one counts as an adapter of zeros."""
+    given = [layer for layer in ours if isinstance(layer, LoraLinear)]
+    A, n = given[0].A, len(given)
+    shared = all(torch.equal(layer.A, A) for layer in given)  # as they are when they came from PEFT
+    rank = len(A) if shared else n * len(A)
+    blocks, lengths = [], []
+    for layer in ours:
+        block = A.new_zeros(layer.base.out_features if layer in given else layer.out_features, rank)
+        if layer in given:
+            first = 0 if shared else given.index(layer) * len(A)
+            block[:, first : first + len(A)] = layer.B.detach()
+        blocks.append(block)
+        if given[0].m is not None:
+            lengths.append(layer.m.detach() if layer in given else dense(layer, A.dtype).norm(dim=1))
+    parts = {"A": A if shared else torch.cat([layer.A for layer in given]), "B": place.join_rows(blocks)}
+    return {**parts, "m": place.join_rows(lengths)} if lengths else parts
