@@ -261,7 +261,7 @@ def command_export(argv: list[str]) -> None:
     parser.add_argument("--base_name", default="", help="peft: what the base is called there [as it was in training]")
     add_base(parser)
     options = parser.parse_args(argv)
-    from gptft.exporting import export
+    from gptft.export import export
 
     for note in export(options):
         print(f"note: {note}")

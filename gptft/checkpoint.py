@@ -33,10 +33,10 @@ import torch
 
 from gptft.architecture import PRESETS, GPTConfig
 from gptft.chat import saved_template
-from gptft.files import UserError, nearest, sha256_file, sync_directory, sync_tree
+from gptft.files import UserError, nearest, read_json, sha256_file, sync_directory, sync_tree
 from gptft.lora import Base, LoraConfig, adapters_of, add_lora, lora_state, merge_lora
 from gptft.model import GPT
-from gptft.peft_format import is_peft, peft_base, read_peft
+from gptft.peft_format import TEMPLATE, is_peft, peft_base, read_peft
 from gptft.pretrained import download, hf_tokenizer, is_hf, load_hf, read_bin
 from gptft.tokenizer import Tokenizer, embedded
 
@@ -123,7 +123,7 @@ def load_ours(
 ) -> tuple[GPT, Tokenizer | None]:
     """Model (on the CPU) and tokenizer of one of our checkpoints, verified."""
     verify(path)
-    values = read_config(path)
+    values = read_json(path / "config.json")
     if "lora" in values:
         return load_adapters(path, values, dtype, base)
     config = GPTConfig.from_dict(values.get("gptft", {}), str(path / "config.json"))
@@ -161,19 +161,14 @@ def load_adapters(
                         f"{name} has {found}; {give}")  # fmt: skip
     add_lora(model.to(dtype), settings, base=recorded)
     load_weights(model, path)
-    if tokenizer and (path / "template.json").exists():
-        template = json.loads((path / "template.json").read_text())
-        tokenizer.template = saved_template(template, str(path / "template.json"))
+    _set_template(tokenizer, path / "template.json")
     return model, tokenizer
 
 
-def read_config(path: Path) -> dict:
-    """The config.json of one of our checkpoints."""
-    try:
-        values = json.loads((path / "config.json").read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path / 'config.json'}: {error}") from None
-    return values if isinstance(values, dict) else {}
+def _set_template(tokenizer: Tokenizer | None, path: Path) -> None:
+    """Adapters bring the template that they were trained with."""
+    if tokenizer and path.exists():
+        tokenizer.template = saved_template(read_json(path), str(path))
 
 
 def merge(path: str | Path, out: str | Path, base: str | Path | None = None) -> None:
@@ -182,7 +177,7 @@ def merge(path: str | Path, out: str | Path, base: str | Path | None = None) -> 
     inner, out = find_ours(Path(path)), Path(out)
     if out.exists():
         raise UserError(f"{out} exists already: name another place for the merged model")
-    if inner and "lora" not in read_config(inner):
+    if inner and "lora" not in read_json(inner / "config.json"):
         raise UserError(f"{path} is a whole model: there are no adapters to merge")
     model, tokenizer = load(path, base=base)
     if adapters_of(model) is None:
@@ -344,6 +339,7 @@ def load_peft(path: Path, dtype: torch.dtype, base: str | Path | None) -> tuple[
     with torch.no_grad():
         for name, tensor in lora_state(model).items():
             tensor.copy_(state[name])
+    _set_template(tokenizer, path / TEMPLATE)
     return model, tokenizer
 
 

@@ -365,7 +365,8 @@ def embedded_default(given: dict) -> Run:
     own = first / "config.toml", out_dir / "instruct.toml"
     sources = [str(path) if going_on and path.exists() else shipped(name)
                for path, name in zip(own, ("pretrain.toml", "instruct.toml"), strict=True)]  # fmt: skip
-    pretraining = resolve(sources[0], {**given, "out_dir": str(first)})
+    whole = {name: value for name, value in given.items() if not name.startswith("lora_")}  # adapters need a model
+    pretraining = resolve(sources[0], {**whole, "out_dir": str(first)})
     tuning = resolve(sources[1], {**given, "init": str(first / "best"), "out_dir": str(out_dir)})
     with atomic_write(own[1]) as file:
         file.write(to_toml(tuning))

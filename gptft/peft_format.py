@@ -24,6 +24,7 @@ from gptft.lora import LAYERS, LoraConfig, LoraLinear, adapters_of, dense, linea
 from gptft.model import GPT
 from gptft.pretrained import read_bin, read_safetensors
 
+TEMPLATE = "gptft_template.json"
 PREFIX = "base_model.model."  # in front of every name that PEFT writes
 PARTS = {"lora_A.weight": "A", "lora_B.weight": "B", "lora_magnitude_vector": "m"}
 # settings of PEFT that change what is computed, and the values with which nothing changes
@@ -146,9 +147,10 @@ def _place(place: Place, parts: dict[str, Tensor], factor: float, rank: int, lay
 # ---- out
 
 
-def save_peft(model: GPT, directory: Path, base: str = "") -> None:
+def save_peft(model: GPT, directory: Path, base: str = "", template: dict | None = None) -> None:
     """Write the adapters of a model as PEFT's files, whole or not at all. `base`: what PEFT is to load them on; empty:
-    what they were trained on. Raises UserError for a directory that exists."""
+    what they were trained on. `template` goes into a file that PEFT leaves alone and we read again, so that inference
+    sends what was trained. Raises UserError for a directory that exists."""
     lora = adapters_of(model)
     if lora is None:
         raise UserError("the model has no adapters: only they can be written in PEFT's format")
@@ -186,6 +188,8 @@ def save_peft(model: GPT, directory: Path, base: str = "") -> None:
         temporary.mkdir(parents=True)
         save_file(tensors, temporary / "adapter_model.safetensors", metadata={"format": "pt"})
         (temporary / "adapter_config.json").write_text(json.dumps(values, indent=1))
+        if template:
+            (temporary / TEMPLATE).write_text(json.dumps(template, indent=1))
         sync_tree(temporary)
         os.rename(temporary, directory)
     except BaseException:

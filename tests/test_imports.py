@@ -14,9 +14,7 @@ HOUSE = [
     "train.py",
     "__main__",
     "cli",
-    "exporting",
     "export",
-    "llamacpp",
     "runner",
     "viewer",
     "finetuning",
@@ -55,7 +53,7 @@ EXTRAS = {
     "transformers",
     "gguf",
 }  # optional: imported where they are used
-FOLDERS = ("evaluation", "families")  # floors of several files
+FOLDERS = ("evaluation", "export", "families")  # floors of several files
 CORE = {"torch", "tiktoken", "numpy", "tqdm"}
 
 

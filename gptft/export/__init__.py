@@ -1,0 +1,65 @@
+"""The command `export`: which writer, with what it needs to know of the run that made the model."""
+
+from __future__ import annotations
+
+import tomllib
+from argparse import Namespace
+from pathlib import Path
+
+import torch
+
+from gptft.checkpoint import load
+from gptft.export.hf import export_hf
+from gptft.export.llamacpp import export_gguf
+from gptft.files import UserError, nearest, read_json
+from gptft.lora import adapters_of, merge_lora
+from gptft.peft_format import save_peft
+
+DTYPES = {"": None, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def export(options: Namespace) -> list[str]:
+    """Write what the options ask for; -> notes for the user. Raises UserError, with nothing written."""
+    out, dtype = Path(options.out), options.dtype
+    kinds = {"hf": tuple(DTYPES), "gguf": ("", "fp32", "fp16", "q8_0"), "peft": ("",)}[options.format]
+    if dtype not in kinds:
+        raise UserError(f"--dtype {dtype}: with --format {options.format} it is one of "
+                        f"{', '.join(kinds[1:]) or 'none'}{nearest(dtype, kinds)}")  # fmt: skip
+    if not options.shard_gb > 0:
+        raise UserError(f"--shard_gb must be above 0, not {options.shard_gb}")
+    model, tokenizer = load(options.model, base=options.base or None)
+    if options.format == "peft":
+        template = tokenizer.template if tokenizer else None
+        save_peft(model, out, options.base_name, template and template.to_dict())
+        return []
+    notes = []
+    if adapters_of(model):
+        merge_lora(model)
+        notes.append("the adapters were merged into their base")
+    if options.format == "gguf":
+        return notes + export_gguf(model, tokenizer, out, dtype or "fp16", options.name)
+    card = {**card_of(Path(options.model)), **{k: v for k in ("name", "license") if (v := getattr(options, k))}}
+    return notes + export_hf(model, tokenizer, out, int(options.shard_gb * 1e9), card, DTYPES[dtype])
+
+
+def card_of(model: Path) -> dict:
+    """What a run's own files say of the model: what it started from, its data and its losses."""
+    run = next((path for path in (model, model.parent) if (path / "summary.json").exists()), None)
+    if run is None or not (run / "config.toml").exists():
+        return {}
+    settings, summary = (
+        tomllib.loads((run / "config.toml").read_text(encoding="utf-8")),
+        read_json(run / "summary.json"),
+    )
+    named = {
+        "validation loss": "eval_loss",
+        "test loss": "test_loss",
+        "exact match on the test split": "test_exact_match",
+    }
+    figures = {name: round(value, 4) for name, key in named.items() if (value := summary.get(key)) is not None}
+    init = settings.get("init", "")
+    return {
+        "base": Path(init).name if Path(init).exists() else init,  # a path of this machine says nothing elsewhere
+        "data": ", ".join(Path(path).name for path in settings.get("data", ())),
+        "figures": figures,
+    }
