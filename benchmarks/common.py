@@ -95,6 +95,18 @@ def answer(work: Callable[[dict], dict]) -> None:
     print("\n" + json.dumps(work(json.loads(sys.argv[1]))))
 
 
+def run_tests(words: Sequence[str], options: argparse.Namespace) -> list[dict]:
+    """Run some tests with GPTFT_DIFFERENCES set; -> the rows that they recorded. Raises UserError where one fails."""
+    with temporary() as folder:
+        found = Path(folder, "differences.jsonl")
+        env = {**os.environ, **environment(options), "GPTFT_DIFFERENCES": str(found)}
+        command = [sys.executable, "-m", "pytest", "-q", *words]
+        done = subprocess.run(command, cwd=REPOSITORY, env=env, capture_output=True, text=True)
+        if done.returncode or not found.exists():
+            raise UserError(f"the tests {' '.join(words)} failed, or were left out:\n{done.stdout[-3000:]}", 1)
+        return [json.loads(line) for line in found.read_text().splitlines()]
+
+
 def interleave(who: Sequence[str], rounds: int, measure: Callable[[str, int], dict], unit: str) -> list[dict]:
     """A-B-C, A-B-C, ...: per round what `measure(contender, round)` says; `unit` is the key shown as it runs."""
     measured = []

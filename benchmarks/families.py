@@ -7,14 +7,7 @@ transformers' value.
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 from benchmarks import common, results
-from gptft.files import UserError
 
 TITLES = {
     "gpt2": "GPT-2",
@@ -47,14 +40,7 @@ def main(argv: list[str]) -> None:
     options = common.parser("families", __doc__, rounds=1).parse_args(argv)
     common.need("torch", "transformers", "pytest")
     result = common.header("families", options, {"quick": options.quick}, ["torch", "transformers"])
-    with common.temporary() as folder:
-        found = Path(folder, "differences.jsonl")
-        command = [sys.executable, "-m", "pytest", "-q", "tests/test_families.py"]
-        env = {**os.environ, **common.environment(options), "GPTFT_DIFFERENCES": str(found)}
-        done = subprocess.run(command, cwd=common.REPOSITORY, env=env, capture_output=True, text=True)
-        if done.returncode:
-            raise UserError(f"tests/test_families.py failed:\n{done.stdout[-3000:]}", 1)
-        rows = [json.loads(line) for line in found.read_text().splitlines()]
+    rows = common.run_tests(["tests/test_families.py"], options)
     largest: dict[str, dict] = {}
     for row in rows:
         values = largest.setdefault(row["case"], {}).setdefault(row["dtype"], {})

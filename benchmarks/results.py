@@ -16,6 +16,7 @@ from gptft.files import atomic_write
 NAMES = {
     "sft": "fine-tuning GPT-2 124M, examples a second: gptft against TRL's SFTTrainer",
     "families": "every family of models: the largest difference from transformers",
+    "llamacpp": "exports to GGUF in the real llama.cpp: the same greedy ids, and how near the logits come",
     "lora": "LoRA against full fine-tuning and against PEFT with TRL: speed, memory, validation loss",
     "decode": "greedy decoding GPT-2 124M, tokens a second: gptft against transformers",
     "startup": "seconds until gptft is imported and until train.py --help has answered",
@@ -25,6 +26,7 @@ NAMES = {
 TITLES = {
     "sft": "Fine-tuning",
     "families": "Families of models",
+    "llamacpp": "GGUF in llama.cpp",
     "lora": "LoRA",
     "decode": "Greedy decoding",
     "startup": "Start-up",
