@@ -43,6 +43,10 @@ class GPTConfig:
     tie_embeddings: bool = True  # the head is the token embedding
 
     def __post_init__(self) -> None:
+        for f in dataclasses.fields(self):
+            if f.type == "float" and type(getattr(self, f.name)) is int:  # 10000 and 10000.0 are one architecture
+                object.__setattr__(self, f.name, float(getattr(self, f.name)))
+
         def derive(name: str, value: int) -> None:
             if getattr(self, name) == 0:
                 object.__setattr__(self, name, value)  # the dataclass is frozen; zeros mean "derive it"
@@ -50,6 +54,9 @@ class GPTConfig:
         derive("n_kv_head", self.n_head)
         derive("head_size", self.n_embd // self.n_head)
         derive("n_inner", 4 * self.n_embd)
+        for name in ("n_kv_head", "head_size", "n_inner"):
+            if getattr(self, name) < 1:
+                raise UserError(f"model config: {name} is {getattr(self, name)}, it must be at least 1")
         legal = {
             "position": ("learned", "rotary"),
             "norm": ("layer", "rms"),
@@ -64,6 +71,8 @@ class GPTConfig:
             raise UserError(f"model config: {self.rotary_size} rotated channels a head; it must be an even number")
         if self.rope_original and not self.rope_low < self.rope_high:
             raise UserError(f"model config: rope_low {self.rope_low} must be below rope_high {self.rope_high}")
+        if self.window < 0 or self.rope_factor <= 0:
+            raise UserError(f"model config: window {self.window} or rope_factor {self.rope_factor} is impossible")
         for name in ("no_rope_layers", "full_layers"):
             if any(not 0 <= layer < self.n_layer for layer in getattr(self, name)):
                 raise UserError(f"model config: {name} {getattr(self, name)} names a layer beyond the {self.n_layer}")
@@ -82,6 +91,8 @@ class GPTConfig:
         """Build from a JSON object; unknown, missing or ill-typed keys are refused, naming `source`."""
         hints = typing.get_type_hints(cls)
         values = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+        values = {key: float(value) if hints.get(key) is float and type(value) is int else value
+                  for key, value in values.items()}  # fmt: skip
         for key, value in values.items():
             if key not in hints:
                 raise UserError(f"{source}: unknown key {key!r}{nearest(key, hints)}")

@@ -36,6 +36,12 @@ class Layout:
         doc = None if self.doc is None else self.doc.to(device)
         return Layout(self.pos.to(device), doc, self.end, self.fresh, self.even)
 
+    def make_masks(self, T: int, windows: set[int]) -> None:
+        """Make what `attend` will ask for, before the first layer: compiled blocks must find nothing changed."""
+        for window in windows:
+            if not self.fresh or 0 < window < T:
+                self.mask(self.end or T, window)
+
     def mask(self, n_keys: int, window: int = 0) -> Tensor | None:
         """(B, 1, T, n_keys) True where a query sees a key; None where it sees all. Made once for all layers."""
         if self.end and self.even and self.pos.size(1) == 1 and not 0 < window < self.end:

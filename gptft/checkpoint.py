@@ -83,7 +83,7 @@ def save(path: Path, model: GPT, tokenizer: Tokenizer | None, step: int, resume:
         recover(path)
         free = shutil.disk_usage(path.parent if path.parent.exists() else ".").free
         reason = getattr(error, "strerror", None) or f"{free / 1e6:.0f} MB are free on the disk"
-        raise UserError(f"the checkpoint {path} could not be written ({reason}); earlier ones are intact", 1) from None
+        raise UserError(f"the checkpoint {path} could not be written ({reason}); what was there is intact", 1) from None
 
 
 def weights_of(model: GPT) -> tuple[str, dict[str, torch.Tensor]]:
@@ -108,7 +108,9 @@ def verify(path: Path) -> dict:
     try:
         manifest = json.loads((path / "manifest.json").read_text())
         wanted = manifest["sha256"]
-    except (OSError, ValueError, KeyError) as error:
+        if not isinstance(wanted, dict) or not isinstance(manifest["step"], int):
+            raise ValueError("it has another form")
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{path}: not a checkpoint of gptft, or a broken one ({error!r})") from None
     for name, digest in wanted.items():
         if not (path / name).exists():
@@ -141,21 +143,22 @@ def load_adapters(
     that base cannot be loaded, and when it is another than the one that was trained on."""
     try:
         settings, recorded = LoraConfig(**values["lora"]), Base(**values["base"])
-        if not isinstance(recorded.name, str) or not {"fp32", "bf16"} <= recorded.model_id.keys():
+        if not isinstance(recorded.name, str) or "bf16" not in recorded.model_id:
             raise ValueError(values["base"])
     except (KeyError, ValueError, TypeError, AttributeError) as error:
         raise UserError(f"{path / 'config.json'}: not the settings of adapters ({error!r})") from None
     name = str(base or recorded.name)
     give = f"name the right one with {'another ' if base else ''}--base (base= in Python)"
     try:
-        if recorded.seed is not None and not base:
+        if recorded.seed is not None and base in (None, "", recorded.name):
             model, tokenizer = preset(recorded.name, recorded.seed), embedded()
         else:  # the id of weights rounded to bf16 was recorded too, so that 32 bits each need not be held
             model, tokenizer = _load(name, dtype if dtype == torch.bfloat16 else torch.float32)
     except UserError as error:
         raise UserError(f"{path}: its base {name!r} cannot be loaded ({error}); {give}", error.status) from None
-    in_bf16 = model.tok.weight.dtype == torch.bfloat16
-    found, wanted = model_id(model, tokenizer), recorded.model_id["bf16" if in_bf16 else "fp32"]
+    rounded = model.tok.weight.dtype == torch.bfloat16 or "fp32" not in recorded.model_id
+    found = model_id(model, tokenizer, torch.bfloat16 if rounded else None)
+    wanted = recorded.model_id["bf16" if rounded else "fp32"]
     if adapters_of(model) or found != wanted:
         raise UserError(f"{path} holds adapters for another base: for {recorded.name} with model id {wanted}, but "
                         f"{name} has {found}; {give}")  # fmt: skip
@@ -187,7 +190,9 @@ def merge(path: str | Path, out: str | Path, base: str | Path | None = None) -> 
 
 def base_of(model: GPT, tokenizer: Tokenizer | None, name: str, seed: int = 0) -> Base:
     """How adapters for `model`, which was loaded by `name`, will name it. `seed`: of a preset."""
-    ids = {"fp32": model_id(model, tokenizer), "bf16": model_id(model, tokenizer, torch.bfloat16)}
+    ids = {"bf16": model_id(model, tokenizer, torch.bfloat16)}
+    if model.tok.weight.dtype != torch.bfloat16:
+        ids["fp32"] = model_id(model, tokenizer)
     if name in PRESETS:
         return Base(name, ids, seed)
     return Base(str(Path(name).absolute()) if Path(name).exists() else name, ids)
@@ -261,7 +266,8 @@ def model_id(model: GPT, tokenizer: Tokenizer | None, rounded: torch.dtype | Non
     digest.update((tokenizer.digest if tokenizer else "").encode())
     lora = adapters_of(model)
     if lora and lora.base:
-        settings = [lora.base.model_id["fp32"], dataclasses.asdict(lora.config)]
+        layers = sorted({name.split(".")[-2] for name in lora_state(model)})  # whichever names asked for them
+        settings = [lora.base.id, {**dataclasses.asdict(lora.config), "targets": layers}]
         digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     state = lora_state(model) if lora and lora.base else model.state_dict()
     for name, tensor in sorted(state.items()):
@@ -303,12 +309,12 @@ def find_ours(path: Path) -> Path | None:
 
 def _load(name: str, dtype: torch.dtype, base: str | Path | None = None) -> tuple[GPT, Tokenizer | None]:
     path = Path(name)
+    if name in PRESETS:  # a folder of that name is meant by ./NAME
+        return preset(name, seed=0).to(dtype), embedded()
     inner = find_ours(path)
     if inner is not None:
         return load_ours(inner, dtype, base)
     if not path.is_dir():
-        if name in PRESETS:
-            return preset(name, seed=0).to(dtype), embedded()
         if path.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1:
             raise UserError(f"{name}: no such directory{nearest(name, PRESETS)}")
         path = download(name)
@@ -325,20 +331,24 @@ def load_peft(path: Path, dtype: torch.dtype, base: str | Path | None) -> tuple[
     """Adapters that PEFT saved, on the base that they name, or on `base`. They carry no model id: that it is the right
     base cannot be told, beyond its shapes."""
     name = str(base or peft_base(path))
+    if name and Path(name).resolve() == path.resolve():
+        raise UserError(f"{path / 'adapter_config.json'} names itself as its base: give another with --base")
     if not name:
         raise UserError(f"{path / 'adapter_config.json'} names no base: give it with --base (base= in Python)")
     try:
-        model, tokenizer = _load(name, dtype)
+        model, tokenizer = _load(name, dtype if dtype == torch.bfloat16 else torch.float32)
     except UserError as error:
         raise UserError(f"{path}: its base {name!r} cannot be loaded ({error}); name another with --base "
                         "(base= in Python)", error.status) from None  # fmt: skip
     if adapters_of(model):
         raise UserError(f"{path}: its base {name!r} holds adapters itself: merge them first")
     settings, state = read_peft(path, model)
-    add_lora(model, settings, base=base_of(model, tokenizer, name))
+    recorded = base_of(model, tokenizer, name)
+    add_lora(model.to(dtype), settings, base=recorded)
     with torch.no_grad():
         for name, tensor in lora_state(model).items():
-            tensor.copy_(state[name])
+            if name in state:  # a layer that PEFT left alone: a fresh adapter changes nothing
+                tensor.copy_(state[name])
     _set_template(tokenizer, path / TEMPLATE)
     return model, tokenizer
 

@@ -101,7 +101,9 @@ class Config:
     lora_dropout: float = setting(0.0, "dropout probability on what the adapters read, 0 to 1")
     lora_dora: bool = setting(False, "train each row's magnitude apart from its direction (DoRA)")
     lora_base: str = setting(
-        "fp32", "how the frozen linear layers are held in memory while training", ("fp32", "bf16", "int8")
+        "fp32",
+        "how the frozen linear layers are held in memory while training; the run's own figures are measured so",
+        ("fp32", "bf16", "int8"),
     )
 
     # evaluation

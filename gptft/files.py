@@ -99,7 +99,7 @@ def read_json(path: Path) -> dict:
     """The JSON object in a file. Raises UserError."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:  # the last: a thousand brackets, one in the other
         raise UserError(f"{path}: {getattr(error, 'strerror', None) or error}") from None
     if not isinstance(values, dict):
         raise UserError(f"{path}: expected a JSON object")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,6 +83,8 @@ def finetune(config: Config | None = None, **settings) -> Run:
     state = TrainState(model, make_optimizer(model, config), Precision(config.precision, device))
     objective = Objective(model)
     if config.compile:
+        # kinds of layers, masks and lengths make more variants of a block than torch compiles by default
+        torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
         for block in model.blocks:
             block.compile()
     pad_id = tokenizer.eot
@@ -91,6 +94,8 @@ def finetune(config: Config | None = None, **settings) -> Run:
     # 3. from here on there is something to keep; the model is asked before it is trained, also by a resumed run
     fingerprint = describe_inputs(config, model, tokenizer, train_set, val_set)
     found = find_checkpoint(out_dir, fingerprint) if config.resume else None
+    if found is None:  # what a run that cannot be gone on with called its best is not this one's
+        shutil.rmtree(out_dir / "best", ignore_errors=True)
     out_dir.mkdir(parents=True, exist_ok=True)
     with resumable(out_dir):
         with atomic_write(out_dir / "config.toml") as file:

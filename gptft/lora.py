@@ -69,7 +69,8 @@ class LoraConfig:
 
 @dataclass(frozen=True)
 class Base:
-    """The model that adapters belong to: what loads it, and its model id in fp32 and rounded to bf16.
+    """The model that adapters belong to: what loads it, and its model id in fp32 and rounded to bf16; the latter alone
+    where it was only seen so.
 
     `seed`: of a preset's fresh weights.
     """
@@ -77,6 +78,10 @@ class Base:
     name: str
     model_id: dict[str, str]
     seed: int | None = None
+
+    @property
+    def id(self) -> str:
+        return self.model_id.get("fp32") or self.model_id["bf16"]
 
 
 @dataclass
@@ -218,7 +223,7 @@ class LoraLinear(nn.Module):
             B = B + excess[:, None] * B
         read = F.dropout(rows, self.dropout) if self.training and self.dropout else rows
         h = F.linear(read, self.A.to(dtype))  # (n, r)
-        return y.addmm_(h, B.to(dtype).t()).view(*x.shape[:-1], -1)
+        return y.addmm_(h, B.to(dtype).t()).view(*x.shape[:-1], self.base.out_features)
 
     def gain(self) -> Tensor:
         """DoRA's g (out,). The norm counts as a constant in backward (section 4.3 of the paper); it comes from
@@ -248,7 +253,7 @@ def hold_base(model: GPT, how: str) -> GPT:
     the head stay: they are where rounding hurts most, and few."""
     if how != "fp32":
         held = {"bf16": HalfLinear, "int8": Int8Linear}[how]
-        for _, parent, name, layer in list(linear_layers(model)):
+        for _, parent, name, layer in linear_layers(model):
             setattr(parent, name, held(layer))
     return model
 
@@ -262,13 +267,17 @@ def add_lora(model: GPT, config: LoraConfig, seed: int = 0, base: Base | None = 
     if adapters_of(model) is not None:
         raise UserError("the model has adapters already: merge them before adding others")
     found = {name for _, _, name, _ in linear_layers(model)}
+    if config.rank > model.config.n_embd:
+        raise UserError(
+            f"--lora_rank {config.rank} is above the model's width {model.config.n_embd}: that is no low rank"
+        )
     for target in config.targets:
         if target not in ("all", *LAYERS) and target not in found:
             raise UserError(f"--lora_targets {target}: this model has no such layer; it has {', '.join(sorted(found))}")
     model.requires_grad_(False)
     hold_base(model, held)
     generator = torch.Generator().manual_seed(seed)
-    for _, parent, name, layer in list(linear_layers(model)):
+    for _, parent, name, layer in linear_layers(model):
         if name in config.layers():
             setattr(parent, name, LoraLinear(layer, config, generator).train(layer.training))
     model.lora = Adapters(config, base, held)
@@ -289,7 +298,7 @@ def merge_lora(model: GPT) -> GPT:
             f"the frozen weights are held in {lora.held}: adapters are merged into exact weights; "
             "`python -m gptft merge ADAPTER OUT` takes those of the base"
         )
-    for _, parent, name, layer in list(linear_layers(model)):
+    for _, parent, name, layer in linear_layers(model):
         if isinstance(layer, LoraLinear):
             setattr(parent, name, layer.merged(model.tok.weight.dtype))
     del model.lora

@@ -198,6 +198,8 @@ class GPT(nn.Module):
             raise UserError(f"{idx.size(1)} tokens are more than the model's block_size {self.config.block_size}")
         if layout is None and 0 < self.config.window < idx.size(1):
             layout = Layout(pos)  # the windows need a mask
+        if layout is not None:
+            layout.make_masks(idx.size(1), {block.attn.window for block in self.blocks})
         x = self.tok(idx)  # (B, T, C)
         if self.pos is not None:
             x = x + self.pos(pos)

@@ -31,7 +31,9 @@ PARTS = {"lora_A.weight": "A", "lora_B.weight": "B", "lora_magnitude_vector": "m
 PLAIN = {"peft_type": ("LORA",), "bias": ("none",), "modules_to_save": (None, []), "lora_bias": (False,),
          "use_qalora": (False,), "target_parameters": (None, []), "layer_replication": (None,),
          "trainable_token_indices": (None,), "alora_invocation_tokens": (None,), "velora_config": (None,),
-         "monteclora_config": (None,)}  # fmt: skip
+         "monteclora_config": (None,),
+         # others change the base when the adapters are attached to it
+         "init_lora_weights": (True, False, None, "gaussian", "orthogonal", "eva")}  # fmt: skip
 
 
 def is_peft(directory: Path) -> bool:
@@ -61,16 +63,20 @@ def layer_places(config: GPTConfig) -> dict[str, Place]:
 
 
 def read_peft(directory: Path, model: GPT) -> tuple[LoraConfig, dict[str, Tensor]]:
-    """PEFT's adapters for `model` as ours: their settings, and the tensors under the names of `lora_state`.
+    """PEFT's adapters for `model` as ours: their settings, and the tensors under the names of `lora_state`. Layers that
+    PEFT left alone are not among them.
 
-    A layer whose scale is not that of the settings has it multiplied into B. Raises UserError for a setting that we do
-    not compute, and for a tensor that is missing, unexpected or misshapen.
+    The rank is the largest of any layer, smaller ones are filled up with zeros; a layer whose scale is not that of the
+    settings has it multiplied into B. Raises UserError for a setting that we do not compute, and for a tensor that is
+    missing, unexpected or misshapen.
     """
     source = directory / "adapter_config.json"
     values = read_json(source)
     for key, plain in PLAIN.items():
         if values.get(key, plain[0]) not in plain:
             raise UserError(f"{source}: {key} = {values[key]!r} is not supported; only {plain[0]!r} is")
+    dora, rslora = bool(values.get("use_dora")), bool(values.get("use_rslora"))
+    alpha, dropout = _number(values, "lora_alpha", 8, source), _number(values, "lora_dropout", 0, source)
     found: dict[str, dict[str, Tensor]] = {}
     for stored in read_adapter_file(directory):
         module, part = _split_name(stored.name)
@@ -78,25 +84,31 @@ def read_peft(directory: Path, model: GPT) -> tuple[LoraConfig, dict[str, Tensor
             raise UserError(f"{directory}: unexpected tensor {stored.name!r}")
         found.setdefault(module, {})[part] = stored.whole().float()
     places, layers = layer_places(model.config), {path: layer for path, _, _, layer in linear_layers(model)}
-    rank, state = int(values.get("r", 8)), {}
-    settings = {"rslora": bool(values.get("use_rslora")), "dora": bool(values.get("use_dora")),
-                "dropout": float(values.get("lora_dropout", 0.0))}  # fmt: skip
+    divided: dict[str, tuple[Tensor, Tensor, Tensor | None]] = {}
     for module, parts in found.items():
         if module not in places:
             raise UserError(f"{directory}: adapters beside {module!r}, which is no linear layer of this model's blocks")
-        for part in ("A", "B", "m") if settings["dora"] else ("A", "B"):
-            if part not in parts:
+        for part in ("A", "B", "m") if dora else ("A", "B"):
+            if part not in parts or parts[part].dim() < (1 if part == "m" else 2):
                 raise UserError(f"{directory}: the adapter of {module!r} lacks its {part}")
-        wide, alpha = parts["A"].size(0), _pattern(values, "alpha_pattern", module, values.get("lora_alpha", 8))
-        if wide != _pattern(values, "rank_pattern", module, rank):
-            raise UserError(f"{directory}: the adapter of {module!r} has rank {wide}, the settings say another")
-        ours = LoraConfig(rank, float(values.get("lora_alpha", 8)), **settings)
-        scale = float(alpha) / (math.sqrt(wide) if settings["rslora"] else wide)
-        _place(places[module], parts, scale / ours.scale, rank, layers, state, f"{directory}: {module!r}")
-    if not state:
+        rank = len(parts["A"])
+        if rank != _pattern(values, "rank_pattern", module, "r", 8, source):
+            raise UserError(f"{directory}: the adapter of {module!r} has rank {rank}, the settings say another")
+        scale = _pattern(values, "alpha_pattern", module, "lora_alpha", 8, source)
+        parts["B"] *= scale / (math.sqrt(rank) if rslora else rank)
+        divided |= _divide(places[module], parts, layers, f"{directory}: {module!r}")
+    if not divided:
         raise UserError(f"{directory}: it holds no adapters")
-    targets = tuple(sorted({path.rpartition(".")[0].rpartition(".")[2] for path in state}))
-    return LoraConfig(rank, float(values.get("lora_alpha", 8)), targets, **settings), state
+    targets = tuple(sorted({path.rpartition(".")[2] for path in divided}))
+    config = LoraConfig(max(len(A) for A, _, _ in divided.values()), alpha, targets, rslora, dropout, dora)
+    state = {}
+    for path, (A, B, m) in divided.items():
+        spare = config.rank - len(A)  # pairs of zeros change nothing
+        state[f"{path}.A"] = torch.cat([A, A.new_zeros(spare, A.size(1))])
+        state[f"{path}.B"] = torch.cat([B, B.new_zeros(len(B), spare)], dim=1) / config.scale
+        if m is not None:
+            state[f"{path}.m"] = m.contiguous()
+    return config, state
 
 
 def read_adapter_file(directory: Path):
@@ -115,33 +127,43 @@ def _split_name(name: str) -> tuple[str, str | None]:
     return name, None
 
 
-def _pattern(values: dict, key: str, module: str, default):
-    """What `rank_pattern` or `alpha_pattern` says of a module: regular expressions for the end of its name."""
-    for pattern, value in (values.get(key) or {}).items():
-        if re.match(rf"(.*\.)?({pattern})$", module):
-            return value
-    return default
+def _number(values: dict, key: str, default: float, source: Path) -> float:
+    value = values.get(key, default)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
+        raise UserError(f"{source}: {key} must be a number, not {value!r}")
+    return float(value)
 
 
-def _place(place: Place, parts: dict[str, Tensor], factor: float, rank: int, layers: dict, state: dict,
-           where: str) -> None:  # fmt: skip
-    """Divide the adapter of one of their layers among ours, in `state`."""
-    n_in = layers[place.ours[0]].in_features
-    n_out = sum(layers[path].out_features for path in place.ours)
-    A, B = parts["A"], parts["B"] * factor
-    if tuple(A.shape) != (len(A), n_in) or tuple(B.shape) != (n_out, len(A)):
+def _pattern(values: dict, key: str, module: str, otherwise: str, default: float, source: Path) -> float:
+    """What `rank_pattern` or `alpha_pattern` says of a module, by regular expressions for the end of its name; else the
+    setting that is called `otherwise`."""
+    patterns = values.get(key) or {}
+    if not isinstance(patterns, dict):
+        raise UserError(f"{source}: {key} must be an object, not {patterns!r}")
+    for pattern in patterns:
+        try:
+            if re.match(rf"(.*\.)?({pattern})$", module):
+                return _number(patterns, pattern, default, source)
+        except re.error:
+            raise UserError(f"{source}: {key}: {pattern!r} is no regular expression") from None
+    return _number(values, otherwise, default, source)
+
+
+def _divide(place: Place, parts: dict[str, Tensor], layers: dict, where: str) -> dict[str, tuple]:
+    """The adapter of one of their layers divided among ours: {path: (A, B, m or None)}."""
+    n_in, n_out = layers[place.ours[0]].in_features, sum(layers[path].out_features for path in place.ours)
+    A, B, m = parts["A"], parts["B"], parts.get("m")
+    if tuple(A.shape) != (len(A), n_in) or tuple(B.shape) != (n_out, len(A)) or (m is not None and m.numel() != n_out):
         raise UserError(f"{where}: A {tuple(A.shape)} and B {tuple(B.shape)} do not fit a layer of {n_in} to {n_out}")
-    lengths = place.split_rows(parts["m"].flatten()) if "m" in parts else [None] * len(place.ours)
-    for path, b, m in zip(place.ours, place.split_rows(B), lengths, strict=True):
-        used = (b != 0).any(0) if len(A) > rank else torch.ones(len(A), dtype=torch.bool)
-        a, b = A[used], b[:, used]
-        if len(a) > rank:
-            raise UserError(f"{where}: a rank of {len(a)} where the settings say {rank} cannot be represented")
-        spare = rank - len(a)  # pairs of zeros change nothing
-        state[f"{path}.A"] = torch.cat([a, a.new_zeros(spare, n_in)]).contiguous()
-        state[f"{path}.B"] = torch.cat([b, b.new_zeros(len(b), spare)], dim=1).contiguous()
-        if m is not None:
-            state[f"{path}.m"] = m.contiguous()
+    lengths = [None] * len(place.ours) if m is None else place.split_rows(m.flatten())
+    blocks = place.split_rows(B)
+    used = torch.stack([(b != 0).any(0) for b in blocks])  # (layers of ours, rank)
+    if not used.any() or (used.sum(0) > 1).any():  # otherwise A's were stacked: each block reads its own and no other's
+        used[:] = True
+    divided = {}
+    for path, b, kept, length in zip(place.ours, blocks, used, lengths, strict=True):
+        divided[path] = (A[kept], b[:, kept], length)
+    return divided
 
 
 # ---- out
@@ -157,6 +179,7 @@ def save_peft(model: GPT, directory: Path, base: str = "", template: dict | None
     if directory.exists():
         raise UserError(f"{directory} exists already: name another place for the adapters")
     try:
+        from safetensors import SafetensorError
         from safetensors.torch import save_file
     except ImportError:
         raise need_extra("safetensors", "hf", "writing .safetensors files") from None
@@ -182,8 +205,7 @@ def save_peft(model: GPT, directory: Path, base: str = "", template: dict | None
               "lora_alpha": config.alpha, "lora_dropout": config.dropout, "use_rslora": config.rslora,
               "use_dora": config.dora, "target_modules": sorted(targets), "rank_pattern": ranks,
               "alpha_pattern": alphas, "fan_in_fan_out": family.model_type == "gpt2"}  # fmt: skip
-    temporary = directory.parent / f".{directory.name}.tmp"
-    shutil.rmtree(temporary, ignore_errors=True)
+    temporary = directory.parent / f".{directory.name}.{os.getpid()}.tmp"
     try:
         temporary.mkdir(parents=True)
         save_file(tensors, temporary / "adapter_model.safetensors", metadata={"format": "pt"})
@@ -192,9 +214,10 @@ def save_peft(model: GPT, directory: Path, base: str = "", template: dict | None
             (temporary / TEMPLATE).write_text(json.dumps(template, indent=1))
         sync_tree(temporary)
         os.rename(temporary, directory)
-    except BaseException:
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{directory} could not be written ({getattr(error, 'strerror', None) or error})", 1) from None
+    finally:
         shutil.rmtree(temporary, ignore_errors=True)
-        raise
 
 
 def _join(place: Place, ours: list) -> dict[str, Tensor]:

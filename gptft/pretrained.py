@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import pickle
 import re
+import warnings
 import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -17,12 +18,13 @@ import torch
 from torch import Tensor
 
 from gptft.architecture import GPTConfig
-from gptft.families import FAMILIES, Family, Place, config_from_hf
+from gptft.families import FAMILIES, Family, Place, all_places, config_from_hf
 from gptft.files import UserError, need_extra, read_json
 from gptft.hf_tokenizer import has_tokenizer, read_hf_tokenizer
 from gptft.model import GPT
 from gptft.tokenizer import Tokenizer, gpt2
 
+DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 PIECE = 2**23  # bytes of a tensor that are read at a time, or a hundredth of the file where that is more
 # prefixes that wrappers leave in front of names
 WRAPPER = re.compile(r"^(?:_orig_mod\.|module\.|_fsdp_wrapped_module\.)+")
@@ -36,14 +38,14 @@ class Stored:
 
     name: str
     shape: tuple[int, ...]
-    itemsize: int  # bytes a number
+    dtype: str  # as safetensors calls it
     read: Callable[[int, int], Tensor]
     at_once: int = PIECE  # bytes
 
     def pieces(self) -> Iterator[tuple[int, int, Tensor]]:
         """(first row, row after the last, those rows), so many at a time that a piece stays near `at_once` bytes."""
         n = self.shape[0] if self.shape else 1
-        a_row = max(1, self.itemsize * torch.Size(self.shape).numel() // max(n, 1))
+        a_row = max(1, DTYPES[self.dtype].itemsize * torch.Size(self.shape).numel() // max(n, 1))
         step = max(1, self.at_once // a_row)
         for start in range(0, n, step):
             stop = min(n, start + step)
@@ -55,65 +57,64 @@ class Stored:
 
 def load_hf(directory: Path, dtype: torch.dtype) -> GPT:
     """A GPT with the weights of a local Hugging Face directory, on the CPU, in `dtype`; no weight is ever held in
-    another. Missing, extra and misshapen tensors raise UserError by name."""
+    another. Missing, extra, doubled and misshapen tensors raise UserError by name, before any memory is taken."""
     hf = read_json(directory / "config.json")
     config = config_from_hf(hf, str(directory / "config.json"))
-    family = FAMILIES[hf["model_type"]]
+    family, stored = FAMILIES[hf["model_type"]], list(tensors(directory))
+    if config.n_layer > len(stored):  # said before so many layers are built
+        raise UserError(f"{directory}: {config.n_layer} layers in config.json, {len(stored)} tensors in the files")
     with torch.device("meta"):
         model = GPT(config).to(dtype)
+    places = {place.theirs: place for place in all_places(family, config)}
+    found, tied_head = _find_places(places, family, config, stored, directory)
+    ours = dict(model.named_parameters())
+    for name, tensor in found.items():
+        due = tuple(places[name].join([ours[part] for part in places[name].ours]).shape)
+        if tensor.shape != due:
+            raise UserError(f"{directory}: tensor {tensor.name!r} has shape {tensor.shape}; the config asks for {due}")
     model.to_empty(device="cpu")
     ours = dict(model.named_parameters())
-    places = {place.theirs: place for place in family.places(config)}
-    heads = {family.head, "lm_head.weight"}  # GPT-NeoX's has two names
-    if not config.tie_embeddings:
-        places["head"] = Place("head", ("lm_head.weight",))
-    missing, tied_head = set(places), None
-    for stored in tensors(directory):
-        name = WRAPPER.sub("", stored.name)
-        name = "head" if name in heads else name.removeprefix(family.prefix)
-        if name == "head" and config.tie_embeddings:
-            tied_head = stored
-        elif name in places:
-            _fill(places[name], stored, ours, directory)
-            missing.discard(name)
-        elif not BUFFER.search(name):
-            raise UserError(f"{directory}: unexpected tensor {stored.name!r}")
-    if missing:
-        raise UserError(f"{directory}: the tensor {_their_name(min(missing), family)!r} is missing")
+    for name, tensor in found.items():
+        _fill(places[name], tensor, ours)
     if tied_head is not None:
         _check_tied(tied_head, ours["tok.weight"], directory)
     return model
 
 
-def _their_name(name: str, family: Family) -> str:
-    return family.head if name == "head" else family.prefix + name
+def _find_places(places: dict[str, Place], family: Family, config: GPTConfig, stored: list[Stored],
+                 directory: Path) -> tuple[dict[str, Stored], Stored | None]:  # fmt: skip
+    """-> ({place: its tensor}, a head that is stored although it is the embedding). Names may lack the family's
+    prefix, as GPT-2's on the hub do, and GPT-NeoX's head has two."""
+    found: dict[str, Stored] = {}
+    for tensor in stored:
+        name = WRAPPER.sub("", tensor.name)
+        name = family.head if name == "lm_head.weight" else name
+        if name not in places and name != family.head:
+            name = family.prefix + name
+        if name not in places and name != family.head:
+            if BUFFER.search(name):
+                continue
+            raise UserError(f"{directory}: unexpected tensor {tensor.name!r}")
+        if name in found:
+            raise UserError(f"{directory}: tensor {tensor.name!r} is there twice, also as {found[name].name!r}")
+        if tensor.dtype not in DTYPES:
+            raise UserError(f"{directory}: tensor {tensor.name!r} is of type {tensor.dtype}, which is not supported")
+        found[name] = tensor
+    missing = places.keys() - found.keys()
+    if missing:
+        raise UserError(f"{directory}: the tensor {min(missing)!r} is missing")
+    return found, found.pop(family.head, None) if config.tie_embeddings else None
 
 
 @torch.no_grad()
-def _fill(place: Place, stored: Stored, ours: dict[str, Tensor], directory: Path) -> None:
+def _fill(place: Place, tensor: Stored, ours: dict[str, Tensor]) -> None:
     """Copy a stored tensor to its place, or its places, in our parameters."""
-    wanted = [tuple(ours[name].shape) for name in place.ours]
     if len(place.ours) == 1 and not place.transposed:
-        if stored.shape != wanted[0]:
-            raise _misshapen(directory, stored, place, [stored.shape], wanted)
-        for start, stop, piece in stored.pieces():
+        for start, stop, piece in tensor.pieces():
             ours[place.ours[0]][start:stop].copy_(piece)
         return
-    try:
-        parts = place.split(stored.whole())
-    except RuntimeError:
-        parts = []
-    if [tuple(part.shape) for part in parts] != wanted:
-        raise _misshapen(directory, stored, place, [tuple(part.shape) for part in parts], wanted)
-    for name, part in zip(place.ours, parts, strict=True):
+    for name, part in zip(place.ours, place.split(tensor.whole()), strict=True):
         ours[name].copy_(part)
-
-
-def _misshapen(directory: Path, stored: Stored, place: Place, found: list, wanted: list) -> UserError:
-    gives = f", which gives {found[0]} for {place.ours[0]}" if found else ", which cannot be divided"
-    return UserError(
-        f"{directory}: tensor {stored.name!r} has shape {tuple(stored.shape)}{gives}; the config asks for {wanted[0]}"
-    )
 
 
 def _check_tied(head: Stored, embedding: Tensor, directory: Path) -> None:
@@ -136,6 +137,9 @@ def tensors(directory: Path) -> Iterator[Stored]:
             weight_map = read_json(index).get("weight_map")
             if not isinstance(weight_map, dict) or not weight_map:
                 raise UserError(f"{index}: it has no weight_map that says which shard holds a tensor")
+            for file in weight_map.values():
+                if not isinstance(file, str) or Path(file).name != file:  # nor one in another directory
+                    raise UserError(f"{index}: weight_map names {file!r}, which is no file of this directory")
             files = sorted(set(weight_map.values()))
             for file in files:
                 if not (directory / file).is_file():
@@ -166,10 +170,9 @@ def read_safetensors(path: Path) -> Iterator[Stored]:
             found = []
             for name in file.keys():  # noqa: SIM118 - it is no dict
                 part = file.get_slice(name)
-                size = {"F64": 8, "I64": 8, "F32": 4}.get(part.get_dtype(), 2)
-                found.append((name, tuple(part.get_shape()), size))
-        for name, shape, size in found:
-            yield Stored(name, shape, size, reader(name, not shape), max(PIECE, path.stat().st_size // 100))
+                found.append((name, tuple(part.get_shape()), part.get_dtype()))
+        for name, shape, dtype in found:
+            yield Stored(name, shape, dtype, reader(name, not shape), max(PIECE, path.stat().st_size // 100))
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path}: not a whole safetensors file ({error})") from None
 
@@ -180,7 +183,9 @@ def read_bin(path: Path) -> Iterator[Stored]:
 
     def load() -> dict:
         # weights_only: a pickle may hold code, and a checkpoint is never code
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of torch's, on what an error here says in one line
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
 
     def reader(name: str, value: Tensor | None) -> Callable[[int, int], Tensor]:
         def read(start: int, stop: int) -> Tensor:
@@ -196,11 +201,22 @@ def read_bin(path: Path) -> Iterator[Stored]:
         if isinstance(error, pickle.UnpicklingError):
             what = "a pickle that is damaged, or holds other things than tensors: code is never run"
         raise UserError(f"{path}: cannot be loaded as weights ({what})") from None
-    if not isinstance(values, dict) or not all(isinstance(value, Tensor) for value in values.values()):
+    plain = isinstance(values, dict) and all(
+        isinstance(name, str) and isinstance(value, Tensor) and value.layout == torch.strided and not value.is_meta
+        for name, value in values.items()
+    )
+    if not plain:
         raise UserError(f"{path}: cannot be loaded as weights (it holds something else than tensors by name)")
+    names = {dtype: name for name, dtype in DTYPES.items()}
     at_once = max(PIECE, path.stat().st_size // 100)
     stored = [
-        Stored(name, tuple(value.shape), value.element_size(), reader(name, None if mapped else value), at_once)
+        Stored(
+            name,
+            tuple(value.shape),
+            names.get(value.dtype, str(value.dtype)),
+            reader(name, None if mapped else value),
+            at_once,
+        )
         for name, value in values.items()
     ]
     del values
@@ -229,17 +245,19 @@ def download(hub_id: str) -> Path:
     except ImportError:
         raise need_extra("huggingface_hub", "hf", f"the hub id {hub_id!r}") from None
     patterns = ["*.json", "chat_template.jinja", "merges.txt", "*.safetensors"]
+    others = ["*/*", "consolidated*", "model.fp16*"]  # the same weights in other forms
     try:
-        directory = Path(snapshot_download(hub_id, allow_patterns=patterns))
+        directory = Path(snapshot_download(hub_id, allow_patterns=patterns, ignore_patterns=others))
         if not any(directory.glob("*.safetensors")):
-            directory = Path(snapshot_download(hub_id, allow_patterns=["pytorch_model*", *patterns]))
+            patterns += ["pytorch_model*", "adapter_model.bin"]
+            directory = Path(snapshot_download(hub_id, allow_patterns=patterns, ignore_patterns=others))
         return directory
     except GatedRepoError:
         raise UserError(f"{hub_id!r} is gated: ask for access on its page and log in with `hf auth login`") from None
     except RepositoryNotFoundError:
         raise UserError(f"{hub_id!r} is no local directory, no preset and no repository on the hub") from None
     except LocalEntryNotFoundError:
-        raise UserError(f"{hub_id!r} is not in the local cache and the hub cannot be reached") from None
+        raise UserError(f"{hub_id!r} is no directory, not in the local cache, and the hub cannot be reached") from None
     except Exception as error:  # whatever else a network can do
         first = (str(error).splitlines() or [""])[0]
         raise UserError(f"{hub_id!r} cannot be downloaded ({type(error).__name__}: {first})") from None

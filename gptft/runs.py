@@ -60,7 +60,7 @@ def describe_inputs(config: Config, model: GPT, tokenizer: Tokenizer, train_set:
     settings = ("seed", "batch_size", "grad_accum", "batching", "mask_prompt", "optimizer")
     lora = adapters_of(model)
     return {
-        "model it starts from": lora.base.model_id["fp32"] if lora else checkpoint.model_id(model, tokenizer),
+        "model it starts from": lora.base.id if lora else checkpoint.model_id(model, tokenizer),
         "adapters (--lora_...)": [dataclasses.asdict(lora.config), lora.held] if lora else None,
         "training data": train_set.digest(),
         "validation data": val_set.digest(),

@@ -576,7 +576,7 @@ def test_merge_says_what_is_wrong_and_writes_nothing(ask, adapted, saved, place)
         ([path, "out", "--base", other], ["adapters for another base", str(base), str(other), "--base"]),
         ([base, "out"], ["base is a whole model: there are no adapters to merge"]),
         ([path, "taken"], ["taken exists already"]),
-        (["nowhere", "out"], ["'nowhere' is not in the local cache and the hub cannot be reached"]),
+        (["nowhere", "out"], ["'nowhere' is no directory, not in the local cache, and the hub cannot be reached"]),
         ([path, "out", "--bas", other], ["unknown argument --bas; did you mean '--base'?"]),
         ([path], ["the following arguments are required: out"]),
     ):

@@ -181,11 +181,23 @@ BASE = {**SMALL, "hidden_act": "silu"}
         ("qwen2", {"quantization_config": {"bits": 4}}, "quantization_config = "),
         ("qwen3", {"use_sliding_window": True, "sliding_window": 4, "layer_types": ["chunked_attention"] * 4},
          "layer_types = 'chunked_attention'"),
-        ("smollm3", {"no_rope_layers": [1, 0]}, "no_rope_layers must have an entry for each of 4 layers"),
+        ("smollm3", {"no_rope_layers": [1, 0]}, "no_rope_layers must have a 0 or 1 for each of 4 layers"),
         ("llama", {"hidden_size": "32"}, "hidden_size must be a whole number above 0, not '32'"),
         ("llama", {"num_key_value_heads": 3}, "n_head 4 is no multiple of n_kv_head 3"),
         ("llama", {"rope_parameters": {"full_attention": {"rope_theta": 1.0}}}, "one set of values for all layers"),
         ("llama", {"tie_word_embeddings": "yes"}, "tie_word_embeddings must be true or false"),
+        ("llama", {"num_key_value_heads": -1}, "num_key_value_heads must be a whole number, not -1"),
+        ("llama", {"head_dim": -8}, "head_dim must be a whole number, not -8"),
+        ("llama", {"hidden_size": 10**30}, "hidden_size must be a whole number above 0"),
+        ("llama", {"rms_norm_eps": float("nan")}, "rms_norm_eps must be a number above 0, not nan"),
+        ("llama", {"rope_theta": -5}, "rope_theta must be a number above 0, not -5"),
+        ("llama", {"hidden_act": ["silu"]}, "hidden_act = "),
+        ("llama", {"rope_scaling": {**LLAMA3, "factor": 0}}, "factor must be a number above 0, not 0"),
+        ("gpt_neox", {"partial_rotary_factor": 3}, "partial_rotary_factor = 3.0 is not supported; only a share"),
+        ("qwen3", {"layer_types": "x"}, "layer_types must have an entry for each of 4 layers, not 'x'"),
+        ("qwen2", {"use_sliding_window": True, "max_window_layers": "x"}, "max_window_layers must be a whole number"),
+        ("smollm3", {"no_rope_layer_interval": 0}, "no_rope_layer_interval must be a whole number above 0"),
+        (["llama"], {}, r"model_type = \['llama'\] is not supported"),
     ],
 )  # fmt: skip
 def test_what_is_not_computed_is_refused(model_type, changes, message):
@@ -260,3 +272,29 @@ def test_the_hubs_own_configs_give_models_of_the_published_size(hub_id):
         kind = transformers.AutoConfig.for_model(**hf)
         theirs = transformers.AutoModelForCausalLM.from_config(kind)
     assert ours == sum(p.numel() for p in theirs.parameters()) == size
+
+
+def test_what_a_config_leaves_out_is_as_transformers_has_it():
+    """Mistral's and Qwen's window is 4096 where the key is absent; a null means none. Other names of the tanh GELU."""
+    for model_type, changes in (("mistral", {}), ("qwen2", {"use_sliding_window": True, "max_window_layers": 2})):
+        assert config_from_hf({"model_type": model_type, **BASE, **changes}, "x").window == 4096
+    assert config_from_hf({"model_type": "mistral", **BASE, "sliding_window": None}, "x").window == 0
+    assert config_from_hf({"model_type": "gpt_neox", **BASE, "hidden_act": "gelu_fast"}, "x").activation == "gelu_tanh"
+    config = config_from_hf({"model_type": "llama", **BASE, "hidden_act": "gelu_pytorch_tanh"}, "x")
+    assert config_from_hf(config_to_hf(config)[1], "x") == config
+
+
+def test_more_layers_than_tensors_are_refused_at_once(tmp_path):
+    """A thousand million layers would be built for hours before the first tensor is missed."""
+    reference("llama2", torch.float32, tmp_path)
+    hf = json.loads((tmp_path / "config.json").read_text())
+    for changes, message in (
+        ({"num_hidden_layers": 10**9}, "1000000000 layers in config.json"),
+        (
+            {"vocab_size": 2**31 - 1},
+            r"has shape \(97, 32\); the config asks for \(2147483647, 32\)",
+        ),
+    ):
+        (tmp_path / "config.json").write_text(json.dumps({**hf, **changes}))
+        with pytest.raises(UserError, match=message):
+            load_hf(tmp_path, torch.float32)

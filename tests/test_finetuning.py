@@ -135,6 +135,17 @@ def test_resume_passes_over_a_damaged_checkpoint(tmp_path, write_lines, pairs, c
     assert steps == [1, 2, 3, 4, 5, 6]
 
 
+def test_a_best_that_nobody_vouches_for_is_not_taken_for_this_runs(tmp_path, write_lines, pairs):
+    """Killed before its first resumable checkpoint, resumed on other data without a validation split: the old run's
+    best weights were once loaded at the end, and reported as the new ones."""
+    settings = {**QUICK, "out_dir": tmp_path / "run"}
+    old = finetune(data=write_lines(pairs(60), "old.jsonl"), **settings)
+    shutil.rmtree(tmp_path / "run" / "last")
+    new = finetune(data=write_lines(pairs(90), "new.jsonl"), **{**settings, "resume": True, "val_fraction": 0.0})
+    assert new.summary["model_id"] != old.summary["model_id"] and not (tmp_path / "run" / "best").exists()
+    assert checkpoint.model_id(*checkpoint.load(tmp_path / "run")) == new.summary["model_id"]
+
+
 def test_a_resumed_run_asks_the_untrained_model_for_its_before(tmp_path, write_lines, pairs):
     """responses.jsonl lost, or more test samples asked for: "before" still is the model that training began with."""
     data, settings = write_lines(pairs(60)), {**QUICK, "out_dir": tmp_path / "run", "lr": 1e-2}

@@ -122,4 +122,4 @@ def test_what_the_hub_refuses_is_one_line(tmp_path, hub, hub_id, message):
 def test_a_hub_that_does_not_answer_is_one_line(tmp_path):
     done = generate("http://127.0.0.1:9", tmp_path, "EleutherAI/pythia-70m")
     assert done.returncode == 2 and len(done.stderr.strip().splitlines()) == 1
-    assert "'EleutherAI/pythia-70m' is not in the local cache and the hub cannot be reached" in done.stderr
+    assert "'EleutherAI/pythia-70m' is no directory, not in the local cache, and the hub cannot" in done.stderr

@@ -39,6 +39,7 @@ HOUSE = [
     "tokenizer",
     "engines",
     "chat",
+    "sandbox",
     "prompts",
     "architecture",
     "config",

@@ -541,3 +541,24 @@ def test_settings_survive_json():
     config = settings(targets=("q", "mlp"), dora=True)
     values = dataclasses.asdict(config)
     assert LoraConfig(**{**values, "targets": list(values["targets"])}) == config
+
+
+@pytest.mark.parametrize("held", ["fp32", "bf16", "int8"])
+@pytest.mark.parametrize("dora", [False, True])
+def test_a_batch_without_targets_changes_nothing(held, dora):
+    """Row 6 with adapters: nothing is asked of the last block, and a shape of (0, -1) once had two meanings."""
+    from gptft.collate import collate
+    from gptft.loss import Objective
+
+    model = add_lora(toy_model(torch.float32), LoraConfig(2, dora=dora), held=held).train()
+    batch = collate(toy_examples([6, 4], prompt=9), 0)
+    batch.targets[:] = -100
+    total, losses = Objective(model)(batch)
+    total.backward()
+    assert total.item() == 0 and not len(losses)
+    assert all(p.grad is None or not p.grad.any() for p in lora_state(model).values())
+
+
+def test_the_rank_is_below_the_width():
+    with pytest.raises(UserError, match="--lora_rank 33 is above the model's width 32"):
+        add_lora(toy_model(), LoraConfig(33))

@@ -128,6 +128,66 @@ def saved(tmp_path):
     return ours, tmp_path / "adapters"
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"layers_to_transform": [0, 2]},
+        {"exclude_modules": r".*\.1\..*"},
+        {"rank_pattern": {"v_proj": 7}, "alpha_pattern": {"q_proj": 3}},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("dora", [False, True])
+def test_adapters_on_some_layers_and_of_other_ranks(tmp_path, options, dora):
+    """PEFT may leave layers alone, and give some another rank: what is not there once ended in a KeyError."""
+    from gptft.checkpoint import load
+
+    theirs = reference("llama3.2", torch.float32, tmp_path / "base")
+    config = peft.LoraConfig(r=4, lora_alpha=12, target_modules=["q_proj", "v_proj"], use_dora=dora, **options)
+    theirs = peft.get_peft_model(theirs, config).eval()
+    noisy_(p for name, p in theirs.named_parameters() if "lora_" in name)
+    theirs.save_pretrained(tmp_path / "adapters")
+    ours, _ = load(tmp_path / "adapters", base=tmp_path / "base")
+    with torch.no_grad():
+        assert difference(ours(IDX), theirs(IDX).logits) < 1e-5
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"init_lora_weights": "pissa"}, "init_lora_weights = 'pissa' is not supported"),  # it changes the base
+        ({"r": None}, "r must be a number, not None"),
+        ({"lora_alpha": "x"}, "lora_alpha must be a number, not 'x'"),
+        ({"rank_pattern": {"((": 4}}, r"rank_pattern: '\(\(' is no regular expression"),
+        ({"rank_pattern": [1]}, r"rank_pattern must be an object, not \[1\]"),
+        ({"alpha_pattern": {"q_proj": "x"}}, "q_proj must be a number, not 'x'"),
+    ],
+)
+def test_a_wrong_setting_is_refused_by_name(tmp_path, change, message):
+    _, directory = saved(tmp_path)
+    values = json.loads((directory / "adapter_config.json").read_text())
+    (directory / "adapter_config.json").write_text(json.dumps({**values, **change}))
+    with pytest.raises(UserError, match=message):
+        read_peft(directory, load_hf(tmp_path / "base", torch.float32))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_adapters_of_pefts_are_saved_and_loaded_again_as_ours(tmp_path, dtype):
+    """A base that was only seen in bf16 is known again when it is loaded in fp32."""
+    from gptft import checkpoint
+
+    _, directory = saved(tmp_path)
+    model, tokenizer = checkpoint.load(directory, dtype=dtype, base=tmp_path / "base")
+    checkpoint.save(tmp_path / "ours", model, tokenizer, step=0)
+    for wanted in (torch.float32, torch.bfloat16):
+        again, _ = checkpoint.load(tmp_path / "ours", dtype=wanted)
+        if wanted == dtype:
+            assert torch.equal(again(IDX), model(IDX))
+    with pytest.raises(UserError, match="adapters for another base"):
+        reference("llama2", torch.float32, tmp_path / "other")
+        checkpoint.load(tmp_path / "ours", base=tmp_path / "other")
+
+
 def test_nothing_is_overwritten_and_nothing_half_written(tmp_path, monkeypatch):
     ours, directory = saved(tmp_path)
     with pytest.raises(UserError, match="exists already"):

@@ -130,6 +130,49 @@ def test_a_wrong_tensor_fails_by_name(tmp_path, change, message):
         load_hf(tmp_path, torch.float32)
 
 
+def test_one_tensor_under_two_names_is_refused(tmp_path):
+    """Whichever was read last would have won without a word."""
+    hf_gpt2(tmp_path)
+    rewrite(tmp_path, lambda s: s.update({"_orig_mod.transformer.ln_f.bias": torch.ones(32)}))
+    with pytest.raises(UserError, match=r"is there twice, also as '(_orig_mod\.)?transformer.ln_f.bias'"):
+        load_hf(tmp_path, torch.float32)
+
+
+@pytest.mark.parametrize("file", ["../other/model.safetensors", "/tmp/model.safetensors", 5, None, ["a"]])
+def test_an_index_names_files_of_its_own_directory(tmp_path, file):
+    """A downloaded index must not read elsewhere."""
+    hf_gpt2(tmp_path)
+    (tmp_path / "model.safetensors").rename(tmp_path / "one.safetensors")
+    index = {"weight_map": {"a": "one.safetensors", "b": file}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(UserError, match="which is no file of this directory"):
+        load_hf(tmp_path, torch.float32)
+
+
+@pytest.mark.parametrize(
+    "values, message",
+    [
+        ({5: torch.ones(2)}, "something else than tensors by name"),
+        ({"a": torch.ones(2, device="meta")}, "something else than tensors by name"),
+        ([torch.ones(2)], "something else than tensors by name"),
+        (
+            {"wte.weight": torch.ones(97, 32, dtype=torch.complex64)},
+            "is of type torch.complex64, which is not supported",
+        ),
+        ({"wte.weight": torch.ones(97, 32, dtype=torch.int64)}, "is of type torch.int64, which is not supported"),
+    ],
+)
+def test_a_bin_of_other_things_is_refused(tmp_path, values, message):
+    hf_gpt2(tmp_path, n_layer=1)
+    (tmp_path / "model.safetensors").unlink()
+    torch.save(values, tmp_path / "pytorch_model.bin")
+    (tmp_path / "config.json").write_text(
+        json.dumps({**json.loads((tmp_path / "config.json").read_text()), "n_layer": 1})
+    )
+    with pytest.raises(UserError, match=message):
+        load_hf(tmp_path, torch.float32)
+
+
 @pytest.mark.parametrize(
     "key, value, message",
     [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tomllib
 from argparse import Namespace
 from pathlib import Path
@@ -22,10 +23,12 @@ def export(options: Namespace) -> list[str]:
     """Write what the options ask for; -> notes for the user. Raises UserError, with nothing written."""
     out, dtype = Path(options.out), options.dtype
     kinds = {"hf": tuple(DTYPES), "gguf": ("", "fp32", "fp16", "q8_0"), "peft": ("",)}[options.format]
+    if options.format == "peft" and dtype:
+        raise UserError("--dtype: adapters are written in fp32, as they are; --format peft takes none")
     if dtype not in kinds:
         raise UserError(f"--dtype {dtype}: with --format {options.format} it is one of "
-                        f"{', '.join(kinds[1:]) or 'none'}{nearest(dtype, kinds)}")  # fmt: skip
-    if not options.shard_gb > 0:
+                        f"{', '.join(kinds[1:])}{nearest(dtype, kinds)}")  # fmt: skip
+    if not 0 < options.shard_gb < math.inf:
         raise UserError(f"--shard_gb must be above 0, not {options.shard_gb}")
     model, tokenizer = load(options.model, base=options.base or None)
     if options.format == "peft":

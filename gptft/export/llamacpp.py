@@ -7,6 +7,7 @@ proven by tests/test_llamacpp.py, which runs it.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import re
@@ -97,9 +98,9 @@ def export_gguf(
         notes.append(f"kept in fp16, since their rows are no multiple of {BLOCK}: {', '.join(halved)}")
     vocabulary = vocabulary_of(tokenizer, model.config.vocab_size)
     notes += vocabulary.notes
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         writer = gguf.GGUFWriter(temporary, arch)
         write_settings(writer, model.config, arch, kind, name or path.stem)
         write_vocabulary(writer, vocabulary)
@@ -111,7 +112,8 @@ def export_gguf(
     except OSError as error:
         raise UserError(f"{path} could not be written ({error.strerror or error})", 1) from None
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # a parent that is a file has no files
+            temporary.unlink(missing_ok=True)
     return notes
 
 

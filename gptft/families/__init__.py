@@ -27,7 +27,8 @@ FOREIGN = ("quantization_config", "num_experts", "num_local_experts", "attn_logi
 
 def config_from_hf(hf: dict, source: str) -> GPTConfig:
     """The architecture out of a Hugging Face `config.json` that lies at `source`. Raises UserError."""
-    family = FAMILIES.get(hf.get("model_type"))
+    kind = hf.get("model_type")
+    family = FAMILIES.get(kind) if isinstance(kind, str) else None
     if family is None:
         raise UserError(
             f"{source}: model_type = {hf.get('model_type')!r} is not supported; supported: {', '.join(FAMILIES)}"

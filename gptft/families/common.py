@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -11,13 +12,10 @@ from torch import Tensor
 from gptft.architecture import GPTConfig
 from gptft.files import UserError
 
-ACTIVATIONS = {
-    "gelu_new": "gelu_tanh",
-    "gelu_pytorch_tanh": "gelu_tanh",
-    "gelu": "gelu",
-    "silu": "silu",
-    "swish": "silu",
-}
+ACTIVATIONS = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu_fast": "gelu_tanh",
+               "silu": "silu", "swish": "silu"}  # fmt: skip
+THEIRS = {"gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh", "silu": "silu"}  # what we write
+LARGEST = 2**31 - 1  # of any size: beyond it is a slip, or an attack
 
 
 @dataclass(frozen=True)
@@ -80,15 +78,24 @@ def unsupported(source: str, key: str, value, only: str = "") -> UserError:
 def need(hf: dict, key: str, source: str) -> int:
     """A size that must be there, a whole number above 0."""
     value = hf.get(key)
-    if type(value) is not int or value < 1:
+    if type(value) is not int or not 0 < value <= LARGEST:
         raise UserError(f"{source}: {key} must be a whole number above 0, not {value!r}")
     return value
 
 
-def number(hf: dict, key: str, default: float, source: str) -> float:
+def whole(hf: dict, key: str, default: int, source: str) -> int:
+    """A whole number from 0. A key that is there without a value, null, counts as 0."""
     value = hf.get(key, default)
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise UserError(f"{source}: {key} must be a number, not {value!r}")
+    if value is not None and (type(value) is not int or not 0 <= value <= LARGEST):
+        raise UserError(f"{source}: {key} must be a whole number, not {value!r}")
+    return value or 0
+
+
+def number(hf: dict, key: str, default: float, source: str) -> float:
+    """A number above 0, and finite."""
+    value = hf.get(key, default)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+        raise UserError(f"{source}: {key} must be a number above 0, not {value!r}")
     return float(value)
 
 
@@ -101,7 +108,7 @@ def truth(hf: dict, key: str, default: bool, source: str) -> bool:
 
 def activation(hf: dict, key: str, default: str, source: str) -> str:
     name = hf.get(key, default)
-    if name not in ACTIVATIONS:
+    if not isinstance(name, str) or name not in ACTIVATIONS:
         raise unsupported(source, key, name)
     return ACTIVATIONS[name]
 
@@ -122,8 +129,8 @@ def rotary(hf: dict, source: str, theta: float = 10000.0, partial: float | None 
     values = {"position": "rotary", "rope_theta": number({**outer, **given}, "rope_theta", theta, source)}
     fraction = hf.get("partial_rotary_factor", hf.get("rotary_pct", 1.0 if partial is None else partial))
     fraction = number({"partial_rotary_factor": fraction, **given}, "partial_rotary_factor", 1.0, source)
-    if partial is None and fraction != 1:
-        raise unsupported(source, "partial_rotary_factor", fraction, "1")
+    if fraction > 1 or (partial is None and fraction != 1):
+        raise unsupported(source, "partial_rotary_factor", fraction, "1" if partial is None else "a share up to 1")
     if kind == "llama3":
         for ours, theirs in (("rope_factor", "factor"), ("rope_low", "low_freq_factor"),
                              ("rope_high", "high_freq_factor")):  # fmt: skip

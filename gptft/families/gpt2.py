@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from gptft.architecture import GPTConfig
-from gptft.families.common import Family, Place, activation, need, number, truth, unsupported
+from gptft.families.common import THEIRS, Family, Place, activation, need, number, truth, unsupported, whole
 
 GPT2_FIXED = {"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False, "add_cross_attention": False}
 
@@ -18,7 +18,7 @@ def read(hf: dict, source: str) -> dict:
         "n_layer": need(hf, "n_layer", source),
         "n_head": need(hf, "n_head", source),
         "n_embd": need(hf, "n_embd", source),
-        "n_inner": hf.get("n_inner") or 0,
+        "n_inner": whole(hf, "n_inner", 0, source),
         "norm_eps": number(hf, "layer_norm_epsilon", 1e-5, source),
         "activation": activation(hf, "activation_function", "gelu_new", source),
         "tie_embeddings": truth(hf, "tie_word_embeddings", True, source),
@@ -26,7 +26,7 @@ def read(hf: dict, source: str) -> dict:
 
 
 def write(config: GPTConfig) -> dict:
-    activation = {"gelu_tanh": "gelu_new"}.get(config.activation, config.activation)
+    activation = {**THEIRS, "gelu_tanh": "gelu_new"}[config.activation]
     return {"n_positions": config.block_size, "n_ctx": config.block_size, "n_layer": config.n_layer,
             "n_head": config.n_head, "n_embd": config.n_embd, "n_inner": config.n_inner,
             "layer_norm_epsilon": config.norm_eps, "activation_function": activation,

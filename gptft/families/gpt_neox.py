@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from gptft.architecture import GPTConfig
-from gptft.families.common import Family, Place, activation, need, number, rotary, truth, write_rotary
+from gptft.families.common import THEIRS, Family, Place, activation, need, number, rotary, truth, write_rotary
 
 
 def read(hf: dict, source: str) -> dict:
@@ -26,10 +26,10 @@ def read(hf: dict, source: str) -> dict:
 
 
 def write(config: GPTConfig) -> dict:
-    activation = {"gelu_tanh": "gelu_new"}.get(config.activation, config.activation)
     return {"max_position_embeddings": config.block_size, "num_hidden_layers": config.n_layer,
             "num_attention_heads": config.n_head, "hidden_size": config.n_embd,
-            "intermediate_size": config.n_inner, "layer_norm_eps": config.norm_eps, "hidden_act": activation,
+            "intermediate_size": config.n_inner, "layer_norm_eps": config.norm_eps,
+            "hidden_act": {**THEIRS, "gelu_tanh": "gelu_new"}[config.activation],
             "attention_bias": config.qkv_bias, "use_parallel_residual": config.parallel_residual,
             "rotary_pct": config.rope_fraction, "rotary_emb_base": config.rope_theta,
             "rope_scaling": write_rotary(config)["rope_scaling"],

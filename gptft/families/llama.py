@@ -5,7 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from gptft.architecture import GPTConfig
-from gptft.families.common import Family, Place, activation, need, number, rotary, truth, unsupported, write_rotary
+from gptft.families.common import (
+    THEIRS,
+    Family,
+    Place,
+    activation,
+    need,
+    number,
+    rotary,
+    truth,
+    unsupported,
+    whole,
+    write_rotary,
+)
 from gptft.files import UserError
 
 
@@ -16,9 +28,9 @@ def read(hf: dict, source: str, theta: float = 10000.0, tied: bool = False) -> d
         "block_size": need(hf, "max_position_embeddings", source),
         "n_layer": need(hf, "num_hidden_layers", source),
         "n_head": need(hf, "num_attention_heads", source),
-        "n_kv_head": hf.get("num_key_value_heads") or 0,
+        "n_kv_head": whole(hf, "num_key_value_heads", 0, source),
         "n_embd": need(hf, "hidden_size", source),
-        "head_size": hf.get("head_dim") or 0,
+        "head_size": whole(hf, "head_dim", 0, source),
         "n_inner": need(hf, "intermediate_size", source),
         **rotary(hf, source, theta),
         "norm": "rms",
@@ -40,17 +52,19 @@ def _biases(hf: dict, source: str) -> dict:
 
 def _windows(hf: dict, source: str, windowed: Callable[[int], bool]) -> dict:
     """`layer_types`, or where it is absent the family's own rule for which layers are windowed, as our fields."""
-    if not (truth(hf, "use_sliding_window", False, source) and hf.get("sliding_window")):
-        if "sliding_attention" in (hf.get("layer_types") or ()):
-            raise unsupported(source, "layer_types", hf["layer_types"], "'full_attention' without a sliding_window")
-        return {}
-    n_layer = need(hf, "num_hidden_layers", source)
-    kinds = hf.get("layer_types") or ["sliding_attention" if windowed(n) else "full_attention" for n in range(n_layer)]
+    n_layer, kinds = need(hf, "num_hidden_layers", source), hf.get("layer_types")
+    on = truth(hf, "use_sliding_window", False, source) and hf.get("sliding_window")
+    if kinds is None:
+        kinds = ["sliding_attention" if on and windowed(n) else "full_attention" for n in range(n_layer)]
+    if not isinstance(kinds, list) or len(kinds) != n_layer:
+        raise UserError(f"{source}: layer_types must have an entry for each of {n_layer} layers, not {kinds!r}")
     for kind in kinds:
         if kind not in ("sliding_attention", "full_attention"):
             raise unsupported(source, "layer_types", kind)
-    if len(kinds) != n_layer:
-        raise UserError(f"{source}: layer_types has {len(kinds)} entries for {n_layer} layers")
+    if not on:
+        if "sliding_attention" in kinds:
+            raise unsupported(source, "layer_types", kinds, "'full_attention' without a sliding_window")
+        return {}
     full = tuple(n for n, kind in enumerate(kinds) if kind == "full_attention")
     return {"window": need(hf, "sliding_window", source), "full_layers": full} if len(full) < n_layer else {}
 
@@ -59,26 +73,31 @@ def read_mistral(hf: dict, source: str) -> dict:
     if hf.get("layer_types") and set(hf["layer_types"]) != {"sliding_attention"}:
         raise unsupported(source, "layer_types", hf["layer_types"])
     window = hf.get("sliding_window", 4096)
-    return {**read(hf, source), "window": need(hf, "sliding_window", source) if window else 0}
+    return {**read(hf, source), "window": need({"sliding_window": window}, "sliding_window", source) if window else 0}
+
+
+def _windows_qwen(hf: dict, source: str) -> dict:
+    first = whole(hf, "max_window_layers", 28, source)
+    return _windows({"sliding_window": 4096, **hf}, source, lambda n: n >= first)
 
 
 def read_qwen2(hf: dict, source: str) -> dict:
-    first = hf.get("max_window_layers", 28)
-    return {**read(hf, source), "qkv_bias": True, **_windows(hf, source, lambda n: n >= first)}
+    return {**read(hf, source), "qkv_bias": True, **_windows_qwen(hf, source)}
 
 
 def read_qwen3(hf: dict, source: str) -> dict:
-    first, biased = hf.get("max_window_layers", 28), truth(hf, "attention_bias", False, source)
+    biased = truth(hf, "attention_bias", False, source)
     return {**read({"head_dim": 128, **hf}, source), "qk_norm": True, "qkv_bias": biased, "out_bias": biased,
-            **_windows(hf, source, lambda n: n >= first)}  # fmt: skip
+            **_windows_qwen(hf, source)}  # fmt: skip
 
 
 def read_smollm3(hf: dict, source: str) -> dict:
-    n_layer, every = need(hf, "num_hidden_layers", source), hf.get("no_rope_layer_interval", 4)
+    n_layer = need(hf, "num_hidden_layers", source)
+    every = need({"no_rope_layer_interval": 4, **hf}, "no_rope_layer_interval", source)
     # in spite of its name, the list says 1 for a layer with rotary positions and 0 for one without
     rotated = hf.get("no_rope_layers") or [int((n + 1) % every != 0) for n in range(n_layer)]
-    if not isinstance(rotated, list) or len(rotated) != n_layer:
-        raise UserError(f"{source}: no_rope_layers must have an entry for each of {n_layer} layers, not {rotated!r}")
+    if not isinstance(rotated, list) or len(rotated) != n_layer or not {*map(str, rotated)} <= {"0", "1"}:
+        raise UserError(f"{source}: no_rope_layers must have a 0 or 1 for each of {n_layer} layers, not {rotated!r}")
     return {**read(hf, source, 2e6, tied=True), **_biases(hf, source),
             **_windows(hf, source, lambda n: not rotated[n]),
             "no_rope_layers": tuple(n for n, has in enumerate(rotated) if not has)}  # fmt: skip
@@ -88,7 +107,7 @@ def write(config: GPTConfig) -> dict:
     return {"max_position_embeddings": config.block_size, "num_hidden_layers": config.n_layer,
             "num_attention_heads": config.n_head, "num_key_value_heads": config.n_kv_head,
             "hidden_size": config.n_embd, "head_dim": config.head_size, "intermediate_size": config.n_inner,
-            "rms_norm_eps": config.norm_eps, "hidden_act": config.activation,
+            "rms_norm_eps": config.norm_eps, "hidden_act": THEIRS[config.activation],
             "attention_bias": config.qkv_bias and config.out_bias, "mlp_bias": config.mlp_bias,
             "attention_dropout": 0.0, **write_rotary(config)}  # fmt: skip
 
