@@ -104,8 +104,9 @@ def command_chat(argv: list[str]) -> None:
                 text += piece
                 print(piece, end="", flush=True)
             print()
-        except UserError as error:
-            print(f"gptft: {error}" + ("; /new starts a new conversation" if len(history) > 1 else ""))
+        except (UserError, BadRecord) as error:
+            more = "; /new starts a new conversation" if len(history) > 1 else ""
+            print(f"gptft: {error}{more}", file=sys.stderr)
             history = history[:-1]
             continue
         history = [*history, {"role": "assistant", "content": text}] if multi_turn else []
@@ -235,7 +236,8 @@ def command_prepare(argv: list[str]) -> None:
 def command_merge(argv: list[str]) -> None:
     """Fold adapters into their base and write an ordinary checkpoint, in full precision."""
     parser = Parser(prog="python -m gptft merge", description=command_merge.__doc__)
-    parser.add_argument("adapter", help="a checkpoint of a run with --lora_rank, or the run's folder")
+    parser.add_argument("adapter", help="a checkpoint of a run with --lora_rank, the run's folder, or a "
+                        "directory of PEFT's")  # fmt: skip
     parser.add_argument("out", help="the folder to write; it must not exist")
     add_base(parser)
     options = parser.parse_args(argv)

@@ -14,19 +14,15 @@ import json
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from datetime import datetime
 from functools import cached_property
 
 from gptft.files import UserError, nearest, need_extra
 from gptft.prompts import PARTS, PLACEHOLDER, BadRecord, Segment, Template, template_from_dict
+from gptft.sandbox import Refused, TooMuch, environment, one_line
 
 # Characters of Unicode's private plane: no template looks for them, and no strip() takes them away.
 SENTINEL = re.compile("\U000f0001(\\d+)\U000f0002")
 TAG = re.compile(r"(</?[A-Za-z_]+>)")
-
-
-class Refused(Exception):
-    """What a chat template says with raise_exception."""
 
 
 @dataclass(frozen=True)
@@ -113,9 +109,13 @@ class ChatTemplate:
         except ImportError:
             raise need_extra("jinja2", "hf", "the checkpoint's chat template") from None
         try:
-            return _environment().from_string(self.jinja)
+            return environment().from_string(self.jinja)
         except jinja2.TemplateSyntaxError as error:
-            raise UserError(f"the chat template, line {error.lineno}: {error.message}") from None
+            raise UserError(f"the chat template, line {error.lineno}: {one_line(error.message)}") from None
+        except RecursionError:
+            raise UserError("the chat template cannot be read: what is in it is nested too deeply") from None
+        except Exception as error:  # Python has limits of its own, on blocks inside one another for one
+            raise UserError(f"the chat template cannot be read: {type(error).__name__}: {one_line(error)}") from None
 
     def _render(self, messages: list[dict], opened: bool) -> str:
         """The messages as text; `opened`: with the beginning of an answer."""
@@ -123,6 +123,7 @@ class ChatTemplate:
         from jinja2.exceptions import SecurityError
 
         given = [{"role": message["role"], "content": message["content"]} for message in messages]
+        compiled.environment.budget.begin(sum(len(message["content"]) for message in messages))
         try:
             return compiled.render(
                 messages=given, tools=None, documents=None, add_generation_prompt=opened, **self.variables
@@ -130,9 +131,11 @@ class ChatTemplate:
         except Refused as error:
             raise BadRecord(f"the chat template says: {error}") from None
         except SecurityError as error:
-            raise UserError(f"the chat template does what templates must not: {_line(error)}") from None
+            raise UserError(f"the chat template does what templates must not: {one_line(error)}") from None
+        except TooMuch as error:
+            raise UserError(f"the chat template {error}; choose another by --template") from None
         except Exception as error:  # whatever a stranger's program runs into
-            raise BadRecord(f"the chat template fails on it: {type(error).__name__}: {_line(error)}") from None
+            raise BadRecord(f"the chat template fails on it: {type(error).__name__}: {one_line(error)}") from None
 
     @cached_property
     def _trial(self) -> tuple[str, int, int, str]:
@@ -169,8 +172,8 @@ class ChatTemplate:
         spans, ends = [], []  # what is trained, and the stops that end it, as [start, end) in `rendered`
         for n, message in enumerate(messages):
             if message["role"] == "assistant":
-                start, end = _extent(pieces, n)
                 prompt = self._render(messages[:n], True)
+                start, end = _extent(pieces, n) or (len(prompt), len(prompt))  # an empty turn
                 if len(prompt) <= start and rendered.startswith(prompt):
                     start = len(prompt)
                 elif message is messages[-1]:
@@ -279,60 +282,28 @@ def _starts(pieces: list[tuple[str, int | None]]) -> list[tuple[int, int | None]
     return out
 
 
-def _extent(pieces: list[tuple[str, int | None]], n: int) -> tuple[int, int]:
-    """Where message n's text starts and ends."""
+def _extent(pieces: list[tuple[str, int | None]], n: int) -> tuple[int, int] | None:
+    """Where message n's text starts and ends; None where it has none."""
     mine = [(at, at + len(piece[0])) for (at, owner), piece in zip(_starts(pieces), pieces, strict=True) if owner == n]
-    return mine[0][0], mine[-1][1]
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())
-
-
-def _environment():
-    """Jinja as transformers sets it up for chat templates, in jinja2's sandbox: a template comes with a download, and
-    must reach nothing but its variables."""
-    from jinja2 import nodes
-    from jinja2.ext import Extension, loopcontrols
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-    class Generation(Extension):
-        """`{% generation %}` marks what the assistant writes; it changes no text."""
-
-        tags = {"generation"}  # noqa: RUF012
-
-        def parse(self, parser):
-            line = next(parser.stream).lineno
-            body = parser.parse_statements(["name:endgeneration"], drop_needle=True)
-            # a call block has a scope of its own, as in transformers
-            return nodes.CallBlock(self.call_method("_same"), [], [], body).set_lineno(line)
-
-        def _same(self, caller):
-            return caller()
-
-    def raise_exception(message):
-        raise Refused(_line(message))
-
-    def tojson(x, ensure_ascii=False, indent=None, separators=None, sort_keys=False):
-        return json.dumps(x, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
-
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols]
-    )
-    environment.filters["tojson"] = tojson
-    environment.globals["raise_exception"] = raise_exception
-    environment.globals["strftime_now"] = lambda pattern: datetime.now().strftime(pattern)
-    return environment
+    return (mine[0][0], mine[-1][1]) if mine else None
 
 
 def saved_template(values: dict, where: str) -> Template | ChatTemplate:
     """The template that a checkpoint stores: one of ours, or a chat template."""
+    if not isinstance(values, dict):
+        raise UserError(f"{where}: the template must be an object, not {json.dumps(values)[:80]}")
     if "jinja" not in values:
         return template_from_dict(values, where, extra=None)
-    known = {f.name for f in dataclasses.fields(ChatTemplate)}
-    for key in values:
+    known = {f.name: f.type for f in dataclasses.fields(ChatTemplate)}
+    for key, value in values.items():
         if key not in known:
             raise UserError(f"{where}: unknown key {key!r}{nearest(key, known)}")
+        kind, what = {"str": (str, "text"), "dict[str, str]": (dict, "an object of texts")}.get(
+            known[key], (list, "a list of texts")
+        )
+        texts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+        if not isinstance(value, kind) or not all(isinstance(text, str) for text in texts):
+            raise UserError(f"{where}: {key} must be {what}, not {json.dumps(value)[:80]}")
     return ChatTemplate(**{**values, "specials": tuple(values.get("specials", ()))})
 
 

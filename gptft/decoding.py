@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from gptft.attention import Layout
+from gptft.chat import ChatTemplate
 from gptft.files import UserError
 from gptft.model import GPT
 from gptft.prompts import recognise
@@ -152,8 +153,8 @@ def _check_lengths(model: GPT, prompts: Sequence[Sequence[int]]) -> None:
 def prompt_ids(tokenizer: Tokenizer, prompt, raw: bool = False, max_input_tokens: int = 0) -> list[int]:
     """The ids that the model is given for a prompt: a text, a record (a dict), or a conversation (a list).
 
-    The tokenizer's template is applied unless `raw`. `max_input_tokens` above 0 keeps the last that many: the end of
-    a prompt is where the template asks for the answer.
+    The tokenizer's template is applied unless `raw`. `max_input_tokens` above 0 keeps the last that many, for the end
+    of a prompt is where the template asks for the answer; a beginning-of-text stays before them, and is counted.
     """
     template = tokenizer.template
     if raw or template is None:
@@ -168,7 +169,13 @@ def prompt_ids(tokenizer: Tokenizer, prompt, raw: bool = False, max_input_tokens
         else:
             parts = prompt if "instruction" in prompt else recognise(prompt)
         ids, _ = tokenizer.encode_segments(template.prompt_segments(parts))
-    return ids[-max_input_tokens:] if max_input_tokens else ids
+    if not max_input_tokens or len(ids) <= max_input_tokens:
+        return ids
+    beginning = {tokenizer.bos}
+    if isinstance(template, ChatTemplate):  # it may write one that the vocabulary itself does not
+        beginning.add(tokenizer.specials.get(template.variables.get("bos_token", "")))
+    kept = 1 if ids[0] in beginning else 0
+    return ids[:kept] + ids[len(ids) - max_input_tokens + kept :]
 
 
 def stop_of(tokenizer: Tokenizer) -> int:

@@ -22,6 +22,7 @@ LONG = 200_000  # characters; see TiktokenEngine.encode
 PRINTABLE = [*range(33, 127), *range(161, 173), *range(174, 256)]
 BYTE_OF = {chr(byte): byte for byte in PRINTABLE}
 BYTE_OF |= {chr(256 + n): byte for n, byte in enumerate(byte for byte in range(256) if byte not in PRINTABLE)}
+UTF8_BYTES = {*range(256)} - {0xC0, 0xC1, *range(0xF5, 256)}
 CHARACTER = {byte: character for character, byte in BYTE_OF.items()}
 
 
@@ -33,6 +34,8 @@ class TiktokenEngine:
     flags: dict[str, dict] = {}  # noqa: RUF012  (nothing writes to it)
 
     def __init__(self, ranks: dict[bytes, int], pattern: str, specials: dict[str, int]) -> None:
+        if len(set(ranks.values())) < len(ranks):  # tiktoken would panic
+            raise ValueError("two tokens have one id")
         self.ranks, self.pattern = ranks, pattern
         self.encoding = tiktoken.Encoding("gptft", pat_str=pattern, mergeable_ranks=ranks, special_tokens=specials)
         self.n_vocab = self.encoding.n_vocab
@@ -67,6 +70,36 @@ class TiktokenEngine:
             for token, rank in sorted(self.ranks.items(), key=lambda item: item[1]):
                 file.write(base64.b64encode(token) + b" %d\n" % rank)
         return {"pattern": self.pattern}
+
+
+def ranks_of(values: dict) -> dict[bytes, int] | None:
+    """The vocabulary as tiktoken has it, where merging by rank does what these merges do; else None.
+
+    tiktoken merges the pair whose joined bytes have the lowest rank. A token only ever arises from the two parts in
+    which its own bytes end up, whatever stands around them; so it is enough that each token's own two parts are among
+    the merges, and that the merges come in the order of the ids they make. A token whose own bytes do not end up in
+    two parts is found only by looking up whole words, which `tokenizers` does where ignore_merges is set.
+    """
+    model, added = values["model"], values["added_tokens"]
+    if any(not token["special"] for token in added) or model.get("byte_fallback"):
+        return None
+    names = {token["content"] for token in added}
+    if model.get("ignore_merges") and any(name in model["vocab"] for name in names):
+        return None
+    try:
+        ranks = {bytes(BYTE_OF[c] for c in token): i for token, i in model["vocab"].items() if token not in names}
+        merges = [tuple(merge.split(" ")) if isinstance(merge, str) else tuple(merge) for merge in model["merges"]]
+        pairs = [tuple(bytes(BYTE_OF[c] for c in part) for part in merge) for merge in merges]
+    except KeyError:
+        return None
+    made = [ranks.get(a + b, -1) for a, b in pairs]
+    if made != sorted(made) or -1 in made[:1] or not all(bytes([byte]) in ranks for byte in UTF8_BYTES):
+        return None
+    listed, derived = set(pairs), derivations(ranks)
+    for token in ranks:
+        if len(token) > 1 and (derived[token] not in listed if token in derived else not model.get("ignore_merges")):
+            return None
+    return ranks
 
 
 def derivations(ranks: dict[bytes, int]) -> dict[bytes, tuple[bytes, bytes]]:

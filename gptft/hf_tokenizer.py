@@ -10,8 +10,8 @@ import json
 from pathlib import Path
 
 from gptft.chat import ChatTemplate, to_jinja
-from gptft.engines import BYTE_OF, CHARACTER, TiktokenEngine, TokenizersEngine, derivations, nodes
-from gptft.files import UserError, atomic_write
+from gptft.engines import CHARACTER, TiktokenEngine, TokenizersEngine, derivations, nodes, ranks_of
+from gptft.files import UserError, atomic_write, read_json
 from gptft.tokenizer import EMBEDDED_PATTERN, EOT, GPT2_PATTERN, Tokenizer
 
 # Patterns that tiktoken's regular expressions and those of `tokenizers` read alike: tests compare the two on every
@@ -23,7 +23,6 @@ PATTERNS = {
     **{pattern: pattern for pattern in (CASELESS + r"\p{N}{1,3}" + REST, CASELESS + r"\p{N}" + REST)},  # Llama 3, Qwen
     EMBEDDED_PATTERN: EMBEDDED_PATTERN,
 }
-UTF8_BYTES = {*range(256)} - {0xC0, 0xC1, *range(0xF5, 256)}
 NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 DECODERS = {"ByteLevel", "Replace", "ByteFallback", "Fuse", "Strip", "Metaspace", "Sequence"}
 
@@ -50,13 +49,14 @@ def read_hf_tokenizer(directory: Path) -> Tokenizer:
         _check(values, path)
         named = _named_tokens(config)
         eot = _end_of_text(directory, values, named)
-        _complete(values, config, {**named, "eos_token": eot})
+        _complete(values, config, {**named, "eos_token": eot}, directory)
+        _check_ids(values, directory / "tokenizer_config.json")
         values = _as_llama(values, directory, config)
         specials = {token["content"]: token["id"] for token in values["added_tokens"] if token["special"]}
         bos = _beginning(values["post_processor"], path) if whole else None
         if not whole and config.get("add_bos_token") and "bos_token" in named:
             bos = specials[named["bos_token"]]
-        ranks, pattern = _ranks(values), _pattern(values)
+        ranks, pattern = ranks_of(values), _pattern(values)
         if ranks is not None and pattern is not None:
             tokenizer = Tokenizer(ranks, pattern, specials, eot, bos)
         else:
@@ -76,15 +76,7 @@ def read_hf_tokenizer(directory: Path) -> Tokenizer:
 
 def _read(path: Path) -> dict:
     """A JSON object; {} where there is no such file."""
-    if not path.exists():
-        return {}
-    try:
-        values = json.loads(_text(path))
-    except ValueError as error:
-        raise UserError(f"{path}: {error}") from None
-    if not isinstance(values, dict):
-        raise UserError(f"{path}: expected a JSON object")
-    return values
+    return read_json(path) if path.exists() else {}
 
 
 def _text(path: Path) -> str:
@@ -135,6 +127,7 @@ def _check(values: dict, path: Path) -> None:
     values["added_tokens"] = [
         _added(token["content"], token["id"], **token) for token in values.get("added_tokens") or []
     ]
+    _check_ids(values, path)
     added: list[dict] = []
     for token in values["added_tokens"]:
         expected = _next_id(model["vocab"], added, token["content"])
@@ -147,11 +140,34 @@ def _check(values: dict, path: Path) -> None:
         raise UserError(f"{path}: how its tokens become text is not supported ({unknown})")
 
 
+def _check_ids(values: dict, path: Path) -> None:
+    """Refuse two tokens with one id, and a token without a text."""
+    owners: dict[int, str] = {}
+    listed = [*values["model"]["vocab"].items(), *((token["content"], token["id"]) for token in values["added_tokens"])]
+    for name, i in listed:
+        if owners.setdefault(i, name) != name:
+            raise UserError(f"{path}: the tokens {owners[i]!r} and {name!r} have one id, {i}")
+    for token in values["added_tokens"]:
+        if not isinstance(token["content"], str) or not token["content"]:
+            raise UserError(f"{path}: added_tokens: the token with the id {token['id']} has the content "
+                            f"{token['content']!r}; it must be a text")  # fmt: skip
+
+
 def _settings(directory: Path) -> dict:
     """tokenizer_config.json, and over it special_tokens_map.json, but where the former lists the added tokens:
     transformers does not read the latter then."""
-    config = _read(directory / "tokenizer_config.json")
-    return config if "added_tokens_decoder" in config else {**config, **_read(directory / "special_tokens_map.json")}
+    merged: dict = {}
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        if "added_tokens_decoder" not in merged:
+            config = _read(directory / name)
+            for key in NAMED:
+                value = config.get(key)
+                text = value.get("content") if isinstance(value, dict) else value
+                if not isinstance(text, str) and value is not None:
+                    raise UserError(f"{directory / name}: {key} must be a token's name, as text or as the content of "
+                                    f"an object, not {json.dumps(value)[:80]}")  # fmt: skip
+            merged |= config
+    return merged
 
 
 def _named_tokens(config: dict) -> dict[str, str]:
@@ -182,18 +198,22 @@ def _end_of_text(directory: Path, values: dict, named: dict[str, str]) -> str:
                     f"{EOT!r}: what ends a text?")  # fmt: skip
 
 
-def _complete(values: dict, config: dict, named: dict[str, str]) -> None:
+def _complete(values: dict, config: dict, named: dict[str, str], directory: Path) -> None:
     """Add the tokens that the other files name and tokenizer.json lacks, with the ids that transformers gives them;
-    a token with a name of its own is special."""
+    a token with a name of its own is special. One that ends a text is not added: no model would ever write it."""
     added, vocab = values["added_tokens"], values["model"]["vocab"]
     wanted: dict[str, dict] = {}
     for _, token in sorted(config.get("added_tokens_decoder", {}).items(), key=lambda item: int(item[0])):
         wanted[token["content"]] = {**token, "special": token.get("special", False)}
+    listed = set(wanted)
     more = config.get("extra_special_tokens") or config.get("additional_special_tokens") or []
     for name in [*named.values(), *(more.values() if isinstance(more, dict) else more)]:
         flags = name if isinstance(name, dict) else {}
         wanted.setdefault(flags.get("content", name), flags)
     known = {token["content"] for token in added}
+    eot = named["eos_token"]
+    if eot not in known and eot not in vocab and eot not in listed:
+        raise UserError(f"{directory / 'tokenizer_config.json'}: eos_token {eot!r} is no token of the vocabulary")
     for name, flags in wanted.items():
         if name not in known:
             flags = {key: value for key, value in flags.items() if key != "id"}
@@ -254,12 +274,18 @@ def _chat_source(directory: Path, config: dict) -> str | None:
     path = directory / "chat_template.jinja"
     if path.exists():
         return _text(path)
-    source = config.get("chat_template")
-    if isinstance(source, list):
-        source = {entry["name"]: entry["template"] for entry in source if isinstance(entry, dict)}
-    if isinstance(source, dict):
-        source = source.get("default")
-    return source if isinstance(source, str) else None
+    source = given = config.get("chat_template")
+    try:
+        if isinstance(source, list):
+            source = {entry["name"]: entry["template"] for entry in source}
+        if isinstance(source, dict):
+            source = source.get("default")
+    except (KeyError, TypeError):
+        source = 0
+    if source is not None and not isinstance(source, str):
+        raise UserError(f"{directory / 'tokenizer_config.json'}: chat_template must be text, or a list of objects with "
+                        f"name and template, not {json.dumps(given)[:80]}")  # fmt: skip
+    return source
 
 
 # ---- what tiktoken can do exactly
@@ -279,36 +305,6 @@ def _pattern(values: dict) -> str | None:
     if len(before) > 1 or not plain or last.get("use_regex", True):
         return None
     return PATTERNS.get(first["pattern"].get("Regex"))
-
-
-def _ranks(values: dict) -> dict[bytes, int] | None:
-    """The vocabulary as tiktoken has it, where merging by rank does what these merges do; else None.
-
-    tiktoken merges the pair whose joined bytes have the lowest rank. A token only ever arises from the two parts in
-    which its own bytes end up, whatever stands around them; so it is enough that each token's own two parts are among
-    the merges, and that the merges come in the order of the ids they make. A token whose own bytes do not end up in
-    two parts is found only by looking up whole words, which `tokenizers` does where ignore_merges is set.
-    """
-    model, added = values["model"], values["added_tokens"]
-    if any(not token["special"] for token in added) or model.get("byte_fallback"):
-        return None
-    names = {token["content"] for token in added}
-    if model.get("ignore_merges") and any(name in model["vocab"] for name in names):
-        return None
-    try:
-        ranks = {bytes(BYTE_OF[c] for c in token): i for token, i in model["vocab"].items() if token not in names}
-        merges = [tuple(merge.split(" ")) if isinstance(merge, str) else tuple(merge) for merge in model["merges"]]
-        pairs = [tuple(bytes(BYTE_OF[c] for c in part) for part in merge) for merge in merges]
-    except KeyError:
-        return None
-    made = [ranks.get(a + b, -1) for a, b in pairs]
-    if made != sorted(made) or -1 in made[:1] or not all(bytes([byte]) in ranks for byte in UTF8_BYTES):
-        return None
-    listed, derived = set(pairs), derivations(ranks)
-    for token in ranks:
-        if len(token) > 1 and (derived[token] not in listed if token in derived else not model.get("ignore_merges")):
-            return None
-    return ranks
 
 
 # ---- writing

@@ -98,7 +98,8 @@ class Attention(nn.Module):
         k = self.k(x).view(B, T, -1, hs).transpose(1, 2)  # (B, n_kv, T, hs)
         v = self.v(x).view(B, T, -1, hs).transpose(1, 2)  # (B, n_kv, T, hs)
         if self.q_norm is not None:
-            q, k = self.q_norm(q), self.k_norm(k)
+            full = self.q_norm.weight.dtype  # under autocast q and k come in 16 bits: norms are for 32
+            q, k = self.q_norm(q.to(full)).to(q.dtype), self.k_norm(k.to(full)).to(k.dtype)
         if self.rotary:
             q, k = rotate(q, table), rotate(k, table)
         if cache is not None:

@@ -20,7 +20,7 @@ import tiktoken
 
 from gptft.chat import ChatTemplate, saved_template
 from gptft.engines import TiktokenEngine, TokenizersEngine
-from gptft.files import UserError, atomic_write, resource
+from gptft.files import UserError, atomic_write, read_json, resource
 from gptft.prompts import Segment, Template
 
 EOT = "<|endoftext|>"
@@ -205,18 +205,25 @@ class Tokenizer:
         """The tokenizer that `save` wrote."""
         path = directory / "gptft_tokenizer.json"
         try:
-            values = json.loads(path.read_text(encoding="utf-8"))
+            values = read_json(path)
             rest = values["specials"], values["eot"], values.get("bos")
+            for key, fits in (("specials", _are_ids(rest[0])), ("eot", isinstance(rest[1], str)),
+                              ("bos", rest[2] is None or _are_ids({"bos": rest[2]}))):  # fmt: skip
+                if not fits:
+                    raise UserError(f"{path}: {key} cannot be {json.dumps(values[key])[:80]}")
             if values.get("engine") == "tokenizers":
-                content = (directory / "tokenizer.json").read_text(encoding="utf-8")
-                tokenizer = cls.over(TokenizersEngine(json.loads(content)), *rest)
+                tokenizer = cls.over(TokenizersEngine(read_json(directory / "tokenizer.json")), *rest)
             else:
                 tokenizer = cls(read_ranks(directory / "vocab.tiktoken"), values["pattern"], *rest)
-            if values["template"]:
+            if values["template"] is not None:
                 tokenizer.template = saved_template(values["template"], str(path))
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
             raise UserError(f"{path}: not a tokenizer of gptft ({error!r})") from None
         return tokenizer
+
+
+def _are_ids(values) -> bool:
+    return isinstance(values, dict) and all(type(i) is int and 0 <= i < 1 << 32 for i in values.values())
 
 
 def grow(parts: Iterable[tuple[list[int], bool]]) -> tuple[list[int], list[tuple[int, int]]]:
