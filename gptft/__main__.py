@@ -161,6 +161,7 @@ def command_inspect(argv: list[str]) -> None:
     parser.add_argument("--max_length", type=int, default=0, help="longest example, tokens; 0: block_size")
     parser.add_argument("--truncation", default="right", help="right, left or drop [right]")
     parser.add_argument("--mask_prompt", nargs="?", const="true", default="true", help="true or false [true]")
+    add_base(parser)
     add_reading(parser)
     options = parser.parse_args(argv)
     names = ("data", "init", "template", "max_length", "truncation", "mask_prompt", "fields", "bad_records")
@@ -171,7 +172,7 @@ def command_inspect(argv: list[str]) -> None:
     from gptft.report import describe_ledger
 
     check_inputs(config)
-    model, tokenizer = load_start(config)
+    model, tokenizer = load_start(config, options.base)
     datasets, (examples, _, _) = load_data(config, model, tokenizer)
     chosen = range(min(options.rows, len(examples))) if options.row is None else [options.row]
     if options.row is not None and options.row >= len(examples):

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from gptft.files import UserError, nearest
 from gptft.prompts import BadRecord
 
-MODEL = "a checkpoint, a run's folder, a Hugging Face directory, PEFT's adapters, a hub id, or a preset (tiny, ...)"
+MODEL = "a checkpoint, a run's folder, a Hugging Face directory, PEFT's adapters, a hub id, or the preset tiny"
 
 
 def run(command: Callable[[list[str]], None], argv: list[str] | None = None) -> None:

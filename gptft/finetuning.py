@@ -136,12 +136,12 @@ def check_inputs(config: Config) -> None:
         load_template(config.template, config.fields)
 
 
-def load_start(config: Config) -> tuple[GPT, Tokenizer]:
-    """The model and tokenizer that training starts from."""
+def load_start(config: Config, base: str = "") -> tuple[GPT, Tokenizer]:
+    """The model and tokenizer that training starts from. `base`: of adapters whose base was moved."""
     if config.init in PRESETS:
         model, tokenizer = checkpoint.preset(config.init, config.seed), embedded()
     else:
-        model, tokenizer = checkpoint.load(config.init)
+        model, tokenizer = checkpoint.load(config.init, base=base or None)
     if adapters_of(model):
         if config.lora_rank:  # new adapters would belong to a base that is on no disk
             raise UserError(f"--init {config.init} holds adapters, and others cannot be put upon them: make one model "

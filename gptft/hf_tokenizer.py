@@ -142,15 +142,15 @@ def _check(values: dict, path: Path) -> None:
 
 def _check_ids(values: dict, path: Path) -> None:
     """Refuse two tokens with one id, and a token without a text."""
+    for token in values["added_tokens"]:
+        if not isinstance(token["content"], str) or not token["content"]:
+            raise UserError(f"{path}: added_tokens: the token with the id {token['id']} has the content "
+                            f"{token['content']!r}; it must be a text")  # fmt: skip
     owners: dict[int, str] = {}
     listed = [*values["model"]["vocab"].items(), *((token["content"], token["id"]) for token in values["added_tokens"])]
     for name, i in listed:
         if owners.setdefault(i, name) != name:
             raise UserError(f"{path}: the tokens {owners[i]!r} and {name!r} have one id, {i}")
-    for token in values["added_tokens"]:
-        if not isinstance(token["content"], str) or not token["content"]:
-            raise UserError(f"{path}: added_tokens: the token with the id {token['id']} has the content "
-                            f"{token['content']!r}; it must be a text")  # fmt: skip
 
 
 def _settings(directory: Path) -> dict:

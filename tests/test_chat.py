@@ -1,17 +1,23 @@
 """Chat templates of checkpoints: the same text and ids as transformers gives, the mask on the assistant's turns, a
 sandbox around the template; and our own templates as Jinja."""
 
+import io
 import random
+import time
 
 import hf_families as families
 import pytest
+import torch
+from toys import toy_model
 
+from gptft.__main__ import main
 from gptft.chat import ChatTemplate, saved_template, to_jinja
 from gptft.decoding import prompt_ids, stop_of
 from gptft.files import UserError
 from gptft.hf_tokenizer import read_hf_tokenizer, write_hf_tokenizer
+from gptft.model import GPT
 from gptft.prompts import TEMPLATES, BadRecord, Template
-from gptft.tokenizer import Tokenizer
+from gptft.tokenizer import Tokenizer, embedded
 
 transformers = pytest.importorskip("transformers")
 pytest.importorskip("tokenizers")
@@ -421,6 +427,137 @@ def test_a_syntax_error_names_its_line():
             call(chat("{{ messages[0].content }}\n{% if %}"))
 
 
+LOOPS = "".join(f"{{% for {name} in range(99999) %}}" for name in "ijk") + "{% endfor %}" * 3
+BOUNDLESS = {
+    "nested loops": LOOPS,
+    "a stored range": "{% set r = range(99999) %}{% for i in r %}{% for j in r %}{% endfor %}{% endfor %}",
+    "loops over text": "{% set s = 'a' * 9999 %}{% for i in s %}{% for j in s %}{% endfor %}{% endfor %}",
+    "a filtered loop": "{% for i in range(9999) %}{% for j in range(9999) if j < 0 %}{% endfor %}{% endfor %}",
+    "macros": "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(60) }}",
+    "times": "{{ 'a' * (10**11) }}",
+    "a list": "{{ [1] * (10**11) }}",
+    "power": "{{ 9**(9**9) }}",
+    "squares": "{% set n = namespace(x=9) %}{% for i in range(99) %}{% set n.x = n.x * n.x %}{% endfor %}",
+    "percent": "{{ '%999999999999d' % 1 }}",
+    "percent star": "{{ '%*d' % (999999999, 1) }}",
+    "the filter format": "{{ '%999999999d' | format(1) }}",
+    "format": "{{ '{:99999999999}'.format(1) }}",
+    "format map": "{{ '{a:99999999999}'.format_map({'a': 1}) }}",
+    "a nested format": "{{ '{:{}}'.format(1, 99999999999) }}",
+    "center": "{{ 'a' | center(99999999999) }}",
+    "ljust": "{{ 'a'.ljust(99999999999) }}",
+    "join": "{{ ('a' * 9999).join('b' * 9999) }}",
+    "the filter join": "{{ range(99999) | join('a' * 9999) }}",
+    "replace": "{{ ('a' * 9999).replace('a', 'a' * 9999) }}",
+    "the filter replace": "{{ ('a' * 9999) | replace('a', 'a' * 9999) }}",
+    "indent": "{{ 'a\nb' | indent(99999999999) }}",
+    "tojson": "{{ [1] | tojson(indent=99999999999) }}",
+    "round": "{{ 1.5 | round(9999999999, 'ceil') }}",
+    "batch": "{{ [1] | batch(99999999999, 1) | list }}",
+    "doubling": "{% set n = namespace(x='ab') %}{% for i in range(99) %}{% set n.x = n.x + n.x %}{% endfor %}",
+    "tildes": "{% set n = namespace(x='ab') %}{% for i in range(99) %}{% set n.x = n.x ~ n.x %}{% endfor %}",
+    "blocks": "{% set n = namespace(x='ab') %}{% for i in range(99) %}"
+    "{% set n.x %}{{ n.x }}{{ n.x }}{% endset %}{% endfor %}",
+    "nested lists": "{% set n = namespace(x=[1]) %}{% for i in range(60) %}"
+    "{% set n.x = [n.x, n.x] %}{% endfor %}{{ n.x }}",
+    "hoarding": "{% set n = namespace(x=[], s='a' * 999999) %}"
+    "{% for i in range(9999) %}{% set n.x = [n.x, n.s[1:]] %}{% endfor %}",
+    "output": "{% for i in range(9999) %}{{ 'a' * 9999 }}{% endfor %}",
+    "plain output": "{% for i in range(99999) %}" + "a" * 999 + "{% endfor %}",
+}
+
+
+@pytest.mark.parametrize("how", BOUNDLESS)
+def test_a_template_without_bounds_is_stopped(how):
+    """Three nested loops hung `generate` for ever, and 'a' * 10**11 took all memory."""
+    started = time.monotonic()
+    with pytest.raises(
+        UserError, match=r"^the chat template (makes|runs|formats) .*; choose another by --template"
+    ) as e:
+        chat(BOUNDLESS[how] + ZEPHYR).segments(HI)
+    assert "\n" not in str(e.value) and time.monotonic() - started < 20
+
+
+def test_what_templates_really_do_is_within_bounds():
+    """A long conversation, and a long text, built up piece by piece and formatted."""
+    source = ("{% set n = namespace(x='') %}{% for m in messages %}{% set n.x = n.x ~ m.role + ': ' + m.content %}"
+              "{% set n.x = n.x + '%s' % '\n' %}{% endfor %}{{ n.x }}{{ '{}'.format('assistant: ')"
+              " if add_generation_prompt }}")  # fmt: skip
+    turns = [{"role": ("user", "assistant")[n % 2], "content": f"turn {n} " * 20} for n in range(400)]
+    assert chat(source)._render(turns, False).count("turn 399 ") == 20
+    long = [{"role": "user", "content": "word " * 400_000}]
+    assert len(chat(source)._render(long, True)) == 2_000_000 + len("user: \nassistant: ")
+    each = "{% for c in messages[0].content %}{{ c }}{% endfor %}"
+    assert len(chat(each)._render([{"role": "user", "content": "a" * 1_500_000}], True)) == 1_500_000
+
+
+@pytest.mark.parametrize("source", ["{{ " + "(" * 3000 + "1" + ")" * 3000 + " }}", "{{ 1" + " + 1" * 3000 + " }}"])
+def test_a_template_nested_too_deeply_is_refused(source):
+    """Jinja's own compiler ended in a RecursionError."""
+    with pytest.raises(UserError, match=r"^the chat template cannot be read: what is in it is nested too deeply$"):
+        chat(source).check()
+
+
+def test_too_many_blocks_in_one_another_are_refused():
+    """Python itself allows twenty: a SyntaxError of the module that Jinja writes."""
+    with pytest.raises(UserError, match=r"^the chat template cannot be read: SyntaxError: "):
+        chat("{% for x in [1] %}" * 30 + "{% endfor %}" * 30).check()
+
+
+@pytest.mark.parametrize("name", ["zephyr", "llama2", "qwen2"])
+@pytest.mark.parametrize("answer", ["", " \n"])
+def test_an_empty_answer_earlier_in_the_conversation_is_a_turn_as_any_other(loaded, name, answer):
+    """A model may answer with nothing at all: `chat` ended in an IndexError at the next line."""
+    ours, theirs = loaded(name)
+    turns = [{"role": role, "content": text} for role, text in (("user", "a"), ("assistant", answer), ("user", "b"))]
+    expected = theirs.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    assert text_of(ours.template.prompt_segments({"messages": turns})) == expected
+    assert prompt_ids(ours, turns)
+
+
+@pytest.mark.parametrize(
+    "values, message",
+    [
+        ({"jinja": 5}, "here: jinja must be text, not 5"),
+        ({"jinja": None}, "here: jinja must be text, not null"),
+        ({"jinja": "x", "specials": 5}, "here: specials must be a list of texts, not 5"),
+        ({"jinja": "x", "specials": [5]}, "here: specials must be a list of texts"),
+        ({"jinja": "x", "variables": {"a": 1}}, "here: variables must be an object of texts"),
+        ({"jinja": "x", "eot": []}, "here: eot must be text"),
+        ({"specials": 5}, "here: unknown key 'specials'"),
+        ([1], "here: the template must be an object"),
+    ],
+)
+def test_a_saved_template_of_the_wrong_kind_names_file_and_key(values, message):
+    """A number for the text was a TypeError in the middle of loading."""
+    with pytest.raises(UserError, match=message.replace("[", "\\[")) as caught:
+        saved_template(values, "here")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "given", [5, True, [{"nme": "x"}], ["x"], [{"name": "default", "template": 5}], {"default": 5}]
+)
+def test_a_chat_template_of_the_wrong_kind_is_refused(tmp_path, given):
+    """A number was dropped without a word, and a misspelt key was a KeyError."""
+    values, config, model_type = families.gpt2()
+    families.write(tmp_path, values, config, model_type, chat_template=given)
+    with pytest.raises(UserError, match=r"tokenizer_config.json: chat_template must be text, or "):
+        read_hf_tokenizer(tmp_path)
+
+
+def test_cutting_a_prompt_keeps_its_beginning_of_text(loaded):
+    """A model never saw a text without it."""
+    for name in ("llama2", "llama3"):
+        ours, _ = loaded(name)
+        for prompt, raw in (("word " * 50, True), ([{"role": "user", "content": "word " * 50}], False)):
+            whole = prompt_ids(ours, prompt, raw)
+            cut = prompt_ids(ours, prompt, raw, 20)
+            assert whole[0] == ours.specials[ours.template.variables["bos_token"]]
+            assert len(cut) == 20 and cut == whole[:1] + whole[-19:]
+            assert prompt_ids(ours, prompt, raw, 1) == whole[:1] and prompt_ids(ours, prompt, raw, 1000) == whole
+
+
 def test_a_misspelt_part_in_fields_is_refused():
     with pytest.raises(UserError, match="has no part 'instrction'; did you mean 'instruction'"):
         chat("").check_fields({"instrction": "q"})
@@ -517,3 +654,18 @@ def test_an_exported_tokenizer_answers_as_ours_does(name, tmp_path):
         )
         given = theirs.apply_chat_template(turns[:-1], add_generation_prompt=True, return_dict=False)
         assert given == expected
+
+
+def test_chat_says_what_is_wrong_on_standard_error_and_goes_on(monkeypatch, capsys):
+    """It stood among the answers; and after an empty answer the next question was an IndexError."""
+    tokenizer = embedded()
+    tokenizer.template = chat("{% for m in messages %}{{ m.role + ': ' + m.content + '\n' }}{% endfor %}"
+                              "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}")  # fmt: skip
+    model = GPT.create(toy_model(vocab_size=tokenizer.n_vocab).config, seed=1)
+    monkeypatch.setattr("gptft.__main__.load_model", lambda options: (model, tokenizer))
+    monkeypatch.setattr("gptft.decoding.choose", lambda logits, *_: torch.full((len(logits),), tokenizer.eot))
+    monkeypatch.setattr("sys.stdin", io.StringIO("a\n" + "word " * 300 + "\nb\n"))
+    main(["chat", "m"])
+    out, err = capsys.readouterr()
+    assert out == "\n\n" and err.startswith("gptft: prompt 1 has ")  # both answers are empty
+    assert err.count("\n") == 1 and err.endswith("; /new starts a new conversation\n")

@@ -511,9 +511,8 @@ def test_chat_goes_on_after_a_prompt_that_is_too_long(ask, saved):
     path = saved(template="chatml")
     model, tokenizer = checkpoint.load(path)
     expected = decoding.generate(model, tokenizer, [[turn("user", "hi")]], 6)[0]
-    status, out, _ = ask(GPTFT, "chat", path, "--max_new_tokens", "6", stdin="word " * 300 + "\nhi\n")
-    error, rest = out.split("\n", 1)
-    assert status == 0 and "block_size is 256" in error and rest == expected + "\n"
+    status, out, err = ask(GPTFT, "chat", path, "--max_new_tokens", "6", stdin="word " * 300 + "\nhi\n")
+    assert status == 0 and "block_size is 256" in err and out == expected + "\n"
 
 
 def test_evaluate_measures_loss_and_exact_matches(ask, saved):
@@ -598,6 +597,7 @@ def test_every_command_takes_adapters_and_another_place_of_their_base(ask, adapt
     assert ask(GPTFT, "generate", path, "Hello", "--max_new_tokens", 5, *moved)[:2] == (0, expected + "\n")
     assert expected in ask(GPTFT, "chat", path, "--max_new_tokens", 5, *moved, stdin="Hello\n")[1]
     assert "nats a target" in ask(GPTFT, "evaluate", path, "--data", "d.jsonl", *moved)[1]
+    assert "template qa" in ask(GPTFT, "inspect", "--init", path, "--data", "d.jsonl", *moved)[1]
 
 
 def test_training_on_another_models_adapters_is_one_line_and_no_folder(ask, adapted, place):

@@ -305,7 +305,11 @@ def test_white_space_beside_a_special_token_goes_where_the_vocabulary_says(tmp_p
         (lambda v: v.update(model={"type": "WordPiece", "vocab": {"a": 0}}), "its model is WordPiece; only BPE"),
         (lambda v: v["model"].update(dropout=0.1), "model.dropout is 0.1"),
         (lambda v: v.update(decoder={"type": "WordPiece", "prefix": "##"}), r"not supported \(WordPiece\)"),
-        (lambda v: v["added_tokens"][0].update(id=7), "has the id 7"),
+        (lambda v: v["added_tokens"][0].update(id=7777), "has the id 7777"),
+        (lambda v: v["added_tokens"][0].update(id=7), r"the tokens '.' and '<.endoftext.>' have one id, 7$"),
+        (lambda v: v["model"]["vocab"].update(zzzz=9), "the tokens '.' and 'zzzz' have one id, 9$"),
+        (lambda v: v["added_tokens"].append(families.token(len(v["model"]["vocab"]), "")), "has the content ''"),
+        (lambda v: v["added_tokens"][0].update(content=5), "has the content 5"),
         (lambda v: v.pop("model"), "not a tokenizer that can be read"),
         (lambda v: v["model"]["merges"].append(["日", "本"]), "not a tokenizer that can be read"),
     ],
@@ -317,6 +321,39 @@ def test_what_cannot_be_read_is_one_line_naming_the_file(tmp_path, spoil, messag
     with pytest.raises(UserError, match=message) as caught:
         read_hf_tokenizer(tmp_path)
     assert "tokenizer.json" in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        ({"eos_token": 5}, "eos_token must be a token's name"),
+        ({"eos_token": {"contnt": "x"}}, "eos_token must be a token's name"),
+        ({"bos_token": ["<s>"]}, "bos_token must be a token's name"),
+        ({"eos_token": "<nope>"}, "eos_token '<nope>' is no token of the vocabulary"),
+        ({"added_tokens_decoder": {"500": {"content": ""}}}, "has the content ''"),
+    ],
+)
+def test_settings_that_cannot_be_meant_are_refused(tmp_path, settings, message):
+    """A number was passed over; an unknown end of text became a new token, which no model would ever write."""
+    values, config, model_type = families.gpt2()
+    families.write(tmp_path, values, {**config, **settings}, model_type)
+    with pytest.raises(UserError, match="tokenizer_config.json: .*" + message):
+        read_hf_tokenizer(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text("{}")
+    if "eos_token" in settings and settings["eos_token"] != "<nope>":
+        (tmp_path / "special_tokens_map.json").write_text(json.dumps(settings))
+        with pytest.raises(UserError, match="special_tokens_map.json: .*" + message):
+            read_hf_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json"])
+def test_a_file_of_brackets_is_one_line(tmp_path, name):
+    """Python's parser of JSON ended in a RecursionError, which is no ValueError."""
+    families.write(tmp_path, *families.gpt2())
+    (tmp_path / name).write_text('{"a":' + "[" * 100_000)
+    with pytest.raises(UserError, match=f"{name}: ") as caught:
+        read_hf_tokenizer(tmp_path)
+    assert "\n" not in str(caught.value)
 
 
 def test_without_the_tokenizers_library_it_is_said_what_to_install(loaded, monkeypatch):

@@ -309,6 +309,40 @@ def test_a_broken_tokenizer_folder_is_one_clear_line(ours, tmp_path):
         Tokenizer.load(tmp_path)
 
 
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"specials": 5}, "specials cannot be 5"),
+        ({"specials": {EOT: "x"}}, "specials cannot be"),
+        ({"eot": 5}, "eot cannot be 5"),
+        ({"bos": "x"}, "bos cannot be"),
+        ({"pattern": 5}, "not a tokenizer of gptft"),
+        ({"template": {"jinja": 5}}, "jinja must be text, not 5"),
+        ({"template": {"specials": 5}}, "unknown key 'specials'"),
+        ({"template": 5}, "the template must be an object, not 5"),
+        ({"engine": "tokenizers"}, "tokenizer.json"),
+    ],
+)
+def test_a_saved_tokenizer_of_the_wrong_kind_is_one_clear_line(ours, tmp_path, changes, message):
+    """Each was a TypeError in the middle of loading."""
+    ours.save(tmp_path)
+    path = tmp_path / "gptft_tokenizer.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    with pytest.raises(UserError, match=message) as caught:
+        Tokenizer.load(tmp_path)
+    assert str(tmp_path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_two_tokens_with_one_id_are_refused(ours, tmp_path):
+    """tiktoken panics, which no `except` for errors catches."""
+    ours.save(tmp_path)
+    path = tmp_path / "vocab.tiktoken"
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([*lines[:-1], lines[-1].split()[0] + " 5"]))
+    with pytest.raises(UserError, match="two tokens have one id"):
+        Tokenizer.load(tmp_path)
+
+
 def test_a_vocabulary_without_an_end_of_text_is_refused():
     with pytest.raises(UserError, match=r"no special token '<\|endoftext\|>'"):
         Tokenizer({bytes([byte]): byte for byte in range(256)}, GPT2_PATTERN, {})
