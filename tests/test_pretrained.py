@@ -9,6 +9,7 @@ import pytest
 import torch
 from toys import difference
 
+from gptft import checkpoint
 from gptft.checkpoint import load
 from gptft.files import UserError
 from gptft.pretrained import load_hf
@@ -311,10 +312,12 @@ def test_loading_takes_the_memory_of_the_model_and_no_more(tmp_path, stored, wan
         torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
     else:
         model.save_pretrained(tmp_path, max_shard_size="150MB")
+    if form == "gptft":  # a checkpoint of ours, made of it
+        checkpoint.save(tmp_path / "ours", *load(tmp_path), step=0)
+        tmp_path = tmp_path / "ours"
     code = f"""
 import sys, torch
-from pathlib import Path
-from gptft.pretrained import load_hf
+from gptft.checkpoint import load
 
 def kilobytes(key):
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith(key))
@@ -326,7 +329,7 @@ with torch.device("meta"):
     GPT(GPTConfig(vocab_size=9, block_size=8, n_layer=1, n_head=1, n_embd=8))  # loads code of torch's, 75 MB of it
 open("/proc/self/clear_refs", "w").write("5")  # the peak starts anew
 before = kilobytes("VmRSS:")
-model = load_hf(Path({str(tmp_path)!r}), torch.{wanted})
+model, _ = load({str(tmp_path)!r}, dtype=torch.{wanted})
 size = sum(p.numel() * p.element_size() for p in model.parameters())
 assert all(p.dtype == torch.{wanted} for p in model.parameters())
 print((kilobytes("VmHWM:") - before) * 1024 / size)
