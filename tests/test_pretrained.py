@@ -301,6 +301,7 @@ PYTHIA_70M = {"vocab_size": 50304, "hidden_size": 512, "intermediate_size": 2048
         ("float16", "float32", "safetensors"),
         ("float32", "bfloat16", "safetensors"),
         ("float32", "bfloat16", "bin"),
+        ("float32", "bfloat16", "gptft"),
     ],
 )
 def test_loading_takes_the_memory_of_the_model_and_no_more(tmp_path, stored, wanted, form):
