@@ -197,6 +197,7 @@ BASE = {**SMALL, "hidden_act": "silu"}
         ("qwen3", {"layer_types": "x"}, "layer_types must have an entry for each of 4 layers, not 'x'"),
         ("qwen2", {"use_sliding_window": True, "max_window_layers": "x"}, "max_window_layers must be a whole number"),
         ("smollm3", {"no_rope_layer_interval": 0}, "no_rope_layer_interval must be a whole number above 0"),
+        ("mistral", {"sliding_window": 0}, "sliding_window must be a whole number above 0, not 0"),
         (["llama"], {}, r"model_type = \['llama'\] is not supported"),
     ],
 )  # fmt: skip

@@ -72,8 +72,9 @@ def _windows(hf: dict, source: str, windowed: Callable[[int], bool]) -> dict:
 def read_mistral(hf: dict, source: str) -> dict:
     if hf.get("layer_types") and set(hf["layer_types"]) != {"sliding_attention"}:
         raise unsupported(source, "layer_types", hf["layer_types"])
-    window = hf.get("sliding_window", 4096)
-    return {**read(hf, source), "window": need({"sliding_window": window}, "sliding_window", source) if window else 0}
+    seen = {"sliding_window": 4096, **hf}
+    window = 0 if seen["sliding_window"] is None else need(seen, "sliding_window", source)
+    return {**read(hf, source), "window": window}
 
 
 def _windows_qwen(hf: dict, source: str) -> dict:
