@@ -198,6 +198,7 @@ BASE = {**SMALL, "hidden_act": "silu"}
         ("qwen2", {"use_sliding_window": True, "max_window_layers": "x"}, "max_window_layers must be a whole number"),
         ("smollm3", {"no_rope_layer_interval": 0}, "no_rope_layer_interval must be a whole number above 0"),
         ("mistral", {"sliding_window": 0}, "sliding_window must be a whole number above 0, not 0"),
+        ("mistral", {"layer_types": 5}, "layer_types = 5 is not supported"),
         (["llama"], {}, r"model_type = \['llama'\] is not supported"),
     ],
 )  # fmt: skip

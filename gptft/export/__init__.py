@@ -50,10 +50,8 @@ def card_of(model: Path) -> dict:
     run = next((path for path in (model, model.parent) if (path / "summary.json").exists()), None)
     if run is None or not (run / "config.toml").exists():
         return {}
-    settings, summary = (
-        tomllib.loads((run / "config.toml").read_text(encoding="utf-8")),
-        read_json(run / "summary.json"),
-    )
+    settings = tomllib.loads((run / "config.toml").read_text(encoding="utf-8"))
+    summary = read_json(run / "summary.json")
     named = {
         "validation loss": "eval_loss",
         "test loss": "test_loss",

@@ -30,9 +30,7 @@ def config_from_hf(hf: dict, source: str) -> GPTConfig:
     kind = hf.get("model_type")
     family = FAMILIES.get(kind) if isinstance(kind, str) else None
     if family is None:
-        raise UserError(
-            f"{source}: model_type = {hf.get('model_type')!r} is not supported; supported: {', '.join(FAMILIES)}"
-        )
+        raise UserError(f"{source}: model_type = {kind!r} is not supported; supported: {', '.join(FAMILIES)}")
     for key in FOREIGN:
         if hf.get(key):
             raise unsupported(source, key, hf[key])

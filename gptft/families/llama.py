@@ -70,8 +70,9 @@ def _windows(hf: dict, source: str, windowed: Callable[[int], bool]) -> dict:
 
 
 def read_mistral(hf: dict, source: str) -> dict:
-    if hf.get("layer_types") and set(hf["layer_types"]) != {"sliding_attention"}:
-        raise unsupported(source, "layer_types", hf["layer_types"])
+    kinds = hf.get("layer_types") or []
+    if not isinstance(kinds, list) or any(kind != "sliding_attention" for kind in kinds):
+        raise unsupported(source, "layer_types", kinds)
     seen = {"sliding_window": 4096, **hf}
     window = 0 if seen["sliding_window"] is None else need(seen, "sliding_window", source)
     return {**read(hf, source), "window": window}
