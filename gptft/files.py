@@ -7,6 +7,7 @@ import difflib
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -83,6 +84,26 @@ def atomic_write(path: Path, mode: str = "w") -> Iterator:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+@contextlib.contextmanager
+def new_directory(path: Path) -> Iterator[Path]:
+    """A temporary folder beside `path`; on success it is flushed to disk and becomes `path`, which must not exist or be
+    an empty folder. A failure leaves nothing behind; one of the disk is a UserError."""
+    temporary = path.parent / f".{path.name}.{os.getpid()}.tmp"
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        yield temporary
+        sync_tree(temporary)
+        if path.exists():
+            path.rmdir()
+        os.rename(temporary, path)
+        sync_directory(path.parent)
+    except OSError as error:
+        raise UserError(f"{path} could not be written ({error.strerror or error})", 1) from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def json_line(value) -> str:

@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
-import shutil
 from pathlib import Path
 
 import torch
@@ -19,7 +17,7 @@ from torch import Tensor
 
 from gptft.architecture import GPTConfig
 from gptft.families import Place, config_to_hf
-from gptft.files import UserError, need_extra, read_json, sync_tree
+from gptft.files import UserError, need_extra, new_directory, read_json
 from gptft.lora import LAYERS, LoraConfig, LoraLinear, adapters_of, dense, linear_layers
 from gptft.model import GPT
 from gptft.pretrained import read_bin, read_safetensors
@@ -205,19 +203,14 @@ def save_peft(model: GPT, directory: Path, base: str = "", template: dict | None
               "lora_alpha": config.alpha, "lora_dropout": config.dropout, "use_rslora": config.rslora,
               "use_dora": config.dora, "target_modules": sorted(targets), "rank_pattern": ranks,
               "alpha_pattern": alphas, "fan_in_fan_out": family.model_type == "gpt2"}  # fmt: skip
-    temporary = directory.parent / f".{directory.name}.{os.getpid()}.tmp"
-    try:
-        temporary.mkdir(parents=True)
-        save_file(tensors, temporary / "adapter_model.safetensors", metadata={"format": "pt"})
+    with new_directory(directory) as temporary:
+        try:
+            save_file(tensors, temporary / "adapter_model.safetensors", metadata={"format": "pt"})
+        except SafetensorError as error:  # a full disk is one too
+            raise OSError(str(error)) from None
         (temporary / "adapter_config.json").write_text(json.dumps(values, indent=1))
         if template:
             (temporary / TEMPLATE).write_text(json.dumps(template, indent=1))
-        sync_tree(temporary)
-        os.rename(temporary, directory)
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{directory} could not be written ({getattr(error, 'strerror', None) or error})", 1) from None
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _join(place: Place, ours: list) -> dict[str, Tensor]:

@@ -24,7 +24,9 @@ from gptft.hf_tokenizer import has_tokenizer, read_hf_tokenizer
 from gptft.model import GPT
 from gptft.tokenizer import Tokenizer, gpt2
 
-DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+# what safetensors calls a dtype (github.com/huggingface/safetensors, README.md, "Format")
+DTYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+NAMES = {dtype: name for name, dtype in DTYPES.items()}
 PIECE = 2**23  # bytes of a tensor that are read at a time, or a hundredth of the file where that is more
 # prefixes that wrappers leave in front of names
 WRAPPER = re.compile(r"^(?:_orig_mod\.|module\.|_fsdp_wrapped_module\.)+")
@@ -207,13 +209,12 @@ def read_bin(path: Path) -> Iterator[Stored]:
     )
     if not plain:
         raise UserError(f"{path}: cannot be loaded as weights (it holds something else than tensors by name)")
-    names = {dtype: name for name, dtype in DTYPES.items()}
     at_once = max(PIECE, path.stat().st_size // 100)
     stored = [
         Stored(
             name,
             tuple(value.shape),
-            names.get(value.dtype, str(value.dtype)),
+            NAMES.get(value.dtype, str(value.dtype)),
             reader(name, None if mapped else value),
             at_once,
         )

@@ -15,10 +15,10 @@ import gptft.export.hf
 from gptft.chat import ChatTemplate
 from gptft.checkpoint import load, model_id, preset
 from gptft.decoding import generate, prompt_ids
-from gptft.export.hf import CARD, DTYPES, export_hf
+from gptft.export.hf import CARD, export_hf
 from gptft.files import UserError
 from gptft.lora import LoraConfig, add_lora
-from gptft.pretrained import load_hf
+from gptft.pretrained import NAMES, load_hf
 from gptft.prompts import TEMPLATES, Template
 from gptft.tokenizer import embedded
 
@@ -185,7 +185,7 @@ def test_the_files_are_what_the_library_would_write(tmp_path):
     """The format is written by hand: safetensors itself reads names, shapes, dtypes and the metadata."""
     from safetensors import safe_open
 
-    for dtype in DTYPES:
+    for dtype in NAMES:
         model = toy_model(torch.float32)
         export_hf(model, None, tmp_path / str(dtype), dtype=dtype)
         with safe_open(tmp_path / str(dtype) / "model.safetensors", "pt") as file:

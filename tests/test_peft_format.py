@@ -192,7 +192,7 @@ def test_nothing_is_overwritten_and_nothing_half_written(tmp_path, monkeypatch):
     ours, directory = saved(tmp_path)
     with pytest.raises(UserError, match="exists already"):
         save_peft(ours, directory)
-    monkeypatch.setattr("gptft.peft_format.sync_tree", lambda path: 1 / 0)
+    monkeypatch.setattr("gptft.files.sync_tree", lambda path: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         save_peft(ours, tmp_path / "other")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["adapters", "base"]

@@ -12,9 +12,7 @@ from __future__ import annotations
 
 import copy
 import json
-import os
 import re
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,14 +25,13 @@ from gptft.architecture import PRESETS, GPTConfig
 from gptft.checkpoint import model_id
 from gptft.decoding import stop_of
 from gptft.families import Place, all_places, config_to_hf
-from gptft.files import UserError, nearest, sync_directory, sync_tree
+from gptft.files import UserError, nearest, new_directory
 from gptft.hf_tokenizer import write_hf_tokenizer
 from gptft.lora import adapters_of
 from gptft.model import GPT
+from gptft.pretrained import NAMES
 from gptft.tokenizer import Tokenizer
 
-# What safetensors calls a dtype (github.com/huggingface/safetensors, README.md, "Format")
-DTYPES = {torch.float64: "F64", torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
 # What a caller may tell of a model for its card; everything may be left out.
 CARD = {
     "name": "what the model is called; else the directory's name",
@@ -80,16 +77,13 @@ def export_hf(
     if adapters_of(model):
         raise UserError("the model has adapters: merge them first (python -m gptft merge ADAPTER OUT)")
     dtype = dtype or model.tok.weight.dtype
-    if dtype not in DTYPES:
-        raise UserError(f"weights cannot be exported as {dtype}: one of {', '.join(map(name_of, DTYPES))}")
+    if dtype not in NAMES:
+        raise UserError(f"weights cannot be exported as {dtype}: one of {', '.join(map(name_of, NAMES))}")
     family, config = config_to_hf(model.config)
     tokens = token_ids(tokenizer)
     config |= {"torch_dtype": name_of(dtype), "bos_token_id": tokens["bos_token_id"],
                "eos_token_id": tokens["eos_token_id"], "pad_token_id": None}  # fmt: skip
-    temporary = directory.parent / f".{directory.name}.{os.getpid()}.tmp"
-    try:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
+    with new_directory(directory) as temporary:
         write_json(temporary / "config.json", config)
         write_json(temporary / "generation_config.json", {"do_sample": False, **tokens})
         notes = write_tokenizer(tokenizer, temporary, model.config.block_size) if tokenizer else []
@@ -97,15 +91,6 @@ def export_hf(
         write_weights(stored_tensors(model, all_places(family, model.config), dtype), temporary, shard_bytes, dtype)
         text = model_card(model, tokenizer, family.model_type, dtype, card, directory.name)
         (temporary / "README.md").write_text(text, encoding="utf-8")
-        sync_tree(temporary)
-        if directory.exists():
-            directory.rmdir()
-        os.rename(temporary, directory)
-        sync_directory(directory.parent)
-    except OSError as error:
-        raise UserError(f"{directory} could not be written ({error.strerror or error})", 1) from None
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return notes
 
 
@@ -207,7 +192,7 @@ def write_safetensors(path: Path, tensors: list[Stored], dtype: torch.dtype) -> 
     header: dict[str, dict] = {"__metadata__": {"format": "pt"}}
     end = 0
     for tensor in tensors:
-        header[tensor.name] = {"dtype": DTYPES[dtype], "shape": tensor.shape,
+        header[tensor.name] = {"dtype": NAMES[dtype], "shape": tensor.shape,
                                "data_offsets": [end, end + tensor.n_bytes]}  # fmt: skip
         end += tensor.n_bytes
     text = json.dumps(header).encode()
