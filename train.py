@@ -5,7 +5,7 @@ instructions, on any laptop. From here the story goes on in `gptft/finetuning.py
 """
 
 from gptft.__main__ import command_train
-from gptft.cli import run
+from gptft.commands.common import run
 
 if __name__ == "__main__":
     run(command_train)

@@ -6,7 +6,7 @@ from __future__ import annotations
 import importlib
 
 from benchmarks import results
-from gptft.cli import run
+from gptft.commands.common import run
 from gptft.files import UserError, nearest
 
 

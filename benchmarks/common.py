@@ -19,7 +19,7 @@ from pathlib import Path
 
 import gptft
 from benchmarks.results import FOLDER
-from gptft.cli import Parser
+from gptft.commands.common import Parser
 from gptft.files import UserError, need_extra
 
 REPOSITORY = Path(__file__).resolve().parent.parent

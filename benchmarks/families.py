@@ -1,8 +1,8 @@
 """How near every family of models comes to transformers: the largest differences that the tests see.
 
-It runs `tests/test_families.py`, which compares logits, the hidden states of each layer and the gradients of every
-parameter on random weights, and collects what was found. A difference is the norm of the difference over the norm of
-transformers' value.
+It runs `tests/formats/test_families.py`, which compares logits, the hidden states of each layer and the gradients of
+every parameter on random weights, and collects what was found. A difference is the norm of the difference over the
+norm of transformers' value.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def main(argv: list[str]) -> None:
     options = common.parser("families", __doc__, rounds=1).parse_args(argv)
     common.need("torch", "transformers", "pytest")
     result = common.header("families", options, {"quick": options.quick}, ["torch", "transformers"])
-    rows = common.run_tests(["tests/test_families.py"], options)
+    rows = common.run_tests(["tests/formats/test_families.py"], options)
     largest: dict[str, dict] = {}
     for row in rows:
         values = largest.setdefault(row["case"], {}).setdefault(row["dtype"], {})

@@ -1,7 +1,7 @@
 """Exports to GGUF, run by the real llama.cpp: the same greedy ids, and how near the logits come.
 
-It runs the tests marked `llamacpp` of `tests/test_llamacpp.py`, which train a toy model of each shape until its margins
-are clear, and collects what was found. llama-cpp-python must be installed (extra `llamacpp`), or
+It runs the tests marked `llamacpp` of `tests/export/test_llamacpp.py`, which train a toy model of each shape until its
+margins are clear, and collects what was found. llama-cpp-python must be installed (extra `llamacpp`), or
 GPTFT_LLAMACPP_PYTHON must name the Python of another environment that has it.
 """
 
@@ -16,7 +16,7 @@ def main(argv: list[str]) -> None:
     options = common.parser("llamacpp", __doc__, rounds=1).parse_args(argv)
     common.need("torch", "pytest", "gguf")
     result = common.header("llamacpp", options, {"quick": options.quick}, ["torch", "gguf"])
-    rows = common.run_tests(["-m", "llamacpp", "tests/test_llamacpp.py"], options)
+    rows = common.run_tests(["-m", "llamacpp", "tests/export/test_llamacpp.py"], options)
     rows = [row for row in rows if row.get("test") == "gguf"]
     result["versions"]["llama-cpp-python"] = rows[0]["version"]
     result["rounds"] = [{f"{row['case']} {row['kind']}": row for row in rows}]

@@ -63,11 +63,11 @@ def train_gptft(task: dict) -> dict:
     import numpy as np
     import torch
 
+    from gptft.adapters.lora import count_parameters
     from gptft.collate import plan
     from gptft.config import resolve
-    from gptft.data import Split
+    from gptft.data.examples import Split
     from gptft.finetuning import add_adapters
-    from gptft.lora import count_parameters
     from gptft.loss import Objective
     from gptft.optim import Precision, make_optimizer
     from gptft.training import Progress, TrainState, train
@@ -116,10 +116,10 @@ def gate(task: dict) -> dict:
     import torch
     from transformers import AutoModelForCausalLM
 
+    from gptft.adapters.lora import add_lora, lora_state
     from gptft.collate import collate
-    from gptft.lora import add_lora, lora_state
+    from gptft.formats.peft import read_peft
     from gptft.loss import Objective
-    from gptft.peft_format import read_peft
 
     torch.manual_seed(0)
     theirs = peft.get_peft_model(AutoModelForCausalLM.from_pretrained(task["model"]), peft_settings())

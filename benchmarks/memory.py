@@ -15,7 +15,7 @@ from benchmarks import common, results
 def work(task: dict) -> dict:
     """In a fresh process: bytes resident and seconds, step by step."""
     import gptft.finetuning  # noqa: F401 - everything that a run imports
-    from gptft.data import Recipe, load_dataset, split
+    from gptft.data.examples import Recipe, load_dataset, split
     from gptft.prompts import TEMPLATES
     from gptft.tokenizer import gpt2
 

@@ -47,7 +47,7 @@ def work(task: dict) -> dict:
 def load_gptft(task: dict):
     """gptft's model, tokenizer and the dataset, with the alpaca template."""
     import gptft
-    from gptft.data import Recipe, load_dataset
+    from gptft.data.examples import Recipe, load_dataset
     from gptft.prompts import TEMPLATES
 
     model, tokenizer = gptft.load(task["model"])
@@ -65,10 +65,10 @@ def train_gptft(task: dict) -> dict:
 
     from gptft.collate import plan
     from gptft.config import resolve
-    from gptft.data import Split
+    from gptft.data.examples import Split
     from gptft.loss import Objective
     from gptft.optim import Precision, keep_freed_memory, make_optimizer
-    from gptft.report import Metrics
+    from gptft.run.console import Metrics
     from gptft.training import Progress, TrainState, train
 
     model, tokenizer, dataset = load_gptft(task)

@@ -15,7 +15,7 @@ from benchmarks import common, results
 
 def work(task: dict) -> dict:
     """In a fresh process: seconds for the tokenizer and for `load_dataset`."""
-    from gptft.data import Recipe, load_dataset
+    from gptft.data.examples import Recipe, load_dataset
     from gptft.prompts import TEMPLATES
     from gptft.tokenizer import gpt2
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
-from gptft.cli import (
+from gptft.commands.common import (
     MODEL,
     Parser,
     add_base,
@@ -130,7 +130,7 @@ def command_evaluate(argv: list[str]) -> None:
     from gptft.finetuning import check_inputs, load_data
     from gptft.loss import Objective
     from gptft.optim import Precision
-    from gptft.report import describe_ledger
+    from gptft.run.console import describe_ledger
 
     check_inputs(config)
     model, tokenizer = load_model(options, config.fields)
@@ -166,10 +166,10 @@ def command_inspect(argv: list[str]) -> None:
     options = parser.parse_args(argv)
     names = ("data", "init", "template", "max_length", "truncation", "mask_prompt", "fields", "bad_records")
     config = resolve("", {name: getattr(options, name) for name in names} | {"val_fraction": 0, "test_fraction": 0})
-    from gptft import viewer
     from gptft.collate import collate
     from gptft.finetuning import check_inputs, load_data, load_start
-    from gptft.report import describe_ledger
+    from gptft.report import viewer
+    from gptft.run.console import describe_ledger
 
     check_inputs(config)
     model, tokenizer = load_start(config, options.base)
@@ -211,8 +211,8 @@ def command_prepare(argv: list[str]) -> None:
     parser.add_argument("--fields", nargs="+", default=[], help="which key plays which part, as for training")
     options = parser.parse_args(argv)
     config = resolve("", {"fields": options.fields})
+    from gptft.data.sources import Unreadable, find, parse, raw_records
     from gptft.prompts import hydrate, load_template, recognise
-    from gptft.records import Unreadable, find, parse, raw_records
 
     template = load_template(options.template, config.fields)
     template.check_fields(config.fields)

@@ -8,7 +8,7 @@ A checkpoint is a folder that is enough by itself:
     resume.pt                         what going on needs (not in `best`)
     manifest.json                     the step, the model id, and the SHA-256 of every other file
 
-One of a model with adapters (lora.py) names its base instead of carrying it, and is a few megabytes:
+One of a model with adapters (adapters/lora.py) names its base instead of carrying it, and is a few megabytes:
 
     config.json                       the architecture, the adapters' settings, the base's name and model id
     adapter.pt                        the adapters, fp32
@@ -31,13 +31,13 @@ from pathlib import Path
 
 import torch
 
+from gptft.adapters.lora import Base, LoraConfig, adapters_of, add_lora, lora_state, merge_lora
 from gptft.architecture import PRESETS, GPTConfig
-from gptft.chat import saved_template
 from gptft.files import UserError, nearest, read_json, sha256_file, sync_directory, sync_tree
-from gptft.lora import Base, LoraConfig, adapters_of, add_lora, lora_state, merge_lora
+from gptft.formats.hf import download, hf_tokenizer, is_hf, load_hf, read_bin
+from gptft.formats.peft import TEMPLATE, is_peft, peft_base, read_peft
 from gptft.model import GPT
-from gptft.peft_format import TEMPLATE, is_peft, peft_base, read_peft
-from gptft.pretrained import download, hf_tokenizer, is_hf, load_hf, read_bin
+from gptft.text.chat import saved_template
 from gptft.tokenizer import Tokenizer, embedded
 
 HASHED_AT_ONCE = 1 << 22  # numbers

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from gptft.attention import Layout
-from gptft.data import Example
+from gptft.data.examples import Example
 from gptft.loss import IGNORE
 
 

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from gptft.attention import Layout
-from gptft.chat import ChatTemplate
 from gptft.files import UserError
 from gptft.model import GPT
 from gptft.prompts import recognise
+from gptft.text.chat import ChatTemplate
 from gptft.tokenizer import Tokenizer
 
 

@@ -16,19 +16,29 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from gptft import checkpoint, data, records, report
+from gptft import checkpoint
+from gptft.adapters.lora import (
+    LoraConfig,
+    adapters_of,
+    add_lora,
+    count_parameters,
+    describe_lora,
+    merge_lora,
+    training_flops,
+)
 from gptft.architecture import PRESETS
 from gptft.config import Config, check, check_names, resolve, shipped, to_toml
-from gptft.data import Dataset, Recipe, Split
+from gptft.data import sources
+from gptft.data.examples import Dataset, Recipe, Split, load_dataset, split
 from gptft.evaluation import answer, evaluate_loss, exact_match, prompt_and_expected
 from gptft.files import UserError, atomic_write, json_line
-from gptft.lora import LoraConfig, adapters_of, add_lora, count_parameters, describe_lora, merge_lora, training_flops
 from gptft.loss import Objective
 from gptft.model import GPT
 from gptft.optim import Precision, keep_freed_memory, make_optimizer, pick_device
 from gptft.prompts import TEMPLATES, load_template
-from gptft.report import say
-from gptft.runs import (
+from gptft.run import console
+from gptft.run.console import say
+from gptft.run.folder import (
     Interruption,
     choose_out_dir,
     describe_inputs,
@@ -131,7 +141,7 @@ def set_up_cpu(config: Config, device: torch.device) -> None:
 def check_inputs(config: Config) -> None:
     """Refuse a missing file or a faulty template at once, before a model is loaded, downloaded perhaps."""
     for name in ("data", "val_data", "test_data"):
-        records.find(getattr(config, name), name)
+        sources.find(getattr(config, name), name)
     if config.template != "auto":
         load_template(config.template, config.fields)
 
@@ -167,21 +177,21 @@ def load_data(
     config: Config, model: GPT, tokenizer: Tokenizer
 ) -> tuple[dict[str, Dataset], tuple[Split, Split, Split]]:
     """The datasets by name, and the three splits. Sets the tokenizer's template."""
-    files = {"data": records.find(config.data)}
+    files = {"data": sources.find(config.data)}
     for name in ("val_data", "test_data"):
         if getattr(config, name):
-            files[name] = records.find(getattr(config, name), name)
-    set_template(config, tokenizer, [records.first_record([path]) for path in files["data"]])
+            files[name] = sources.find(getattr(config, name), name)
+    set_template(config, tokenizer, [sources.first_record([path]) for path in files["data"]])
     max_length = config.max_length or min(model.config.block_size, 1024)
     recipe = Recipe(tokenizer.template, max_length, config.truncation, config.bad_records, config.fields)
-    datasets = {name: data.load_dataset(paths, tokenizer, recipe) for name, paths in files.items()}
+    datasets = {name: load_dataset(paths, tokenizer, recipe) for name, paths in files.items()}
     if not config.mask_prompt:
         for dataset in datasets.values():
             dataset.score_prompts()
     val_fraction = 0.0 if config.val_data else config.val_fraction
     test_fraction = 0.0 if config.test_data else config.test_fraction
     splits = dict(zip(("data", "val_data", "test_data"),
-                      data.split(datasets["data"], val_fraction, test_fraction, config.seed), strict=True))  # fmt: skip
+                      split(datasets["data"], val_fraction, test_fraction, config.seed), strict=True))  # fmt: skip
     for name in ("val_data", "test_data"):
         if name in datasets:
             splits[name] = Split(datasets[name], np.arange(len(datasets[name])))
@@ -207,7 +217,7 @@ def set_template(config: Config, tokenizer: Tokenizer, first: list[dict]) -> Non
 def describe_data(datasets: dict[str, Dataset], train_set: Split, val_set: Split, test_set: Split) -> None:
     """Say what became of the records, and what an empty split means."""
     for name, dataset in datasets.items():
-        say(report.describe_ledger(name, dataset.ledger))
+        say(console.describe_ledger(name, dataset.ledger))
     say(f"split: {len(train_set):,} to train on, {len(val_set):,} for validation, {len(test_set):,} for the test")
     if not len(val_set):
         say("  the validation split is empty: its loss is not measured, and the last weights are kept, not the best")
@@ -225,8 +235,8 @@ def describe(state: TrainState, config: Config, train_set: Split, device: torch.
     ledger = train_set.dataset.ledger
     lengths, targets = [float(train_set.lengths.mean())] * examples, examples * ledger["targets"] / ledger["examples"]
     flops = training_flops(state.model, lengths, targets)
-    say(report.describe_model(state.model, optimizer_bytes))
-    say(f"training: {total:,} steps of {examples} examples, about {report.amount(flops, 'FLOP')} a step, "
+    say(console.describe_model(state.model, optimizer_bytes))
+    say(f"training: {total:,} steps of {examples} examples, about {console.amount(flops, 'FLOP')} a step, "
         f"in {state.precision.name} on {device}")  # fmt: skip
 
 
@@ -333,16 +343,16 @@ def write_results(config: Config, out_dir: Path, rows: list[dict], prompts: list
         write_rows(out_dir / "lost.jsonl", lost)
     if rows:
         write_rows(out_dir / "responses.jsonl", rows)
-        say("\n" + report.response_table(rows, [shown_prompt(prompt) for prompt in prompts]))
-        say("\n" + report.match_table(summary["exact_match"]))
+        say("\n" + console.response_table(rows, [shown_prompt(prompt) for prompt in prompts]))
+        say("\n" + console.match_table(summary["exact_match"]))
     with atomic_write(out_dir / "summary.json") as file:
         json.dump(summary, file, indent=1)
-    if not report.plot_losses(report.read_metrics(out_dir / "metrics.jsonl"), out_dir / "loss.png"):
+    if not console.plot_losses(console.read_metrics(out_dir / "metrics.jsonl"), out_dir / "loss.png"):
         say("no loss.png: drawing it needs matplotlib (pip install 'gptft[plot]')")
     for name in ("eval_loss", "test_loss"):
         if summary[name] is not None:
             say(f"{name.replace('_', ' ')} {summary[name]:.4f}" + (" (best)" if name == "eval_loss" else ""))
-    say(f"{summary['steps']:,} steps in {report.clock(summary['train_runtime'])} (m:ss), "
+    say(f"{summary['steps']:,} steps in {console.clock(summary['train_runtime'])} (m:ss), "
         f"{summary['train_samples_per_second']:.1f} examples a second")  # fmt: skip
     for path in sorted(out_dir.iterdir()):
         if not path.name.startswith("."):

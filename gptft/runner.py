@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from gptft.checkpoint import load, model_id
+from gptft.data.sources import find
 from gptft.decoding import generate
 from gptft.files import UserError
 from gptft.finetuning import Run, finetune
 from gptft.optim import pick_device
-from gptft.records import find
 
 
 class BasicModelRunner:

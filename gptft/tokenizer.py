@@ -1,8 +1,8 @@
 """Text <-> token ids. A user's text never becomes a special token, whatever it spells.
 
 `Tokenizer` holds what every vocabulary needs (special tokens, segments, the beginning of a text, streaming) and leaves
-ordinary text to an engine (engines.py): tiktoken, or the `tokenizers` library for vocabularies that tiktoken cannot
-give exactly (hf_tokenizer.py decides).
+ordinary text to an engine (text/engines.py): tiktoken, or the `tokenizers` library for vocabularies that tiktoken
+cannot give exactly (formats/hf_tokenizer.py decides).
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from pathlib import Path
 
 import tiktoken
 
-from gptft.chat import ChatTemplate, saved_template
-from gptft.engines import TiktokenEngine, TokenizersEngine
 from gptft.files import UserError, atomic_write, read_json, resource
 from gptft.prompts import Segment, Template
+from gptft.text.chat import ChatTemplate, saved_template
+from gptft.text.engines import TiktokenEngine, TokenizersEngine
 
 EOT = "<|endoftext|>"
 GPT2_PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""

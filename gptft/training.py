@@ -14,12 +14,12 @@ from dataclasses import dataclass, field
 
 import torch
 
+from gptft.adapters.lora import training_flops
 from gptft.collate import Batch, by_length, collate, plan
 from gptft.config import Config
-from gptft.data import Split
+from gptft.data.examples import Split
 from gptft.evaluation.loss import Interrupted, evaluate_loss
 from gptft.files import NonFinite, UserError
-from gptft.lora import training_flops
 from gptft.loss import IGNORE, Objective
 from gptft.model import GPT
 from gptft.optim import Precision, learning_rate

@@ -9,11 +9,11 @@ import torch
 from toys import difference, toy_config
 
 from gptft import checkpoint
+from gptft.adapters.lora import LoraConfig, adapters_of, add_lora, lora_state
 from gptft.architecture import GPTConfig
 from gptft.checkpoint import base_of, load, merge, model_id, newest, preset, prune, save, verify
 from gptft.decoding import generate
 from gptft.files import UserError
-from gptft.lora import LoraConfig, adapters_of, add_lora, lora_state
 from gptft.model import GPT
 from gptft.prompts import TEMPLATES
 from gptft.tokenizer import embedded

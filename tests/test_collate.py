@@ -6,7 +6,7 @@ import torch
 from toys import toy_model
 
 from gptft.collate import by_length, collate, plan
-from gptft.data import Example
+from gptft.data.examples import Example
 from gptft.loss import IGNORE, Objective
 
 EOT = 9

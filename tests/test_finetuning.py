@@ -13,11 +13,11 @@ import torch
 
 import gptft
 from gptft import checkpoint
+from gptft.adapters.lora import lora_state
 from gptft.config import Config, resolve
 from gptft.files import UserError
 from gptft.finetuning import finetune
-from gptft.lora import lora_state
-from gptft.report import read_metrics
+from gptft.run.console import read_metrics
 
 ROOT = Path(__file__).resolve().parent.parent
 QUICK = {"init": "tiny", "max_steps": 6, "batch_size": 4, "eval_every": 3, "max_new_tokens": 8, "test_samples": 5,
@@ -407,8 +407,9 @@ def test_gpt2_on_the_real_set_starts_from_transformers_loss(tmp_path, shared):
 
     The loss on its first window is what transformers computes on the same tokens (1e-4), and it falls.
     """
-    from gptft import data, prompts
+    from gptft import prompts
     from gptft.collate import collate, plan
+    from gptft.data.examples import Recipe, load_dataset, split
 
     torch.set_num_threads(2)
     transformers = pytest.importorskip("transformers")
@@ -424,8 +425,8 @@ def test_gpt2_on_the_real_set_starts_from_transformers_loss(tmp_path, shared):
     losses = [row["loss"] for row in read_metrics(tmp_path / "run" / "metrics.jsonl") if "loss" in row]
 
     tokenizer = gptft.load(tmp_path / "gpt2")[1]
-    dataset = data.load_dataset([source], tokenizer, data.Recipe(prompts.TEMPLATES["alpaca"], 1024))
-    train_set, _, _ = data.split(dataset, 0.01, 0.1, 123)
+    dataset = load_dataset([source], tokenizer, Recipe(prompts.TEMPLATES["alpaca"], 1024))
+    train_set, _, _ = split(dataset, 0.01, 0.1, 123)
     (chosen,) = plan(train_set.lengths, 8, 1, 123, 0)[0]
     batch = collate([train_set[i] for i in chosen], tokenizer.eot)
     # transformers shifts by itself: its labels stand where the tokens stand

@@ -9,42 +9,31 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "gptft"
 
-# Top to bottom.
-HOUSE = [
-    "train.py",
-    "__main__",
-    "cli",
-    "export",
-    "runner",
-    "viewer",
-    "finetuning",
-    "runs",
-    "report",
-    "training",
-    "evaluation",
-    "decoding",
-    "checkpoint",
-    "peft_format",
-    "pretrained",
-    "families",
-    "collate",
-    "data",
-    "records",
-    "loss",
-    "lora",
-    "model",
-    "attention",
-    "optim",
-    "hf_tokenizer",
-    "tokenizer",
-    "engines",
-    "chat",
-    "sandbox",
-    "prompts",
-    "architecture",
-    "config",
-    "files",
+# Top to bottom; a wing counts as one place. A file imports only from places below its own.
+ROWS = [
+    ["train.py", "__main__", "commands"],
+    ["runner"],
+    ["finetuning"],
+    ["report"],
+    ["run"],
+    ["export"],
+    ["training"],
+    ["evaluation"],
+    ["decoding"],
+    ["checkpoint"],
+    ["formats"],
+    ["collate"],
+    ["data"],
+    ["loss"],
+    ["adapters"],
+    ["optim"],
+    ["model", "attention"],
+    ["tokenizer"],
+    ["text"],
+    ["prompts"],
+    ["architecture", "config", "files"],
 ]
+HOUSE = [place for row in ROWS for place in row]
 EXTRAS = {
     "safetensors",
     "huggingface_hub",
@@ -54,12 +43,11 @@ EXTRAS = {
     "transformers",
     "gguf",
 }  # optional: imported where they are used
-FOLDERS = ("evaluation", "export", "families")  # floors of several files
 CORE = {"torch", "tiktoken", "numpy", "tqdm"}
 
 
 def files():
-    """{path: its floor in the house}; `gptft/__init__.py` resolves its names on first use and has none."""
+    """{path: its place in the house}; `gptft/__init__.py` resolves its names on first use and has none."""
     found = {ROOT / "train.py": "train.py"}
     for path in sorted(PACKAGE.rglob("*.py")):
         if path != PACKAGE / "__init__.py":
@@ -80,10 +68,10 @@ def imports(tree, inside=False):
             yield from ((alias.name, inside) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, "imports are written out in full"
-            if node.module == "gptft":
-                yield from ((f"gptft.{alias.name}", inside) for alias in node.names)
-            else:
-                yield node.module, inside
+            folder = ROOT.joinpath(*node.module.split("."))
+            for alias in node.names:  # of a folder, a file is imported
+                is_file = node.module == "gptft" or (folder / f"{alias.name}.py").exists()
+                yield f"{node.module}.{alias.name}" if is_file else node.module, inside
         else:
             yield from imports(node, inside or isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef))
 
@@ -92,33 +80,34 @@ def imported(path):
     return list(imports(ast.parse(path.read_text(encoding="utf-8"))))
 
 
-def test_every_file_has_its_floor():
+WINGS = sorted(path.name for path in PACKAGE.iterdir() if path.is_dir() and any(path.glob("*.py")))
+
+
+def test_every_place_has_its_rank():
     """A file that is not in the list would be free to import from anywhere."""
     assert set(files().values()) == set(HOUSE)
 
 
 @pytest.mark.parametrize("path", files(), ids=lambda path: str(path.relative_to(ROOT)))
-def test_a_file_imports_only_from_files_below_it(path):
-    floor = files()[path]
+def test_a_file_imports_only_from_places_below_it(path):
+    place = files()[path]
     for module, _ in imported(path):
         if module.split(".")[0] == "gptft" and module != "gptft":
             other = module.split(".")[1]
-            if other == "__version__":
+            if other == "__version__" or (other == place and place in WINGS):
                 continue
-            if other == floor and floor in FOLDERS:
-                continue
-            assert HOUSE.index(other) > HOUSE.index(floor), f"{path.name} imports {module} from above"
+            assert HOUSE.index(other) > HOUSE.index(place), f"{path.name} imports {module} from above"
 
 
-@pytest.mark.parametrize("folder", FOLDERS)
-def test_the_files_of_one_floor_import_each_other_in_no_circle(folder):
-    """Inside a folder too: Python's own order of loading would hide it until somebody imports another file first."""
+@pytest.mark.parametrize("wing", WINGS)
+def test_the_files_of_one_wing_import_each_other_in_no_circle(wing):
+    """Inside a wing too: Python's own order of loading would hide it until somebody imports another file first."""
     graph = {}
-    for path in (PACKAGE / folder).glob("*.py"):
-        name = f"gptft.{folder}" + ("" if path.stem == "__init__" else f".{path.stem}")
-        graph[name] = [module for module, _ in imported(path) if module.startswith(f"gptft.{folder}")]
+    for path in (PACKAGE / wing).rglob("*.py"):
+        parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+        graph[".".join(parts).removesuffix(".__init__")] = {module for module, _ in imported(path)}
     done = set()
-    while ready := [name for name, others in graph.items() if name not in done and set(others) <= done]:
+    while ready := [name for name, others in graph.items() if name not in done and others & graph.keys() <= done]:
         done.update(ready)
     assert done == set(graph)
 
@@ -127,11 +116,12 @@ def test_this_test_sees_an_import_from_above(tmp_path):
     """It would pass on anything if it did not find imports inside functions and `from gptft import x`."""
     tree = ast.parse(
         "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from gptft.data import X\n"
-        "def f():\n    from gptft import report\n    import gptft.runs\n"
+        "def f():\n    from gptft import report\n    import gptft.run.folder\n    from gptft.data import sources\n"
         "try:\n    from gptft.files import y\nexcept ImportError:\n    pass\n"
     )
     assert list(imports(tree)) == [
-        ("typing", False), ("gptft.report", True), ("gptft.runs", True), ("gptft.files", False)
+        ("typing", False), ("gptft.report", True), ("gptft.run.folder", True), ("gptft.data.sources", True),
+        ("gptft.files", False)
     ]  # fmt: skip
 
 

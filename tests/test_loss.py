@@ -7,7 +7,7 @@ from torch.nn import functional as F
 from toys import difference, gradients, toy_examples, toy_model
 
 from gptft.collate import Batch, collate
-from gptft.data import Example
+from gptft.data.examples import Example
 from gptft.loss import IGNORE, Objective
 
 

@@ -10,7 +10,7 @@ from toys import difference, toy_examples, toy_model
 
 from gptft.collate import plan
 from gptft.config import Config
-from gptft.data import Example
+from gptft.data.examples import Example
 from gptft.evaluation import evaluate_loss
 from gptft.files import NonFinite
 from gptft.loss import Objective

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from gptft.architecture import GPTConfig
-from gptft.data import Example
+from gptft.data.examples import Example
 from gptft.model import GPT
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 
 from gptft.collate import by_length, collate
-from gptft.data import Split
+from gptft.data.examples import Split
 from gptft.loss import Objective
 from gptft.optim import Precision
 

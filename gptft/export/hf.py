@@ -21,15 +21,15 @@ import torch
 from torch import Tensor
 
 from gptft import __version__
+from gptft.adapters.lora import adapters_of
 from gptft.architecture import PRESETS, GPTConfig
 from gptft.checkpoint import model_id
 from gptft.decoding import stop_of
-from gptft.families import Place, all_places, config_to_hf
 from gptft.files import UserError, nearest, new_directory
-from gptft.hf_tokenizer import write_hf_tokenizer
-from gptft.lora import adapters_of
+from gptft.formats.families import Place, all_places, config_to_hf
+from gptft.formats.hf import NAMES
+from gptft.formats.hf_tokenizer import write_hf_tokenizer
 from gptft.model import GPT
-from gptft.pretrained import NAMES
 from gptft.tokenizer import Tokenizer
 
 # What a caller may tell of a model for its card; everything may be left out.

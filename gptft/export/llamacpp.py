@@ -2,7 +2,7 @@
 
 What llama.cpp does not compute is refused by name, never approximated in silence; what it computes a little otherwise
 is returned as notes, one line each. Its side was read in its sources (src/models/*.cpp, src/llama-vocab.cpp) and is
-proven by tests/test_llamacpp.py, which runs it.
+proven by tests/export/test_llamacpp.py, which runs it.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from gptft.adapters.lora import adapters_of
 from gptft.architecture import GPTConfig
 from gptft.decoding import stop_of
-from gptft.engines import TiktokenEngine, nodes
 from gptft.export.hf import write_tokenizer
-from gptft.families import config_to_hf
 from gptft.files import UserError, need_extra, read_json, sync_directory
-from gptft.lora import adapters_of
+from gptft.formats.families import config_to_hf
 from gptft.model import GPT, rotary_frequencies
+from gptft.text.engines import TiktokenEngine, nodes
 from gptft.tokenizer import EMBEDDED_PATTERN, Tokenizer
 
 if TYPE_CHECKING:

@@ -1,0 +1,1 @@
+"""LoRA and its kin, and frozen weights in fewer bits."""

@@ -1,0 +1,1 @@
+"""Other people's files, read: weights, configs and tokenizers of the Hugging Face kind, PEFT's adapters."""

@@ -1,0 +1,232 @@
+"""Adapters <-> the files of the PEFT library: `adapter_config.json` and `adapter_model.safetensors`.
+
+GPT-2 and GPT-NeoX have q, k and v in one matrix, and PEFT puts one adapter beside it. Coming in, its A serves all
+three of ours and the rows of its B are divided. Going out, three A's are stacked, and the B's stand in the blocks of a
+wider one: the same sum, with a rank of its own in `rank_pattern`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from gptft.adapters.lora import LAYERS, LoraConfig, LoraLinear, adapters_of, dense, linear_layers
+from gptft.architecture import GPTConfig
+from gptft.files import UserError, need_extra, new_directory, read_json
+from gptft.formats.families import Place, config_to_hf
+from gptft.formats.hf import read_bin, read_safetensors
+from gptft.model import GPT
+
+TEMPLATE = "gptft_template.json"
+PREFIX = "base_model.model."  # in front of every name that PEFT writes
+PARTS = {"lora_A.weight": "A", "lora_B.weight": "B", "lora_magnitude_vector": "m"}
+# settings of PEFT that change what is computed, and the values with which nothing changes
+PLAIN = {"peft_type": ("LORA",), "bias": ("none",), "modules_to_save": (None, []), "lora_bias": (False,),
+         "use_qalora": (False,), "target_parameters": (None, []), "layer_replication": (None,),
+         "trainable_token_indices": (None,), "alora_invocation_tokens": (None,), "velora_config": (None,),
+         "monteclora_config": (None,),
+         # others change the base when the adapters are attached to it
+         "init_lora_weights": (True, False, None, "gaussian", "orthogonal", "eva")}  # fmt: skip
+
+
+def is_peft(directory: Path) -> bool:
+    """Whether a directory has PEFT's layout."""
+    return (directory / "adapter_config.json").exists()
+
+
+def peft_base(directory: Path) -> str:
+    """What the adapters' base is called by their `adapter_config.json`; empty where it does not say."""
+    return read_json(directory / "adapter_config.json").get("base_model_name_or_path") or ""
+
+
+def layer_places(config: GPTConfig) -> dict[str, Place]:
+    """Their linear layers in the blocks by name, family's prefix included -> the layers of ours that each holds."""
+    layers = {f"{part}.{name}" for part, names in LAYERS.items() for name in names}
+    family, _ = config_to_hf(config)
+    found = {}
+    for place in family.places(config):
+        ours = tuple(name.removesuffix(".weight") for name in place.ours)
+        if place.theirs.endswith(".weight") and ".".join(ours[0].split(".")[2:]) in layers:
+            name = family.prefix + place.theirs.removesuffix(".weight")
+            found[name] = Place(name, ours, place.transposed, place.heads)
+    return found
+
+
+# ---- in
+
+
+def read_peft(directory: Path, model: GPT) -> tuple[LoraConfig, dict[str, Tensor]]:
+    """PEFT's adapters for `model` as ours: their settings, and the tensors under the names of `lora_state`. Layers that
+    PEFT left alone are not among them.
+
+    The rank is the largest of any layer, smaller ones are filled up with zeros; a layer whose scale is not that of the
+    settings has it multiplied into B. Raises UserError for a setting that we do not compute, and for a tensor that is
+    missing, unexpected or misshapen.
+    """
+    source = directory / "adapter_config.json"
+    values = read_json(source)
+    for key, plain in PLAIN.items():
+        if values.get(key, plain[0]) not in plain:
+            raise UserError(f"{source}: {key} = {values[key]!r} is not supported; only {plain[0]!r} is")
+    dora, rslora = bool(values.get("use_dora")), bool(values.get("use_rslora"))
+    alpha, dropout = _number(values, "lora_alpha", 8, source), _number(values, "lora_dropout", 0, source)
+    found: dict[str, dict[str, Tensor]] = {}
+    for stored in read_adapter_file(directory):
+        module, part = _split_name(stored.name)
+        if part is None:
+            raise UserError(f"{directory}: unexpected tensor {stored.name!r}")
+        found.setdefault(module, {})[part] = stored.whole().float()
+    places, layers = layer_places(model.config), {path: layer for path, _, _, layer in linear_layers(model)}
+    divided: dict[str, tuple[Tensor, Tensor, Tensor | None]] = {}
+    for module, parts in found.items():
+        if module not in places:
+            raise UserError(f"{directory}: adapters beside {module!r}, which is no linear layer of this model's blocks")
+        for part in ("A", "B", "m") if dora else ("A", "B"):
+            if part not in parts or parts[part].dim() < (1 if part == "m" else 2):
+                raise UserError(f"{directory}: the adapter of {module!r} lacks its {part}")
+        rank = len(parts["A"])
+        if rank != _pattern(values, "rank_pattern", module, "r", 8, source):
+            raise UserError(f"{directory}: the adapter of {module!r} has rank {rank}, the settings say another")
+        scale = _pattern(values, "alpha_pattern", module, "lora_alpha", 8, source)
+        parts["B"] *= scale / (math.sqrt(rank) if rslora else rank)
+        divided |= _divide(places[module], parts, layers, f"{directory}: {module!r}")
+    if not divided:
+        raise UserError(f"{directory}: it holds no adapters")
+    targets = tuple(sorted({path.rpartition(".")[2] for path in divided}))
+    config = LoraConfig(max(len(A) for A, _, _ in divided.values()), alpha, targets, rslora, dropout, dora)
+    state = {}
+    for path, (A, B, m) in divided.items():
+        spare = config.rank - len(A)  # pairs of zeros change nothing
+        state[f"{path}.A"] = torch.cat([A, A.new_zeros(spare, A.size(1))])
+        state[f"{path}.B"] = torch.cat([B, B.new_zeros(len(B), spare)], dim=1) / config.scale
+        if m is not None:
+            state[f"{path}.m"] = m.contiguous()
+    return config, state
+
+
+def read_adapter_file(directory: Path):
+    """The tensors of `adapter_model.safetensors` or `adapter_model.bin`."""
+    for name, read in (("adapter_model.safetensors", read_safetensors), ("adapter_model.bin", read_bin)):
+        if (directory / name).exists():
+            return read(directory / name)
+    raise UserError(f"{directory}: no adapter_model.safetensors and no adapter_model.bin")
+
+
+def _split_name(name: str) -> tuple[str, str | None]:
+    """`base_model.model.transformer.h.0.attn.c_attn.lora_A.weight` -> (transformer.h.0.attn.c_attn, A)."""
+    for ending, part in PARTS.items():
+        if name.endswith(f".{ending}"):
+            return name.removeprefix(PREFIX).removesuffix(f".{ending}"), part
+    return name, None
+
+
+def _number(values: dict, key: str, default: float, source: Path) -> float:
+    value = values.get(key, default)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
+        raise UserError(f"{source}: {key} must be a number, not {value!r}")
+    return float(value)
+
+
+def _pattern(values: dict, key: str, module: str, otherwise: str, default: float, source: Path) -> float:
+    """What `rank_pattern` or `alpha_pattern` says of a module, by regular expressions for the end of its name; else the
+    setting that is called `otherwise`."""
+    patterns = values.get(key) or {}
+    if not isinstance(patterns, dict):
+        raise UserError(f"{source}: {key} must be an object, not {patterns!r}")
+    for pattern in patterns:
+        try:
+            if re.match(rf"(.*\.)?({pattern})$", module):
+                return _number(patterns, pattern, default, source)
+        except re.error:
+            raise UserError(f"{source}: {key}: {pattern!r} is no regular expression") from None
+    return _number(values, otherwise, default, source)
+
+
+def _divide(place: Place, parts: dict[str, Tensor], layers: dict, where: str) -> dict[str, tuple]:
+    """The adapter of one of their layers divided among ours: {path: (A, B, m or None)}."""
+    n_in, n_out = layers[place.ours[0]].in_features, sum(layers[path].out_features for path in place.ours)
+    A, B, m = parts["A"], parts["B"], parts.get("m")
+    if tuple(A.shape) != (len(A), n_in) or tuple(B.shape) != (n_out, len(A)) or (m is not None and m.numel() != n_out):
+        raise UserError(f"{where}: A {tuple(A.shape)} and B {tuple(B.shape)} do not fit a layer of {n_in} to {n_out}")
+    lengths = [None] * len(place.ours) if m is None else place.split_rows(m.flatten())
+    blocks = place.split_rows(B)
+    used = torch.stack([(b != 0).any(0) for b in blocks])  # (layers of ours, rank)
+    if not used.any() or (used.sum(0) > 1).any():  # otherwise A's were stacked: each block reads its own and no other's
+        used[:] = True
+    divided = {}
+    for path, b, kept, length in zip(place.ours, blocks, used, lengths, strict=True):
+        divided[path] = (A[kept], b[:, kept], length)
+    return divided
+
+
+# ---- out
+
+
+def save_peft(model: GPT, directory: Path, base: str = "", template: dict | None = None) -> None:
+    """Write the adapters of a model as PEFT's files, whole or not at all. `base`: what PEFT is to load them on; empty:
+    what they were trained on. `template` goes into a file that PEFT leaves alone and we read again, so that inference
+    sends what was trained. Raises UserError for a directory that exists."""
+    lora = adapters_of(model)
+    if lora is None:
+        raise UserError("the model has no adapters: only they can be written in PEFT's format")
+    if directory.exists():
+        raise UserError(f"{directory} exists already: name another place for the adapters")
+    try:
+        from safetensors import SafetensorError
+        from safetensors.torch import save_file
+    except ImportError:
+        raise need_extra("safetensors", "hf", "writing .safetensors files") from None
+    config, tensors = lora.config, {}
+    ranks, alphas, targets = {}, {}, set()
+    layers = {path: layer for path, _, _, layer in linear_layers(model)}
+    for module, place in layer_places(model.config).items():
+        ours = [layers[path] for path in place.ours]
+        if not any(isinstance(layer, LoraLinear) for layer in ours):
+            continue
+        parts = _join(place, ours)
+        target = ".".join(module.split(".")[-2:])  # GPT-2 has a c_proj in attention and another in the MLP
+        targets.add(target)
+        if len(parts["A"]) != config.rank:
+            ranks[target] = len(parts["A"])
+            alphas[target] = config.scale * (math.sqrt(ranks[target]) if config.rslora else ranks[target])
+        for ending, part in PARTS.items():
+            if part in parts:
+                tensors[f"{PREFIX}{module}.{ending}"] = parts[part].detach().float().cpu().contiguous()
+    family, _ = config_to_hf(model.config)
+    values = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "inference_mode": True, "bias": "none",
+              "base_model_name_or_path": base or (lora.base.name if lora.base else None), "r": config.rank,
+              "lora_alpha": config.alpha, "lora_dropout": config.dropout, "use_rslora": config.rslora,
+              "use_dora": config.dora, "target_modules": sorted(targets), "rank_pattern": ranks,
+              "alpha_pattern": alphas, "fan_in_fan_out": family.model_type == "gpt2"}  # fmt: skip
+    with new_directory(directory) as temporary:
+        try:
+            save_file(tensors, temporary / "adapter_model.safetensors", metadata={"format": "pt"})
+        except SafetensorError as error:  # a full disk is one too
+            raise OSError(str(error)) from None
+        (temporary / "adapter_config.json").write_text(json.dumps(values, indent=1))
+        if template:
+            (temporary / TEMPLATE).write_text(json.dumps(template, indent=1))
+
+
+def _join(place: Place, ours: list) -> dict[str, Tensor]:
+    """The adapters of our layers as one for theirs. A layer without one counts as an adapter of zeros."""
+    given = [layer for layer in ours if isinstance(layer, LoraLinear)]
+    A, n = given[0].A, len(given)
+    shared = all(torch.equal(layer.A, A) for layer in given)  # as they are when they came from PEFT
+    rank = len(A) if shared else n * len(A)
+    blocks, lengths = [], []
+    for layer in ours:
+        block = A.new_zeros(layer.base.out_features if layer in given else layer.out_features, rank)
+        if layer in given:
+            first = 0 if shared else given.index(layer) * len(A)
+            block[:, first : first + len(A)] = layer.B.detach()
+        blocks.append(block)
+        if given[0].m is not None:
+            lengths.append(layer.m.detach() if layer in given else dense(layer, A.dtype).norm(dim=1))
+    parts = {"A": A if shared else torch.cat([layer.A for layer in given]), "B": place.join_rows(blocks)}
+    return {**parts, "m": place.join_rows(lengths)} if lengths else parts

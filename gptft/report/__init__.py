@@ -1,0 +1,1 @@
+"""What people look at: the token viewer and plots."""

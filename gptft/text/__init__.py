@@ -1,0 +1,1 @@
+"""Chat templates in Jinja, their sandbox, and the engines of vocabularies."""

@@ -1,0 +1,202 @@
+"""Files -> records, each with the line on which it begins; what cannot be read is named with file and line."""
+
+import json
+
+import pytest
+
+from gptft.data.sources import Unreadable, find, first_record, parse, raw_records
+from gptft.files import UserError
+
+
+def write(tmp_path, name, content):
+    path = tmp_path / name
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return path
+
+
+def read(path):
+    return [(line, parse(raw)) for line, raw in raw_records(path)]
+
+
+def refused(path):
+    """The one line with which the whole file is refused."""
+    with pytest.raises(UserError) as caught:
+        read(path)
+    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def unreadable(path):
+    """{line: why} of the records that cannot be parsed."""
+    out = {}
+    for line, raw in raw_records(path):
+        try:
+            parse(raw)
+        except Unreadable as error:
+            out[line] = str(error)
+    return out
+
+
+# ---- JSON lines
+
+
+def test_json_lines_come_with_their_line_numbers_blank_lines_counted(tmp_path):
+    path = write(tmp_path, "d.jsonl", '{"a": "1"}\n\n  \r\n{"a": "2"}\r\n{"a": "3"}')
+    assert read(path) == [(1, {"a": "1"}), (4, {"a": "2"}), (5, {"a": "3"})]
+
+
+def test_other_line_separators_inside_a_text_do_not_end_the_line(tmp_path):
+    """str.splitlines would cut a record in two at U+2028, which JSON does not escape."""
+    path = write(tmp_path, "d.jsonl", '{"a": "x\u2028y\x85z"}\n{"a": "2"}\n')
+    assert read(path) == [(1, {"a": "x\u2028y\x85z"}), (2, {"a": "2"})]
+
+
+def test_json_lines_are_streamed(tmp_path):
+    """A broken line at the end of a long file must not keep the first records from being seen."""
+    path = write(tmp_path, "d.jsonl", '{"a": "1"}\nbroken\n')
+    lines = raw_records(path)
+    assert next(lines)[0] == 1
+
+
+@pytest.mark.parametrize("name, content", [("d.jsonl", '{"a": "1"}\n'), ("d.json", '[{"a": "1"}]'), ("d.txt", "1")])
+def test_a_byte_order_mark_is_no_part_of_the_data(tmp_path, name, content):
+    plain = read(write(tmp_path, name, content))
+    assert read(write(tmp_path, name, b"\xef\xbb\xbf" + content.encode())) == plain
+
+
+def test_a_broken_line_is_named_with_its_column(tmp_path):
+    path = write(tmp_path, "d.jsonl", '{"a": "1"}\n{"a": }\n{"a": "3"}\n{"a": "4"\n')
+    assert set(unreadable(path)) == {2, 4}
+    assert unreadable(path)[2] == "broken JSON: Expecting value (column 7)"
+    assert unreadable(path)[4] == "broken JSON: Expecting ',' delimiter (column 10)"
+
+
+def test_two_records_on_one_line_are_not_half_read(tmp_path):
+    """A reader that stopped after the first object would lose the second without a word."""
+    path = write(tmp_path, "d.jsonl", '{"a": "1"} {"a": "2"}\n')
+    assert unreadable(path) == {1: "broken JSON: Extra data (column 12)"}
+
+
+def test_a_line_that_is_no_utf8_is_named(tmp_path):
+    path = write(tmp_path, "d.jsonl", b'{"a": "ok"}\n{"a": "caf\xe9"}\n{"a": "caf\xc3\xa9"}\n')
+    assert unreadable(path) == {2: "not UTF-8 (byte 11 of the line)"}
+
+
+@pytest.mark.parametrize(
+    "value, found",
+    [("[1]", "a list"), ('"text"', "a text"), ("3", "a number"), ("2.5", "a number"), ("null", "null"),
+     ("true", "true or false")],
+)  # fmt: skip
+@pytest.mark.parametrize("name", ["d.jsonl", "d.json"])
+def test_a_record_that_is_no_object_is_told_what_it_is(tmp_path, name, value, found):
+    """A text in an array was once parsed as JSON a second time, and reported as broken."""
+    content = f'{{"a": "1"}}\n{value}\n' if name == "d.jsonl" else f'[{{"a": "1"}},\n{value}]'
+    assert unreadable(write(tmp_path, name, content)) == {2: f"a record must be a JSON object, not {found}"}
+
+
+def test_json_nested_too_deeply_is_no_traceback(tmp_path):
+    deep = "[" * 100_000
+    assert "nested too deeply" in unreadable(write(tmp_path, "d.jsonl", f'{{"a": {deep}\n'))[1]
+    assert "nested too deeply" in refused(write(tmp_path, "d.json", f'[{{"a": {deep}'))
+
+
+# ---- JSON arrays
+
+
+def test_an_arrays_records_come_with_the_line_on_which_each_begins(tmp_path):
+    records = [{"a": str(n), "b": "x\ny"} for n in range(5)]
+    path = write(tmp_path, "d.json", json.dumps(records, indent=2))
+    assert read(path) == [(2 + 4 * n, record) for n, record in enumerate(records)]
+
+
+def test_several_records_on_one_line_of_an_array(tmp_path):
+    path = write(tmp_path, "d.json", '\n[{"a": "1"}, {"a": "2"},\n{"a": "3"} , {"a": "4"}\n]\n\n')
+    assert read(path) == [(2, {"a": "1"}), (2, {"a": "2"}), (3, {"a": "3"}), (3, {"a": "4"})]
+
+
+def test_an_empty_array_holds_no_records(tmp_path):
+    assert read(write(tmp_path, "d.json", " [ ]\n")) == []
+
+
+@pytest.mark.parametrize("lead", ["", "\n\n  ", "\ufeff", "\ufeff\n"])
+def test_a_json_file_that_holds_lines_is_read_as_lines(tmp_path, lead):
+    """Many data sets are named .json and hold a record a line."""
+    path = write(tmp_path, "d.json", lead + '{"a": "1"}\n{"a": "2"}\n')
+    first = 1 + lead.count("\n")
+    assert read(path) == [(first, {"a": "1"}), (first + 1, {"a": "2"})]
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        ('[\n{"a": "1"},\n{"a": }\n]', "line 3: broken JSON: Expecting value"),
+        ('[\n{"a": "1"}\n{"a": "2"}\n]', "line 3: broken JSON: expected ',' or ']'"),
+        ('[\n{"a": "1"},\n{"a": "2"}', "line 3: broken JSON: the list is not closed"),
+        ('[\n{"a": "1"},\n', "line 3: broken JSON: Expecting value"),
+        ('[{"a": "1"}]\n[{"a": "2"}]', "line 2: broken JSON: something follows the list of records"),
+        ("[] x", "line 1: broken JSON: something follows"),
+        ('"text"', "line 1: broken JSON: expected a list of records"),
+        ("\n\nquestion,answer\n", "line 3: broken JSON: expected a list of records"),
+        ("  \n ", "holds nothing but white space"),
+    ],
+)
+def test_a_broken_array_is_named_with_its_line(tmp_path, content, message):
+    """Two lists in one file: the second was once left out without a word."""
+    assert message in refused(write(tmp_path, "d.json", content))
+
+
+def test_one_object_over_several_lines_is_named_as_what_it_is(tmp_path):
+    """Read as JSON lines it gave one error a line, none of which said what was wrong."""
+    content = json.dumps({"train": [{"a": "1"}]}, indent=2)
+    assert "one JSON object; expected a list of records" in refused(write(tmp_path, "d.json", content))
+
+
+def test_an_array_that_is_no_utf8_is_named_with_its_line(tmp_path):
+    assert "line 2: not UTF-8" in refused(write(tmp_path, "d.json", b'[{"a": "1"},\n{"a": "\xe9"}]'))
+
+
+# ---- plain text
+
+
+def test_a_text_file_is_one_record_as_it_stands(tmp_path):
+    text = "One.\n\n  Two. \ufeff\n"
+    assert read(write(tmp_path, "d.txt", text)) == [(1, {"text": text})]
+
+
+def test_a_text_file_that_is_blank_or_no_utf8_is_refused(tmp_path):
+    assert "holds nothing but white space" in refused(write(tmp_path, "d.txt", " \n\n"))
+    assert "line 3: not UTF-8" in refused(write(tmp_path, "d.txt", b"a\nb\n\xff\n"))
+
+
+# ---- finding files
+
+
+def test_files_are_found_and_embedded_ones_too(tmp_path):
+    path = write(tmp_path, "d.jsonl", "{}")
+    assert find([str(path)]) == [path]
+    assert find(["embedded:text.txt"])[0].name == "text.txt"
+
+
+@pytest.mark.parametrize(
+    "name, content, message",
+    [
+        ("gone.json", None, "--val_data: no such file: "),
+        ("d.csv", "a,b", "expected a .json, .jsonl or .txt file"),
+        ("d.jsonl", "", "is empty"),
+        (".", None, "is a folder; name its files"),
+    ],
+)
+def test_a_file_that_cannot_be_used_is_named_with_its_flag(tmp_path, name, content, message):
+    if content is not None:
+        write(tmp_path, name, content)
+    with pytest.raises(UserError) as caught:
+        find([str(tmp_path / name)], "val_data")
+    assert message in str(caught.value) and str(tmp_path) in str(caught.value)
+    assert str(caught.value).startswith("--val_data: ") and caught.value.status == 2
+
+
+def test_the_first_record_is_the_first_that_can_be_parsed(tmp_path):
+    broken = write(tmp_path, "a.jsonl", "broken\n")
+    good = write(tmp_path, "b.jsonl", '\n"text"\n{"question": "q"}\n')
+    assert first_record([broken, good]) == {"question": "q"}
+    assert first_record([broken]) == {}
