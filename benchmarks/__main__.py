@@ -7,7 +7,7 @@ import importlib
 
 from benchmarks import results
 from gptft.commands.common import run
-from gptft.files import UserError, nearest
+from gptft.errors import UserError, nearest
 
 
 def listing() -> str:

@@ -20,7 +20,7 @@ from pathlib import Path
 import gptft
 from benchmarks.results import FOLDER
 from gptft.commands.common import Parser
-from gptft.files import UserError, need_extra
+from gptft.errors import UserError, need_extra
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 

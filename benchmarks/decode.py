@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 from benchmarks import common, gpt2, results
-from gptft.files import UserError
+from gptft.errors import UserError
 
 PROMPT, NEW, NEW_PLAIN = 64, 128, 32
 CONTENDERS = ("gptft, 1", "transformers, 1", "gptft uncached, 1", "gptft, 8", "transformers, 8")

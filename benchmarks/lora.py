@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 from benchmarks import common, gpt2, results, sft
-from gptft.files import UserError
+from gptft.errors import UserError
 
 RANK, ALPHA = 8, 16.0
 TARGETS = ["attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"]  # as PEFT calls attn and mlp
@@ -67,9 +67,10 @@ def train_gptft(task: dict) -> dict:
     from gptft.collate import plan
     from gptft.config import resolve
     from gptft.data.examples import Split
+    from gptft.device import Precision
     from gptft.finetuning import add_adapters
     from gptft.loss import Objective
-    from gptft.optim import Precision, make_optimizer
+    from gptft.optim import make_optimizer
     from gptft.training import Progress, TrainState, train
 
     model, tokenizer, dataset = sft.load_gptft(task)

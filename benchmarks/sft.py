@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 
 from benchmarks import common, gpt2, results
-from gptft.files import UserError
+from gptft.errors import UserError
 
 RECORDS = 935  # of instruction-data.json; the other 165 are left for validation and test
 BATCH = 8
@@ -66,8 +66,9 @@ def train_gptft(task: dict) -> dict:
     from gptft.collate import plan
     from gptft.config import resolve
     from gptft.data.examples import Split
+    from gptft.device import Precision, keep_freed_memory
     from gptft.loss import Objective
-    from gptft.optim import Precision, keep_freed_memory, make_optimizer
+    from gptft.optim import make_optimizer
     from gptft.run.console import Metrics
     from gptft.training import Progress, TrainState, train
 

@@ -7,7 +7,7 @@ import sys
 import time
 
 from benchmarks import common, results
-from gptft.files import UserError
+from gptft.errors import UserError
 
 COMMANDS = {
     "python": ["-c", "pass"],

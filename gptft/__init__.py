@@ -8,15 +8,15 @@ import importlib
 __version__ = "0.1.0"
 
 _HOME = {
-    "load": "checkpoint",
-    "generate": "decoding",
+    "load": "loading",
+    "generate": "generation",
     "finetune": "finetuning",
     "BasicModelRunner": "runner",
     "Config": "config",
     "GPT": "model",
     "GPTConfig": "architecture",
     "Tokenizer": "tokenizer",
-    "UserError": "files",
+    "UserError": "errors",
 }
 __all__ = sorted(_HOME)
 

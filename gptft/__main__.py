@@ -17,8 +17,8 @@ from gptft.commands.common import (
     whole,
 )
 from gptft.config import FIELDS, help_text, parse_arguments, resolve
-from gptft.files import UserError, atomic_write, json_line, nearest
-from gptft.prompts import BadRecord
+from gptft.errors import BadRecord, UserError, nearest
+from gptft.files import atomic_write, json_line
 
 TRAIN_USAGE = "usage: python train.py [--config FILE.toml] [--FIELD VALUE ...]"
 
@@ -60,7 +60,7 @@ def command_generate(argv: list[str]) -> None:
     model, tokenizer = load_model(options)
     if options.input:
         prompts = [{"instruction": prompt, "input": options.input} for prompt in prompts]
-    from gptft.decoding import generate
+    from gptft.generation import generate
 
     responses = generate(model, tokenizer, prompts, options.max_new_tokens, options.raw, options.max_input_tokens,
                          temperature=options.temperature, top_k=options.top_k, top_p=options.top_p,
@@ -76,7 +76,8 @@ def command_chat(argv: list[str]) -> None:
     add_sampling(parser)
     options = parser.parse_args(argv)
     model, tokenizer = load_model(options)
-    from gptft.decoding import Sampling, decode, prompt_ids, stop_of
+    from gptft.decoding import Sampling, decode
+    from gptft.generation import prompt_ids, stop_of
 
     template = tokenizer.template
     multi_turn = template is not None and template.multi_turn
@@ -126,11 +127,12 @@ def command_evaluate(argv: list[str]) -> None:
     config = resolve("", {"data": options.data, "val_fraction": 0.0, "test_fraction": 0.0, "init": options.model,
                           "template": options.template or "auto", "fields": options.fields,
                           "bad_records": options.bad_records})  # fmt: skip
-    from gptft.evaluation import answer, evaluate_loss, is_exact, prompt_and_expected
+    from gptft.device import Precision
+    from gptft.evaluation.responses import answer, is_exact, prompt_and_expected
     from gptft.finetuning import check_inputs, load_data
     from gptft.loss import Objective
-    from gptft.optim import Precision
     from gptft.run.console import describe_ledger
+    from gptft.training import evaluate_loss
 
     check_inputs(config)
     model, tokenizer = load_model(options, config.fields)
@@ -242,7 +244,7 @@ def command_merge(argv: list[str]) -> None:
     parser.add_argument("out", help="the folder to write; it must not exist")
     add_base(parser)
     options = parser.parse_args(argv)
-    from gptft.checkpoint import merge
+    from gptft.loading import merge
 
     merge(options.adapter, options.out, options.base)
     print(options.out)

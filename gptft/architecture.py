@@ -6,7 +6,7 @@ import dataclasses
 import typing
 from dataclasses import dataclass
 
-from gptft.files import UserError, nearest
+from gptft.errors import UserError, nearest
 
 
 @dataclass(frozen=True)

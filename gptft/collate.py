@@ -14,7 +14,6 @@ from torch import Tensor
 
 from gptft.attention import Layout
 from gptft.data.examples import Example
-from gptft.loss import IGNORE
 
 
 @dataclass
@@ -101,3 +100,6 @@ def by_length(lengths: np.ndarray, batch_size: int) -> list[list[int]]:
     """Batches for evaluation, longest first: little padding, and what will not fit fails at once."""
     order = np.argsort(-lengths, kind="stable")
     return [order[start : start + batch_size].tolist() for start in range(0, len(order), batch_size)]
+
+
+IGNORE = -100  # the target of a position that is not scored: padding, and the prompt when it is masked

@@ -15,7 +15,8 @@ import typing
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from gptft.files import UserError, nearest, resource
+from gptft.errors import UserError, nearest
+from gptft.files import resource
 
 
 def setting(default, doc: str, choices: tuple[str, ...] = ()):

@@ -3,36 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
-
-class UserError(Exception):
-    """Something the user can put right. Commands print it as one line and exit with `status`."""
-
-    def __init__(self, message: str, status: int = 2) -> None:
-        super().__init__(message)
-        self.status = status
-
-
-class NonFinite(UserError):
-    """A loss or gradient norm became NaN or infinite: training stopped, weights untouched, nothing saved."""
-
-
-def nearest(name: str, valid: Iterable[str]) -> str:
-    """`; did you mean 'x'?` for the valid name closest to `name`, or an empty string."""
-    close = difflib.get_close_matches(name, list(valid), n=1, cutoff=0.5)
-    return f"; did you mean {close[0]!r}?" if close else ""
-
-
-def need_extra(package: str, extra: str, what: str) -> UserError:
-    """The error for an optional package that is not installed."""
-    return UserError(f"{what} needs the package {package!r}: pip install 'gptft[{extra}]'")
+from gptft.errors import UserError
 
 
 def resource(path: str) -> Path:

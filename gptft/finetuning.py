@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from gptft import checkpoint
+from gptft import checkpoint, loading
 from gptft.adapters.lora import (
     LoraConfig,
     adapters_of,
@@ -30,27 +30,22 @@ from gptft.architecture import PRESETS
 from gptft.config import Config, check, check_names, resolve, shipped, to_toml
 from gptft.data import sources
 from gptft.data.examples import Dataset, Recipe, Split, load_dataset, split
-from gptft.evaluation import answer, evaluate_loss, exact_match, prompt_and_expected
-from gptft.files import UserError, atomic_write, json_line
+from gptft.device import Precision, keep_freed_memory, pick_device
+from gptft.errors import UserError
+from gptft.evaluation.responses import answer, exact_match, prompt_and_expected
+from gptft.files import atomic_write, json_line
 from gptft.loss import Objective
 from gptft.model import GPT
-from gptft.optim import Precision, keep_freed_memory, make_optimizer, pick_device
+from gptft.optim import make_optimizer
 from gptft.prompts import TEMPLATES, load_template
+from gptft.report.plot import plot_losses
 from gptft.run import console
 from gptft.run.console import say
-from gptft.run.folder import (
-    Interruption,
-    choose_out_dir,
-    describe_inputs,
-    find_checkpoint,
-    go_on,
-    holds_run,
-    numbered,
-    resumable,
-    run_loop,
-)
+from gptft.run.folder import choose_out_dir, holds_run, numbered, run_loop
+from gptft.run.resume import describe_inputs, find_checkpoint, go_on
+from gptft.run.signals import Interruption, resumable
 from gptft.tokenizer import Tokenizer, embedded
-from gptft.training import Progress, TrainState, rehearse, total_steps
+from gptft.training import Progress, TrainState, evaluate_loss, rehearse, total_steps
 
 
 @dataclass
@@ -149,9 +144,9 @@ def check_inputs(config: Config) -> None:
 def load_start(config: Config, base: str = "") -> tuple[GPT, Tokenizer]:
     """The model and tokenizer that training starts from. `base`: of adapters whose base was moved."""
     if config.init in PRESETS:
-        model, tokenizer = checkpoint.preset(config.init, config.seed), embedded()
+        model, tokenizer = loading.preset(config.init, config.seed), embedded()
     else:
-        model, tokenizer = checkpoint.load(config.init, base=base or None)
+        model, tokenizer = loading.load(config.init, base=base or None)
     if adapters_of(model):
         if config.lora_rank:  # new adapters would belong to a base that is on no disk
             raise UserError(f"--init {config.init} holds adapters, and others cannot be put upon them: make one model "
@@ -169,7 +164,7 @@ def add_adapters(config: Config, model: GPT, tokenizer: Tokenizer) -> None:
     """Freeze the model and put adapters on it, which are then all that is trained and saved."""
     settings = LoraConfig(config.lora_rank, config.lora_alpha, config.lora_targets, config.lora_rslora,
                           config.lora_dropout, config.lora_dora)  # fmt: skip
-    base = checkpoint.base_of(model, tokenizer, config.init, config.seed)  # before its weights are rounded
+    base = loading.base_of(model, tokenizer, config.init, config.seed)  # before its weights are rounded
     add_lora(model, settings, config.seed, base, config.lora_base)
 
 
@@ -347,7 +342,7 @@ def write_results(config: Config, out_dir: Path, rows: list[dict], prompts: list
         say("\n" + console.match_table(summary["exact_match"]))
     with atomic_write(out_dir / "summary.json") as file:
         json.dump(summary, file, indent=1)
-    if not console.plot_losses(console.read_metrics(out_dir / "metrics.jsonl"), out_dir / "loss.png"):
+    if not plot_losses(console.read_metrics(out_dir / "metrics.jsonl"), out_dir / "loss.png"):
         say("no loss.png: drawing it needs matplotlib (pip install 'gptft[plot]')")
     for name in ("eval_loss", "test_loss"):
         if summary[name] is not None:

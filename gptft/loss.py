@@ -8,12 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from gptft.collate import IGNORE
 from gptft.model import GPT
 
 if TYPE_CHECKING:
     from gptft.collate import Batch
-
-IGNORE = -100  # the target of a position that is not scored: padding, and the prompt when it is masked
 
 
 class Objective(nn.Module):

@@ -28,7 +28,7 @@ from torch.utils.checkpoint import checkpoint
 
 from gptft.architecture import GPTConfig
 from gptft.attention import KVCache, Layout, attend
-from gptft.files import UserError
+from gptft.errors import UserError
 
 ACTIVATIONS = {"gelu_tanh": lambda x: F.gelu(x, approximate="tanh"), "gelu": F.gelu, "silu": F.silu}
 

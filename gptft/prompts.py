@@ -7,29 +7,17 @@ stretch of text of one kind; only responses, and the stop that ends each of them
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 import tomllib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
-from gptft.files import UserError, nearest
+from gptft.errors import BadRecord, UserError, nearest
+from gptft.text.chat import ChatTemplate
+from gptft.text.segments import PARTS, Segment
 
-
-class Segment(NamedTuple):
-    """A stretch of text. `kind` is "text" (the user's: always ordinary text, whatever it spells), "template"
-    (the template's own words: special tokens named in it are honoured), "chat" (the same of a checkpoint's chat
-    template, which writes its own beginning-of-text) or "stop" (`text` names the special token that ends a
-    response; a vocabulary without it uses its end-of-text)."""
-
-    text: str
-    trained: bool
-    kind: str = "text"
-
-
-# The roles that a record's keys can play, and the sets of keys that are recognised without --fields.
-PARTS = ("instruction", "input", "response", "system", "text", "messages")
 RECOGNISED = (
     {"messages": "messages"},
     {"instruction": "instruction", "input": "input", "output": "response"},
@@ -42,10 +30,6 @@ RECOGNISED = (
     {"text": "text"},
 )
 ROLES = ("system", "user", "assistant")
-
-
-class BadRecord(ValueError):
-    """A record that cannot be used; the message names the key and what is wrong with it."""
 
 
 def recognise(record: dict, fields: dict[str, str] | None = None) -> dict:
@@ -313,3 +297,22 @@ def template_from_dict(values: dict, where: str, extra: Iterable[str] | None = (
         raise UserError(f"{where}: the key 'prompt' is missing")
     template = Template(**values)
     return template if extra is None else template.check(extra, where)
+
+
+def saved_template(values: dict, where: str) -> Template | ChatTemplate:
+    """The template that a checkpoint stores: one of ours, or a chat template."""
+    if not isinstance(values, dict):
+        raise UserError(f"{where}: the template must be an object, not {json.dumps(values)[:80]}")
+    if "jinja" not in values:
+        return template_from_dict(values, where, extra=None)
+    known = {f.name: f.type for f in dataclasses.fields(ChatTemplate)}
+    for key, value in values.items():
+        if key not in known:
+            raise UserError(f"{where}: unknown key {key!r}{nearest(key, known)}")
+        kind, what = {"str": (str, "text"), "dict[str, str]": (dict, "an object of texts")}.get(
+            known[key], (list, "a list of texts")
+        )
+        texts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+        if not isinstance(value, kind) or not all(isinstance(text, str) for text in texts):
+            raise UserError(f"{where}: {key} must be {what}, not {json.dumps(value)[:80]}")
+    return ChatTemplate(**{**values, "specials": tuple(values.get("specials", ()))})

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from gptft.checkpoint import load, model_id
+from gptft.checkpoint import model_id
 from gptft.data.sources import find
-from gptft.decoding import generate
-from gptft.files import UserError
+from gptft.device import pick_device
+from gptft.errors import UserError
 from gptft.finetuning import Run, finetune
-from gptft.optim import pick_device
+from gptft.generation import generate
+from gptft.loading import load
 
 
 class BasicModelRunner:

@@ -18,10 +18,12 @@ from pathlib import Path
 
 import tiktoken
 
-from gptft.files import UserError, atomic_write, read_json, resource
-from gptft.prompts import Segment, Template
-from gptft.text.chat import ChatTemplate, saved_template
+from gptft.errors import UserError
+from gptft.files import atomic_write, read_json, resource
+from gptft.prompts import Template, saved_template
+from gptft.text.chat import ChatTemplate
 from gptft.text.engines import TiktokenEngine, TokenizersEngine
+from gptft.text.segments import Segment
 
 EOT = "<|endoftext|>"
 GPT2_PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""

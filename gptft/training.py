@@ -15,14 +15,14 @@ from dataclasses import dataclass, field
 import torch
 
 from gptft.adapters.lora import training_flops
-from gptft.collate import Batch, by_length, collate, plan
+from gptft.collate import IGNORE, Batch, by_length, collate, plan
 from gptft.config import Config
 from gptft.data.examples import Split
-from gptft.evaluation.loss import Interrupted, evaluate_loss
-from gptft.files import NonFinite, UserError
-from gptft.loss import IGNORE, Objective
+from gptft.device import Precision
+from gptft.errors import Interrupted, NonFinite, UserError
+from gptft.loss import Objective
 from gptft.model import GPT
-from gptft.optim import Precision, learning_rate
+from gptft.optim import learning_rate
 
 
 @dataclass(frozen=True)
@@ -312,3 +312,36 @@ def allocate_state(optimizer: torch.optim.Optimizer) -> None:
         if isinstance(tensor, torch.Tensor):
             tensor.zero_()
     optimizer.zero_grad(set_to_none=True)
+
+
+@torch.no_grad()
+def evaluate_loss(
+    objective: Objective,
+    split: Split,
+    batch_size: int,
+    pad_id: int,
+    precision: Precision,
+    mask_prompt: bool = True,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> float:
+    """Mean loss a target over the whole split, in nats: (sum of all losses) / (number of all targets).
+
+    It does not depend on the batch size. Dropout is off, and training mode is as before afterwards. Raises
+    Interrupted when `should_stop` says so between two batches.
+    """
+    model = objective.model
+    was_training = model.training
+    model.eval()
+    total, n_targets = 0.0, 0
+    try:
+        for chosen in by_length(split.lengths, batch_size):
+            if should_stop():
+                raise Interrupted
+            batch = collate([split[i] for i in chosen], pad_id, mask_prompt)
+            with precision.autocast():
+                _, losses = objective(batch.to(model.device))
+            total += losses.cpu().double().sum().item()  # on the host: MPS has no fp64
+            n_targets += batch.n_targets
+    finally:
+        model.train(was_training)
+    return total / n_targets

@@ -11,9 +11,10 @@ from toys import difference, toy_config
 from gptft import checkpoint
 from gptft.adapters.lora import LoraConfig, adapters_of, add_lora, lora_state
 from gptft.architecture import GPTConfig
-from gptft.checkpoint import base_of, load, merge, model_id, newest, preset, prune, save, verify
-from gptft.decoding import generate
-from gptft.files import UserError
+from gptft.checkpoint import model_id, newest, prune, save, verify
+from gptft.errors import UserError
+from gptft.generation import generate
+from gptft.loading import base_of, load, merge, preset
 from gptft.model import GPT
 from gptft.prompts import TEMPLATES
 from gptft.tokenizer import embedded

@@ -5,9 +5,9 @@ import pytest
 import torch
 from toys import toy_model
 
-from gptft.collate import by_length, collate, plan
+from gptft.collate import IGNORE, by_length, collate, plan
 from gptft.data.examples import Example
-from gptft.loss import IGNORE, Objective
+from gptft.loss import Objective
 
 EOT = 9
 _ = IGNORE  # in the tables below

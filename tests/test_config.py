@@ -8,7 +8,7 @@ import pytest
 
 from gptft.architecture import GPTConfig
 from gptft.config import FIELDS, TYPES, Config, check, help_text, parse_arguments, resolve, shipped, to_toml
-from gptft.files import UserError
+from gptft.errors import UserError
 
 
 def refused(message, *words, toml=None, tmp_path=None):

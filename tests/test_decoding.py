@@ -2,8 +2,9 @@ import pytest
 import torch
 from toys import toy_model
 
-from gptft.decoding import Sampling, choose, decode, decode_plain, generate, prompt_ids
-from gptft.files import UserError
+from gptft.decoding import Sampling, choose, decode, decode_plain
+from gptft.errors import UserError
+from gptft.generation import generate, prompt_ids
 from gptft.model import GPT
 from gptft.prompts import TEMPLATES
 from gptft.tokenizer import embedded

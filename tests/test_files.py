@@ -7,7 +7,8 @@ import sys
 
 import pytest
 
-from gptft.files import UserError, atomic_write, json_line, nearest, need_extra, resource, sha256_file
+from gptft.errors import UserError, nearest, need_extra
+from gptft.files import atomic_write, json_line, resource, sha256_file
 
 
 def names(folder):

@@ -12,10 +12,10 @@ import pytest
 import torch
 
 import gptft
-from gptft import checkpoint
+from gptft import checkpoint, loading
 from gptft.adapters.lora import lora_state
 from gptft.config import Config, resolve
-from gptft.files import UserError
+from gptft.errors import UserError
 from gptft.finetuning import finetune
 from gptft.run.console import read_metrics
 
@@ -143,7 +143,7 @@ def test_a_best_that_nobody_vouches_for_is_not_taken_for_this_runs(tmp_path, wri
     shutil.rmtree(tmp_path / "run" / "last")
     new = finetune(data=write_lines(pairs(90), "new.jsonl"), **{**settings, "resume": True, "val_fraction": 0.0})
     assert new.summary["model_id"] != old.summary["model_id"] and not (tmp_path / "run" / "best").exists()
-    assert checkpoint.model_id(*checkpoint.load(tmp_path / "run")) == new.summary["model_id"]
+    assert checkpoint.model_id(*loading.load(tmp_path / "run")) == new.summary["model_id"]
 
 
 def test_a_resumed_run_asks_the_untrained_model_for_its_before(tmp_path, write_lines, pairs):
@@ -274,7 +274,7 @@ def test_a_run_with_adapters_trains_and_keeps_adapters_only(tmp_path, start, hel
     assert checkpoint.model_id(loaded, tokenizer) == summary["model_id"]
     ours, theirs = lora_state(loaded), lora_state(run.model)
     assert all(torch.equal(ours[name], theirs[name]) for name in ours) and ours.keys() == theirs.keys()
-    checkpoint.merge(run.path, tmp_path / "merged")
+    loading.merge(run.path, tmp_path / "merged")
     merged, _ = gptft.load(tmp_path / "merged")
     idx = torch.arange(30)[None]
     assert (merged(idx) - loaded(idx)).norm() < 1e-5 * loaded(idx).norm()

@@ -6,9 +6,9 @@ import torch
 from torch.nn import functional as F
 from toys import difference, gradients, toy_examples, toy_model
 
-from gptft.collate import Batch, collate
+from gptft.collate import IGNORE, Batch, collate
 from gptft.data.examples import Example
-from gptft.loss import IGNORE, Objective
+from gptft.loss import Objective
 
 
 def masked_reference(model, batch):

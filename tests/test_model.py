@@ -6,7 +6,7 @@ from toys import difference, toy_config, toy_model
 
 from gptft.architecture import GPTConfig
 from gptft.attention import Layout
-from gptft.files import UserError
+from gptft.errors import UserError
 from gptft.model import GPT, flops_of_head, flops_per_token
 
 VARIANTS = {

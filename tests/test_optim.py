@@ -3,8 +3,9 @@ import torch
 from toys import toy_model
 
 from gptft.config import Config
-from gptft.files import UserError
-from gptft.optim import Precision, learning_rate, make_optimizer, parameter_groups, pick_device
+from gptft.device import Precision, pick_device
+from gptft.errors import UserError
+from gptft.optim import learning_rate, make_optimizer, parameter_groups
 
 
 def test_schedule_warms_up_and_ends_at_its_minimum():

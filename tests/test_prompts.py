@@ -2,8 +2,9 @@
 
 import pytest
 
-from gptft.files import UserError
-from gptft.prompts import TEMPLATES, BadRecord, Segment, Template, hydrate, load_template, recognise, template_from_dict
+from gptft.errors import BadRecord, UserError
+from gptft.prompts import TEMPLATES, Template, hydrate, load_template, recognise, template_from_dict
+from gptft.text.segments import Segment
 
 BELOW = "Below is an instruction that describes a task"
 APPROPRIATE = "Write a response that appropriately completes the request.\n\n"

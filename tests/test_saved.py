@@ -10,7 +10,8 @@ from toys import difference
 
 import gptft
 from gptft import checkpoint
-from gptft.decoding import decode_plain, prompt_ids, stop_of
+from gptft.decoding import decode_plain
+from gptft.generation import prompt_ids, stop_of
 from gptft.prompts import load_template
 
 SAVED = Path(__file__).resolve().parent / "saved"

@@ -7,9 +7,10 @@ import random
 import pytest
 import tiktoken
 
-from gptft.files import UserError
-from gptft.prompts import TEMPLATES, Segment, Template
+from gptft.errors import UserError
+from gptft.prompts import TEMPLATES, Template
 from gptft.text.engines import LONG
+from gptft.text.segments import Segment
 from gptft.tokenizer import EMBEDDED_PATTERN, EOT, GPT2_PATTERN, Tokenizer, embedded, gpt2, grow, read_ranks
 
 HOSTILE = [

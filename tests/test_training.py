@@ -11,16 +11,17 @@ from toys import difference, toy_examples, toy_model
 from gptft.collate import plan
 from gptft.config import Config
 from gptft.data.examples import Example
-from gptft.evaluation import evaluate_loss
-from gptft.files import NonFinite
+from gptft.device import Precision
+from gptft.errors import NonFinite
 from gptft.loss import Objective
-from gptft.optim import Precision, learning_rate, make_optimizer
+from gptft.optim import learning_rate, make_optimizer
 from gptft.training import (
     Evaluation,
     Step,
     Stopped,
     TrainState,
     allocate_state,
+    evaluate_loss,
     random_state,
     rehearse,
     total_steps,

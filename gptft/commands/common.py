@@ -8,8 +8,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable
 
-from gptft.files import UserError, nearest
-from gptft.prompts import BadRecord
+from gptft.errors import BadRecord, UserError, nearest
 
 MODEL = "a checkpoint, a run's folder, a Hugging Face directory, PEFT's adapters, a hub id, or the preset tiny"
 
@@ -92,8 +91,8 @@ def add_reading(parser: Parser) -> None:
 
 def load_model(options, parts: Iterable[str] = ()):
     """Model and tokenizer for a command that asks one. `parts`: those named with --fields, besides the usual."""
-    from gptft.checkpoint import load
-    from gptft.optim import pick_device
+    from gptft.device import pick_device
+    from gptft.loading import load
     from gptft.prompts import load_template
 
     template = load_template(options.template, parts) if options.template else None

@@ -24,8 +24,9 @@ import numpy as np
 from tqdm import tqdm
 
 from gptft.data.sources import Unreadable, parse, raw_records
-from gptft.files import UserError, json_line, sha256_file, sync_tree
-from gptft.prompts import BadRecord, Template, recognise, used_keys
+from gptft.errors import BadRecord, UserError
+from gptft.files import json_line, sha256_file, sync_tree
+from gptft.prompts import Template, recognise, used_keys
 from gptft.tokenizer import Tokenizer
 
 FORMAT = 3  # of the cache: raise it when what is stored, or how it is made, changes

@@ -10,7 +10,8 @@ import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from gptft.files import UserError, resource
+from gptft.errors import UserError
+from gptft.files import resource
 
 
 def find(paths: Sequence[str], flag: str = "data") -> list[Path]:

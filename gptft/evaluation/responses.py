@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 
-from gptft.decoding import generate
+from gptft.generation import generate
 from gptft.model import GPT
 from gptft.prompts import recognise
 from gptft.tokenizer import Tokenizer

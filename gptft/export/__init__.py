@@ -10,11 +10,12 @@ from pathlib import Path
 import torch
 
 from gptft.adapters.lora import adapters_of, merge_lora
-from gptft.checkpoint import load
+from gptft.errors import UserError, nearest
 from gptft.export.hf import export_hf
 from gptft.export.llamacpp import export_gguf
-from gptft.files import UserError, nearest, read_json
-from gptft.formats.peft import save_peft
+from gptft.export.peft import save_peft
+from gptft.files import read_json
+from gptft.loading import load
 
 DTYPES = {"": None, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 

@@ -24,11 +24,12 @@ from gptft import __version__
 from gptft.adapters.lora import adapters_of
 from gptft.architecture import PRESETS, GPTConfig
 from gptft.checkpoint import model_id
-from gptft.decoding import stop_of
-from gptft.files import UserError, nearest, new_directory
+from gptft.errors import UserError, nearest
+from gptft.export.hf_tokenizer import write_hf_tokenizer
+from gptft.files import new_directory
 from gptft.formats.families import Place, all_places, config_to_hf
 from gptft.formats.hf import NAMES
-from gptft.formats.hf_tokenizer import write_hf_tokenizer
+from gptft.generation import stop_of
 from gptft.model import GPT
 from gptft.tokenizer import Tokenizer
 

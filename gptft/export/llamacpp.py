@@ -22,10 +22,11 @@ from torch import Tensor
 
 from gptft.adapters.lora import adapters_of
 from gptft.architecture import GPTConfig
-from gptft.decoding import stop_of
+from gptft.errors import UserError, need_extra
 from gptft.export.hf import write_tokenizer
-from gptft.files import UserError, need_extra, read_json, sync_directory
+from gptft.files import read_json, sync_directory
 from gptft.formats.families import config_to_hf
+from gptft.generation import stop_of
 from gptft.model import GPT, rotary_frequencies
 from gptft.text.engines import TiktokenEngine, nodes
 from gptft.tokenizer import EMBEDDED_PATTERN, Tokenizer

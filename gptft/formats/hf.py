@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from gptft.architecture import GPTConfig
-from gptft.files import UserError, need_extra, read_json
+from gptft.errors import UserError, need_extra
+from gptft.files import read_json
 from gptft.formats.families import FAMILIES, Family, Place, all_places, config_from_hf
 from gptft.formats.hf_tokenizer import has_tokenizer, read_hf_tokenizer
 from gptft.model import GPT

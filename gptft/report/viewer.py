@@ -7,8 +7,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from gptft.collate import Batch
-from gptft.loss import IGNORE
+from gptft.collate import IGNORE, Batch
 from gptft.tokenizer import Tokenizer
 
 KINDS = {

@@ -10,15 +10,14 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import json
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from gptft.files import UserError, nearest, need_extra
-from gptft.prompts import PARTS, PLACEHOLDER, BadRecord, Segment, Template, template_from_dict
+from gptft.errors import BadRecord, UserError, nearest, need_extra
 from gptft.text.sandbox import Refused, TooMuch, environment, one_line
+from gptft.text.segments import PARTS, Segment
 
 # Characters of Unicode's private plane: no template looks for them, and no strip() takes them away.
 SENTINEL = re.compile("\U000f0001(\\d+)\U000f0002")
@@ -286,73 +285,3 @@ def _extent(pieces: list[tuple[str, int | None]], n: int) -> tuple[int, int] | N
     """Where message n's text starts and ends; None where it has none."""
     mine = [(at, at + len(piece[0])) for (at, owner), piece in zip(_starts(pieces), pieces, strict=True) if owner == n]
     return (mine[0][0], mine[-1][1]) if mine else None
-
-
-def saved_template(values: dict, where: str) -> Template | ChatTemplate:
-    """The template that a checkpoint stores: one of ours, or a chat template."""
-    if not isinstance(values, dict):
-        raise UserError(f"{where}: the template must be an object, not {json.dumps(values)[:80]}")
-    if "jinja" not in values:
-        return template_from_dict(values, where, extra=None)
-    known = {f.name: f.type for f in dataclasses.fields(ChatTemplate)}
-    for key, value in values.items():
-        if key not in known:
-            raise UserError(f"{where}: unknown key {key!r}{nearest(key, known)}")
-        kind, what = {"str": (str, "text"), "dict[str, str]": (dict, "an object of texts")}.get(
-            known[key], (list, "a list of texts")
-        )
-        texts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-        if not isinstance(value, kind) or not all(isinstance(text, str) for text in texts):
-            raise UserError(f"{where}: {key} must be {what}, not {json.dumps(value)[:80]}")
-    return ChatTemplate(**{**values, "specials": tuple(values.get("specials", ()))})
-
-
-def to_jinja(template: Template | ChatTemplate, eos_name: str, bos_name: str = "") -> str:
-    """One of our templates as a Jinja chat template, so that an exported model carries it.
-
-    `eos_name` is the special token that ends a response, `bos_name` the beginning-of-text if the vocabulary has one.
-    Messages have no input, so a prompt of its own for records with one is not carried; parts of the user's own
-    (--fields) cannot be. Raises UserError naming such a part.
-    """
-    if isinstance(template, ChatTemplate):
-        return template.jinja
-    for part in PLACEHOLDER.findall(template.prompt):
-        if part not in ("instruction", "input", "prompt"):
-            raise UserError(f"the template {template.name!r} asks for {part!r}, which a conversation does not have")
-    system = "{%- set turns = messages %}\n{%- if messages[0]['role'] == 'system' %}\n{%- set turns = messages[1:] %}\n"
-    if "system" in PLACEHOLDER.findall(template.system):
-        filled = _fill(template.system, {"system": "messages[0]['content']"})
-        system += f"{{%- if messages[0]['content'].strip() %}}{filled}{{%- endif %}}\n"
-    else:
-        refusal = f"it has a text for 'system', for which the template {template.name!r} has no place"
-        system += (
-            f"{{%- if messages[0]['content'].strip() %}}{{{{- raise_exception({_quote(refusal)}) }}}}{{%- endif %}}\n"
-        )
-    system += "{%- endif %}\n"
-    if not template.multi_turn:
-        refusal = f"the template {template.name!r} has no form for conversations of several turns"
-        system += f"{{%- if turns | length > 2 %}}{{{{- raise_exception({_quote(refusal)}) }}}}{{%- endif %}}\n"
-    user = _fill(template.prompt, {"instruction": "message['content']", "prompt": "message['content']", "input": "''"})
-    return (
-        _put(bos_name) + system + "{%- for message in turns %}\n{%- if message['role'] == 'user' %}"
-        f"{{%- if not loop.first %}}{_put(template.after)}{{%- endif %}}{user}\n"
-        f"{{%- else %}}{_put(template.lead)}{{{{- message['content'] }}}}{_put(eos_name)}\n"
-        "{%- endif %}\n{%- endfor %}"
-    )
-
-
-def _quote(text: str) -> str:
-    """A text as a Jinja string."""
-    for plain, escaped in (("\\", "\\\\"), ('"', '\\"'), ("\n", "\\n"), ("\r", "\\r"), ("\t", "\\t")):
-        text = text.replace(plain, escaped)
-    return f'"{text}"'
-
-
-def _put(text: str) -> str:
-    return f"{{{{- {_quote(text)} }}}}" if text else ""
-
-
-def _fill(pattern: str, values: dict[str, str]) -> str:
-    """A pattern of ours with its placeholders as Jinja expressions."""
-    pieces = PLACEHOLDER.split(pattern)
-    return "".join(f"{{{{- {values[piece]} }}}}" if n % 2 else _put(piece) for n, piece in enumerate(pieces))

@@ -15,7 +15,8 @@ from pathlib import Path
 
 import tiktoken
 
-from gptft.files import atomic_write, need_extra
+from gptft.errors import need_extra
+from gptft.files import atomic_write
 
 LONG = 200_000  # characters; see TiktokenEngine.encode
 # GPT-2's way to write a byte as one printable character, which files of the Hugging Face kind use.

@@ -8,16 +8,13 @@ import torch
 from torch import nn
 from toys import difference, toy_config, toy_examples, toy_model
 
+from gptft.adapters.frozen import HalfLinear, Int8Linear, dense, linear_layers
 from gptft.adapters.lora import (
-    HalfLinear,
-    Int8Linear,
     LoraConfig,
     LoraLinear,
     adapters_of,
     add_lora,
     count_parameters,
-    dense,
-    linear_layers,
     lora_state,
     merge_lora,
     training_flops,
@@ -26,11 +23,12 @@ from gptft.adapters.lora import (
 from gptft.collate import collate
 from gptft.config import Config
 from gptft.decoding import decode, decode_plain
-from gptft.files import UserError
+from gptft.device import Precision
+from gptft.errors import UserError
 from gptft.loss import Objective
 from gptft.model import GPT, flops_of_head, flops_per_token
 from gptft.model import training_flops as full_training_flops
-from gptft.optim import Precision, make_optimizer
+from gptft.optim import make_optimizer
 
 CPU = torch.device("cpu")
 IDX = torch.arange(1, 31).view(2, 15)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from gptft import checkpoint, decoding
+from gptft import checkpoint, generation, loading
 from gptft.__main__ import command_train, main
 from gptft.adapters.lora import LoraConfig, add_lora, lora_state
 from gptft.architecture import GPTConfig
@@ -437,10 +437,10 @@ def test_inspect_writes_a_page(ask, saved):
 def test_generate_gives_what_python_gives_from_the_checkpoint_alone(saved, ask):
     """Row 22: tokenizer and template travel with the checkpoint; prompts come as words or line by line."""
     path = saved()
-    model, tokenizer = checkpoint.load(path)
-    expected = decoding.generate(model, tokenizer, ["How many?", "Who is it?"], 8)
+    model, tokenizer = loading.load(path)
+    expected = generation.generate(model, tokenizer, ["How many?", "Who is it?"], 8)
     assert expected[0] != expected[1] and all(expected)
-    raw = decoding.generate(model, tokenizer, ["How many?"], 8, raw=True)
+    raw = generation.generate(model, tokenizer, ["How many?"], 8, raw=True)
     assert raw[0] != expected[0]
 
     status, out, err = shell(GPTFT, "generate", path, "How many?", "Who is it?", "--max_new_tokens", "8")
@@ -449,7 +449,7 @@ def test_generate_gives_what_python_gives_from_the_checkpoint_alone(saved, ask):
     assert status == 0 and out == "".join(text + "\n" for text in expected)
     status, out, _ = ask(GPTFT, "generate", path, "How many?", "--max_new_tokens", "8", "--raw")
     assert out == raw[0] + "\n"
-    given = decoding.generate(model, tokenizer, [{"instruction": "Add.", "input": "1 2"}], 8)
+    given = generation.generate(model, tokenizer, [{"instruction": "Add.", "input": "1 2"}], 8)
     status, out, _ = ask(GPTFT, "generate", path, "Add.", "--input", "1 2", "--max_new_tokens", "8")
     assert out == given[0] + "\n"
 
@@ -483,10 +483,10 @@ def turn(role, content):
 
 def test_chat_remembers_the_conversation_and_forgets_it_on_demand(ask, saved):
     path = saved(template="chatml")
-    model, tokenizer = checkpoint.load(path)
+    model, tokenizer = loading.load(path)
 
     def reply(*turns):
-        return decoding.generate(model, tokenizer, [list(turns)], 6)[0]
+        return generation.generate(model, tokenizer, [list(turns)], 6)[0]
 
     first = reply(turn("user", "hi"))
     history = [turn("user", "hi"), turn("assistant", first), turn("user", "again")]
@@ -501,16 +501,16 @@ def test_chat_remembers_the_conversation_and_forgets_it_on_demand(ask, saved):
 
 def test_chat_with_a_template_of_single_turns_answers_each_alone(ask, saved):
     path = saved(template="alpaca")
-    model, tokenizer = checkpoint.load(path)
-    expected = decoding.generate(model, tokenizer, ["hi", "again"], 6)
+    model, tokenizer = loading.load(path)
+    expected = generation.generate(model, tokenizer, ["hi", "again"], 6)
     status, out, _ = ask(GPTFT, "chat", path, "--max_new_tokens", "6", stdin="hi\nagain\n")
     assert status == 0 and out == "".join(text + "\n" for text in expected)
 
 
 def test_chat_goes_on_after_a_prompt_that_is_too_long(ask, saved):
     path = saved(template="chatml")
-    model, tokenizer = checkpoint.load(path)
-    expected = decoding.generate(model, tokenizer, [[turn("user", "hi")]], 6)[0]
+    model, tokenizer = loading.load(path)
+    expected = generation.generate(model, tokenizer, [[turn("user", "hi")]], 6)[0]
     status, out, err = ask(GPTFT, "chat", path, "--max_new_tokens", "6", stdin="word " * 300 + "\nhi\n")
     assert status == 0 and "block_size is 256" in err and out == expected + "\n"
 
@@ -518,8 +518,8 @@ def test_chat_goes_on_after_a_prompt_that_is_too_long(ask, saved):
 def test_evaluate_measures_loss_and_exact_matches(ask, saved):
     """The loss is computed again here, a record at a time, from the logits."""
     path = saved()
-    model, tokenizer = checkpoint.load(path)
-    (said,) = decoding.generate(model, tokenizer, ["Who is it?"], 5)
+    model, tokenizer = loading.load(path)
+    (said,) = generation.generate(model, tokenizer, ["Who is it?"], 5)
     records = [{"q": "Who is it?", "a": said}, {"q": "How many?", "a": "Two of them."}, {"q": "Where?", "a": "There"}]
     write("d.jsonl", "".join(json.dumps(record) + "\n" for record in records))
     total, n = 0.0, 0
@@ -547,8 +547,8 @@ def test_evaluate_measures_loss_and_exact_matches(ask, saved):
 def adapted(tmp_path, saved):
     """(adapters for a checkpoint, that checkpoint, the model with both, its tokenizer)"""
     base = saved("base")
-    model, tokenizer = checkpoint.load(base)
-    named = checkpoint.base_of(model, tokenizer, str(base))
+    model, tokenizer = loading.load(base)
+    named = loading.base_of(model, tokenizer, str(base))
     add_lora(model, LoraConfig(4, alpha=64.0, targets=("all",)), base=named)
     with torch.no_grad():
         for tensor in lora_state(model).values():
@@ -559,8 +559,8 @@ def adapted(tmp_path, saved):
 
 def test_merge_writes_a_model_that_answers_as_the_adapters_did(ask, adapted, place):
     path, base, model, tokenizer = adapted
-    expected = decoding.generate(model, tokenizer, ["Hello"], 12)[0]
-    assert expected != decoding.generate(*checkpoint.load(base), ["Hello"], 12)[0]
+    expected = generation.generate(model, tokenizer, ["Hello"], 12)[0]
+    assert expected != generation.generate(*loading.load(base), ["Hello"], 12)[0]
     assert ask(GPTFT, "generate", path, "Hello", "--max_new_tokens", 12) == (0, expected + "\n", "")
     assert ask(GPTFT, "merge", path, "out/merged") == (0, "out/merged\n", "")
     assert ask(GPTFT, "generate", "out/merged", "Hello", "--max_new_tokens", 12) == (0, expected + "\n", "")
@@ -587,7 +587,7 @@ def test_merge_says_what_is_wrong_and_writes_nothing(ask, adapted, saved, place)
 def test_every_command_takes_adapters_and_another_place_of_their_base(ask, adapted, place):
     """A base that was moved is named with --base; without it one line says so."""
     path, base, model, tokenizer = adapted
-    expected = decoding.generate(model, tokenizer, ["Hello"], 5)[0]
+    expected = generation.generate(model, tokenizer, ["Hello"], 5)[0]
     base.rename(base.with_name("moved"))
     write("d.jsonl", GOOD)
     moved = ["--base", base.with_name("moved")]
@@ -620,7 +620,7 @@ def test_export_writes_what_answers_as_the_adapters_did(ask, adapted, place, for
     path, _, model, tokenizer = adapted
     tokenizer.template = TEMPLATES["chatml"]
     checkpoint.save(path, model, tokenizer, step=0)
-    expected = decoding.generate(model, tokenizer, ["Hello"], 12)[0]
+    expected = generation.generate(model, tokenizer, ["Hello"], 12)[0]
     status, out, err = ask(GPTFT, "export", path, name, "--format", form)
     assert (status, err) == (0, "") and out.endswith(f"{name}\n")
     assert ask(GPTFT, "generate", name, "Hello", "--max_new_tokens", 12) == (0, expected + "\n", "")

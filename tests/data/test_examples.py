@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from gptft.data.examples import Dataset, Recipe, cache_directory, load_dataset, split, truncate, windows
-from gptft.files import UserError
+from gptft.errors import UserError
 from gptft.prompts import TEMPLATES, Template
 from gptft.run.console import describe_ledger
 from gptft.tokenizer import Tokenizer, embedded

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from gptft.data.sources import Unreadable, find, first_record, parse, raw_records
-from gptft.files import UserError
+from gptft.errors import UserError
 
 
 def write(tmp_path, name, content):

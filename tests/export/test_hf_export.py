@@ -13,11 +13,12 @@ from toys import difference, toy_model
 
 import gptft.export.hf
 from gptft.adapters.lora import LoraConfig, add_lora
-from gptft.checkpoint import load, model_id, preset
-from gptft.decoding import generate, prompt_ids
+from gptft.checkpoint import model_id
+from gptft.errors import UserError
 from gptft.export.hf import CARD, export_hf
-from gptft.files import UserError
 from gptft.formats.hf import NAMES, load_hf
+from gptft.generation import generate, prompt_ids
+from gptft.loading import load, preset
 from gptft.prompts import TEMPLATES, Template
 from gptft.text.chat import ChatTemplate
 from gptft.tokenizer import embedded

@@ -19,9 +19,10 @@ import torch
 from toys import difference, toy_model
 
 from gptft.decoding import decode
+from gptft.errors import UserError
+from gptft.export.hf_tokenizer import write_hf_tokenizer
 from gptft.export.llamacpp import KINDS, Entry, architecture_of, export_gguf, storage, vocabulary_of
-from gptft.files import UserError
-from gptft.formats.hf_tokenizer import read_hf_tokenizer, write_hf_tokenizer
+from gptft.formats.hf_tokenizer import read_hf_tokenizer
 from gptft.model import GPT
 from gptft.prompts import TEMPLATES, Template
 from gptft.tokenizer import EOT, Tokenizer, embedded, gpt2

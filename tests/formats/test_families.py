@@ -14,7 +14,7 @@ from toys import difference
 
 from gptft.architecture import PRESETS, GPTConfig
 from gptft.decoding import decode
-from gptft.files import UserError
+from gptft.errors import UserError
 from gptft.formats.families import FAMILIES, all_places, config_from_hf, config_to_hf
 from gptft.formats.hf import load_hf
 from gptft.model import GPT

@@ -10,9 +10,9 @@ import torch
 from toys import difference
 
 from gptft import checkpoint
-from gptft.checkpoint import load
-from gptft.files import UserError
+from gptft.errors import UserError
 from gptft.formats.hf import load_hf
+from gptft.loading import load
 
 transformers = pytest.importorskip("transformers")
 
@@ -318,7 +318,7 @@ def test_loading_takes_the_memory_of_the_model_and_no_more(tmp_path, stored, wan
         tmp_path = tmp_path / "ours"
     code = f"""
 import sys, torch
-from gptft.checkpoint import load
+from gptft.loading import (load)
 
 def kilobytes(key):
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith(key))

@@ -9,11 +9,13 @@ import sys
 import hf_families as families
 import pytest
 
-from gptft.decoding import prompt_ids
-from gptft.files import UserError
-from gptft.formats.hf_tokenizer import has_tokenizer, read_hf_tokenizer, write_hf_tokenizer
-from gptft.prompts import TEMPLATES, Segment
+from gptft.errors import UserError
+from gptft.export.hf_tokenizer import write_hf_tokenizer
+from gptft.formats.hf_tokenizer import has_tokenizer, read_hf_tokenizer
+from gptft.generation import prompt_ids
+from gptft.prompts import TEMPLATES
 from gptft.text.engines import CHARACTER, TiktokenEngine, TokenizersEngine, derivations
+from gptft.text.segments import Segment
 from gptft.tokenizer import EMBEDDED_PATTERN, EOT, GPT2_PATTERN, Tokenizer, embedded, gpt2
 
 transformers = pytest.importorskip("transformers")
@@ -531,12 +533,12 @@ def test_a_generated_answer_keeps_its_first_space(loaded, monkeypatch):
     """An answer goes on from its prompt: only a text of its own has a space before it that nobody wrote."""
     from types import SimpleNamespace
 
-    from gptft import decoding
+    from gptft import generation
 
     ours, _, _ = loaded("llama2")
     model = SimpleNamespace(training=False, eval=lambda: None, train=lambda mode: None)
     model.config = SimpleNamespace(block_size=999)
     prompt, answer = "Say:", "  two spaces"
     ids, [(start, end)] = ours.encode_segments([Segment(prompt, False), Segment(answer, True)])
-    monkeypatch.setattr(decoding, "decode", lambda *_: ([(0, i)] for i in ids[start:end]))
-    assert decoding.generate(model, ours, [prompt], raw=True) == [answer]
+    monkeypatch.setattr(generation, "decode", lambda *_: ([(0, i)] for i in ids[start:end]))
+    assert generation.generate(model, ours, [prompt], raw=True) == [answer]

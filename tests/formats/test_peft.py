@@ -8,9 +8,10 @@ from test_families import reference
 from toys import difference
 
 from gptft.adapters.lora import LoraConfig, add_lora, lora_state
-from gptft.files import UserError
+from gptft.errors import UserError
+from gptft.export.peft import save_peft
 from gptft.formats.hf import load_hf
-from gptft.formats.peft import read_peft, save_peft
+from gptft.formats.peft import read_peft
 
 peft = pytest.importorskip("peft")
 
@@ -140,7 +141,7 @@ def saved(tmp_path):
 @pytest.mark.parametrize("dora", [False, True])
 def test_adapters_on_some_layers_and_of_other_ranks(tmp_path, options, dora):
     """PEFT may leave layers alone, and give some another rank: what is not there once ended in a KeyError."""
-    from gptft.checkpoint import load
+    from gptft.loading import load
 
     theirs = reference("llama3.2", torch.float32, tmp_path / "base")
     config = peft.LoraConfig(r=4, lora_alpha=12, target_modules=["q_proj", "v_proj"], use_dora=dora, **options)
@@ -174,18 +175,18 @@ def test_a_wrong_setting_is_refused_by_name(tmp_path, change, message):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_adapters_of_pefts_are_saved_and_loaded_again_as_ours(tmp_path, dtype):
     """A base that was only seen in bf16 is known again when it is loaded in fp32."""
-    from gptft import checkpoint
+    from gptft import checkpoint, loading
 
     _, directory = saved(tmp_path)
-    model, tokenizer = checkpoint.load(directory, dtype=dtype, base=tmp_path / "base")
+    model, tokenizer = loading.load(directory, dtype=dtype, base=tmp_path / "base")
     checkpoint.save(tmp_path / "ours", model, tokenizer, step=0)
     for wanted in (torch.float32, torch.bfloat16):
-        again, _ = checkpoint.load(tmp_path / "ours", dtype=wanted)
+        again, _ = loading.load(tmp_path / "ours", dtype=wanted)
         if wanted == dtype:
             assert torch.equal(again(IDX), model(IDX))
     with pytest.raises(UserError, match="adapters for another base"):
         reference("llama2", torch.float32, tmp_path / "other")
-        checkpoint.load(tmp_path / "ours", base=tmp_path / "other")
+        loading.load(tmp_path / "ours", base=tmp_path / "other")
 
 
 def test_nothing_is_overwritten_and_nothing_half_written(tmp_path, monkeypatch):

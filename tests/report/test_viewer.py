@@ -6,9 +6,8 @@ import random
 import numpy as np
 import pytest
 
-from gptft.collate import collate
+from gptft.collate import IGNORE, collate
 from gptft.data.examples import Example, Recipe, load_dataset
-from gptft.loss import IGNORE
 from gptft.prompts import TEMPLATES
 from gptft.report import viewer
 from gptft.tokenizer import embedded

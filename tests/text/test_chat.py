@@ -11,12 +11,14 @@ import torch
 from toys import toy_model
 
 from gptft.__main__ import main
-from gptft.decoding import prompt_ids, stop_of
-from gptft.files import UserError
-from gptft.formats.hf_tokenizer import read_hf_tokenizer, write_hf_tokenizer
+from gptft.errors import BadRecord, UserError
+from gptft.export.hf_tokenizer import write_hf_tokenizer
+from gptft.export.jinja import to_jinja
+from gptft.formats.hf_tokenizer import read_hf_tokenizer
+from gptft.generation import prompt_ids, stop_of
 from gptft.model import GPT
-from gptft.prompts import TEMPLATES, BadRecord, Template
-from gptft.text.chat import ChatTemplate, saved_template, to_jinja
+from gptft.prompts import TEMPLATES, Template, saved_template
+from gptft.text.chat import ChatTemplate
 from gptft.tokenizer import Tokenizer, embedded
 
 transformers = pytest.importorskip("transformers")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 
 from gptft.architecture import GPTConfig
-from gptft.files import UserError
+from gptft.errors import UserError
 from gptft.formats.families.common import Family, Place, unsupported
 from gptft.formats.families.gpt2 import FAMILY as GPT2
 from gptft.formats.families.gpt_neox import FAMILY as GPT_NEOX

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from gptft.architecture import GPTConfig
-from gptft.files import UserError
+from gptft.errors import UserError
 
 ACTIVATIONS = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu_fast": "gelu_tanh",
                "silu": "silu", "swish": "silu"}  # fmt: skip

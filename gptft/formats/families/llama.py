@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from gptft.architecture import GPTConfig
-from gptft.files import UserError
+from gptft.errors import UserError
 from gptft.formats.families.common import (
     THEIRS,
     Family,

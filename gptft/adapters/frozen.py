@@ -1,0 +1,105 @@
+"""Frozen weights in fewer bits: the linear layers of a model held in bf16 or int8."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from gptft.model import GPT
+
+# the linear layers of a block; a model without a gated MLP (GPT-2, Pythia) has no gate
+LAYERS = {"attn": ("q", "k", "v", "out"), "mlp": ("gate", "up", "down")}
+
+
+def working_dtype(x: Tensor) -> torch.dtype:
+    """In what a linear layer computes: autocast's dtype where that is on, else that of x."""
+    if x.dtype != torch.float64 and torch.is_autocast_enabled(x.device.type):
+        return torch.get_autocast_dtype(x.device.type)
+    return x.dtype
+
+
+class HalfLinear(nn.Module):
+    """A frozen linear layer held in bf16. Autocast would round fp32 weights to that anew at every pass."""
+
+    def __init__(self, layer: nn.Linear) -> None:
+        super().__init__()
+        self.out_features, self.in_features = layer.weight.shape
+        self.weight = nn.Parameter(layer.weight.detach().bfloat16(), requires_grad=False)
+        self.bias = None if layer.bias is None else nn.Parameter(layer.bias.detach().bfloat16(), requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., in) -> (..., out), multiplied in bf16, given back in the dtype that the caller computes in."""
+        return F.linear(x.to(self.weight.dtype), self.weight, self.bias).to(working_dtype(x))
+
+
+class Int8Linear(nn.Module):
+    """A frozen linear layer held in 8 bits: weight[i, j] ~ scale[i] * q[i, j], with q a whole number up to 127.
+
+    A row's largest weight decides its scale, so every weight is off by half of the scale at most.
+    """
+
+    def __init__(self, layer: nn.Linear) -> None:
+        super().__init__()
+        self.out_features, self.in_features = layer.weight.shape
+        weight = layer.weight.detach().float()  # (out, in)
+        scale = weight.abs().amax(1) / 127  # (out,)
+        scale[scale == 0] = 1.0  # a row of zeros
+        self.register_buffer("q", (weight / scale[:, None]).round().to(torch.int8))  # (out, in)
+        self.register_buffer("scale", scale)
+        self.bias = None if layer.bias is None else nn.Parameter(layer.bias.detach(), requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = Int8Product.apply(x.to(working_dtype(x)), self.q, self.scale)  # (..., out)
+        return y if self.bias is None else y + self.bias.to(y.dtype)
+
+
+class Int8Product(torch.autograd.Function):
+    """x (..., in), q (out, in), scale (out,) -> x (scale * q)^T. Whole numbers up to 127 are exact in bf16 too, so the
+    scale is applied to the product; in fp16 that product could overflow, and the scale goes first.
+
+    Autograd by itself would keep the weights at full width for the backward pass.
+    """
+
+    @staticmethod
+    def forward(ctx, x: Tensor, q: Tensor, scale: Tensor) -> Tensor:
+        ctx.save_for_backward(q, scale)
+        if x.dtype == torch.float16:
+            return F.linear(x, (q * scale[:, None]).to(x.dtype))
+        return F.linear(x, q.to(x.dtype)).mul_(scale)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None]:
+        q, scale = ctx.saved_tensors
+        if grad.dtype == torch.float16:
+            return grad @ (q * scale[:, None]).to(grad.dtype), None, None
+        return (grad * scale).to(grad.dtype) @ q.to(grad.dtype), None, None
+
+
+def dense(layer: nn.Module, dtype: torch.dtype) -> Tensor:
+    """The weight (out, in) of a frozen layer, however it is held."""
+    if isinstance(layer, Int8Linear):
+        return layer.q.to(dtype) * layer.scale[:, None].to(dtype)
+    return layer.weight.detach().to(dtype)
+
+
+def linear_layers(model: GPT) -> Iterator[tuple[str, nn.Module, str, nn.Module]]:
+    """(full name, parent, name, module) of every linear layer in the blocks."""
+    for n, block in enumerate(model.blocks):
+        for part, names in LAYERS.items():
+            parent = getattr(block, part)
+            for name in names:
+                if getattr(parent, name, None) is not None:
+                    yield f"blocks.{n}.{part}.{name}", parent, name, getattr(parent, name)
+
+
+def hold_base(model: GPT, how: str) -> GPT:
+    """Hold the linear layers of the blocks in "bf16" or "int8"; "fp32" leaves them as they are. Embeddings, norms and
+    the head stay: they are where rounding hurts most, and few."""
+    if how != "fp32":
+        held = {"bf16": HalfLinear, "int8": Int8Linear}[how]
+        for _, parent, name, layer in linear_layers(model):
+            setattr(parent, name, held(layer))
+    return model

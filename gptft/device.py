@@ -1,0 +1,68 @@
+"""Devices, numerical precision and the allocator."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import sys
+
+import torch
+
+from gptft.errors import UserError
+
+
+def pick_device(name: str) -> torch.device:
+    """`auto`: cuda, else mps, else cpu. A device that is not there: UserError."""
+    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if name == "auto":
+        name = next(word for word in ("cuda", "mps", "cpu") if available[word])
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UserError(f"--device: there is no device {name!r}") from None
+    if not available.get(device.type) or (device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count()):
+        raise UserError(f"--device {name}: this machine has no such device")
+    return device
+
+
+def keep_freed_memory() -> bool:
+    """Tell glibc's allocator to keep what is freed. True where it could be told.
+
+    A step frees and takes again hundreds of megabytes. By default every large block goes back to the system and comes
+    anew, page by page. Nothing is computed otherwise; peak memory grows; it holds for the whole process.
+    """
+    M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # malloc.h
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError, TypeError):  # no glibc: macOS, Windows, musl
+        return False
+    return sys.platform == "linux" and bool(mallopt(M_MMAP_MAX, 0) and mallopt(M_TRIM_THRESHOLD, 2**31 - 1))
+
+
+def cpu_has_bf16() -> bool:
+    """Whether the processor multiplies bf16 natively; emulated, it would be slower than fp32."""
+    names = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(getattr(torch.cpu, name, bool)() for name in names)
+
+
+class Precision:
+    """In what the arithmetic is done. Weights and optimizer state stay in fp32; autocast lowers the matrix products.
+
+    fp16 has a range so small that gradients need a scale: `scaler` multiplies the loss by it, and its steps are
+    taken on gradients divided by it again.
+    """
+
+    def __init__(self, name: str, device: torch.device) -> None:
+        if name == "auto":
+            if device.type == "cuda":
+                name = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+            else:
+                name = "bf16" if device.type == "cpu" and cpu_has_bf16() else "fp32"
+        self.name, self.device = name, device
+        self.dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
+        self.scaler = torch.amp.GradScaler(device.type, enabled=name == "fp16")
+
+    def autocast(self) -> contextlib.AbstractContextManager:
+        if self.name == "fp32":
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, dtype=self.dtype)

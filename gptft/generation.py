@@ -1,0 +1,90 @@
+"""Text in, text out: the template, the ids, decoding, the text. For every caller that asks a model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from gptft.decoding import Sampling, check_lengths, decode
+from gptft.errors import UserError
+from gptft.model import GPT
+from gptft.prompts import recognise
+from gptft.text.chat import ChatTemplate
+from gptft.tokenizer import Tokenizer
+
+
+def prompt_ids(tokenizer: Tokenizer, prompt, raw: bool = False, max_input_tokens: int = 0) -> list[int]:
+    """The ids that the model is given for a prompt: a text, a record (a dict), or a conversation (a list).
+
+    The tokenizer's template is applied unless `raw`. `max_input_tokens` above 0 keeps the last that many, for the end
+    of a prompt is where the template asks for the answer; a beginning-of-text stays before them, and is counted.
+    """
+    template = tokenizer.template
+    if raw or template is None:
+        if not isinstance(prompt, str):
+            raise UserError("a record or a conversation needs a prompt template; this tokenizer has none")
+        ids = ([] if tokenizer.bos is None else [tokenizer.bos]) + tokenizer.encode(prompt)
+    else:
+        if isinstance(prompt, str):
+            parts = {"instruction": prompt}
+        elif isinstance(prompt, list):
+            parts = {"messages": prompt}
+        else:
+            parts = prompt if "instruction" in prompt else recognise(prompt)
+        ids, _ = tokenizer.encode_segments(template.prompt_segments(parts))
+    if not max_input_tokens or len(ids) <= max_input_tokens:
+        return ids
+    beginning = {tokenizer.bos}
+    if isinstance(template, ChatTemplate):  # it may write one that the vocabulary itself does not
+        beginning.add(tokenizer.specials.get(template.variables.get("bos_token", "")))
+    kept = 1 if ids[0] in beginning else 0
+    return ids[:kept] + ids[len(ids) - max_input_tokens + kept :]
+
+
+def stop_of(tokenizer: Tokenizer) -> int:
+    """The id that ends a response under the tokenizer's template."""
+    return tokenizer.stop_id(tokenizer.template.stop) if tokenizer.template else tokenizer.eot
+
+
+def generate(
+    model: GPT,
+    tokenizer: Tokenizer,
+    prompts: Sequence,
+    max_new_tokens: int = 100,
+    raw: bool = False,
+    max_input_tokens: int = 0,
+    batch_size: int = 16,
+    temperature: float = 0.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    seed: int = 0,
+) -> list[str]:
+    """The model's responses to `prompts`, in their order; the prompt is not repeated. Greedy unless temperature > 0.
+
+    A prompt is a text, a record such as {"instruction": ..., "input": ...}, or a list of messages; the checkpoint's
+    template is applied unless `raw`. Raises UserError for a prompt beyond block_size, unless `max_input_tokens` (in
+    tokens) cuts its start.
+    """
+    if isinstance(prompts, str):
+        raise UserError("prompts must be a list of prompts, not one text")
+    sampling = Sampling(temperature, top_k, top_p, seed)
+    ids = [prompt_ids(tokenizer, prompt, raw, max_input_tokens) for prompt in prompts]
+    check_lengths(model, ids)
+    answers: list[list[int]] = [[] for _ in ids]
+    order = sorted(range(len(ids)), key=lambda n: len(ids[n]))  # like lengths together: less padding
+    was_training = model.training
+    model.eval()
+    try:
+        for start in range(0, len(order), batch_size):
+            chosen = order[start : start + batch_size]
+            batch = [ids[n] for n in chosen]
+            # a stream of random numbers belongs to a prompt, not to its place in a batch
+            for pairs in decode(model, batch, max_new_tokens, stop_of(tokenizer), tokenizer.n_vocab, sampling, chosen):
+                for row, token in pairs:
+                    answers[chosen[row]].append(token)
+    finally:
+        model.train(was_training)
+    lead = tokenizer.template.lead if tokenizer.template and not raw else ""
+    return [
+        tokenizer.decode(answer, after=prompt[-1]).removeprefix(lead)
+        for prompt, answer in zip(ids, answers, strict=True)
+    ]

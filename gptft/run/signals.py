@@ -1,0 +1,68 @@
+"""Ctrl-C and SIGTERM: a run ends in order, and says how to go on."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+from gptft.errors import UserError
+
+
+def how_to_resume(out_dir: Path) -> str:
+    """The command that goes on with a run, as this one was started."""
+    command = "python train.py" if Path(sys.argv[0]).name == "train.py" else "python -m gptft train"
+    return f"Go on with: {command} --resume --out_dir {out_dir}"
+
+
+class Interruption(UserError):
+    """A run was stopped by Ctrl-C or SIGTERM (`number`) and can be resumed in `out_dir`."""
+
+    def __init__(self, what: str, number: int, out_dir: Path) -> None:
+        self.what, self.number = what, number
+        super().__init__(f"{what}. {how_to_resume(out_dir)}", 128 + number)
+
+
+@contextlib.contextmanager
+def handle_signals(handler) -> Iterator[None]:
+    """Let `handler(number, frame)` answer SIGINT and SIGTERM; only the main thread may set this."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    earlier = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, before in earlier.items():
+            signal.signal(number, before)
+
+
+@contextlib.contextmanager
+def resumable(out_dir: Path) -> Iterator[None]:
+    """Before and after the loop: a signal ends the run at once, and the user is told how to go on."""
+
+    def stop(number: int, frame) -> None:
+        raise Interruption("stopped; what was saved is kept", number, out_dir)
+
+    with handle_signals(stop):
+        yield
+
+
+@contextlib.contextmanager
+def catch_signals() -> Iterator[list[int]]:
+    """In the loop: collect signals in a list, so that a step can be ended in order; a second Ctrl-C stops at once."""
+    caught: list[int] = []
+
+    def note(number: int, frame) -> None:
+        if caught and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        caught.append(number)
+        # os.write, since a handler may interrupt a print and must not enter another
+        os.write(2, b"\nstopping: saving the last completed step ... (again Ctrl-C: at once)\n")
+
+    with handle_signals(note):
+        yield caught

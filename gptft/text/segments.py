@@ -1,0 +1,20 @@
+"""What a template makes of a record: segments of text."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Segment(NamedTuple):
+    """A stretch of text. `kind` is "text" (the user's: always ordinary text, whatever it spells), "template"
+    (the template's own words: special tokens named in it are honoured), "chat" (the same of a checkpoint's chat
+    template, which writes its own beginning-of-text) or "stop" (`text` names the special token that ends a
+    response; a vocabulary without it uses its end-of-text)."""
+
+    text: str
+    trained: bool
+    kind: str = "text"
+
+
+# The roles that a record's keys can play, and the sets of keys that are recognised without --fields.
+PARTS = ("instruction", "input", "response", "system", "text", "messages")
