@@ -105,7 +105,8 @@ def load_trl(task: dict, order: list[int], steps: int, callbacks=(), peft_config
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from trl import SFTConfig, SFTTrainer
 
-    from gptft.prompts import TEMPLATES, hydrate, recognise
+    from gptft.data.shapes import recognise
+    from gptft.prompts import TEMPLATES, hydrate
 
     records = json.loads(Path(task["data"]).read_text(encoding="utf-8"))
     texts = [hydrate(TEMPLATES["alpaca"], recognise(records[i])) for i in order]

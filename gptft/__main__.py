@@ -213,8 +213,9 @@ def command_prepare(argv: list[str]) -> None:
     parser.add_argument("--fields", nargs="+", default=[], help="which key plays which part, as for training")
     options = parser.parse_args(argv)
     config = resolve("", {"fields": options.fields})
+    from gptft.data.shapes import recognise
     from gptft.data.sources import Unreadable, find, parse, raw_records
-    from gptft.prompts import hydrate, load_template, recognise
+    from gptft.prompts import hydrate, load_template
 
     template = load_template(options.template, config.fields)
     template.check_fields(config.fields)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from gptft.data.shapes import recognise
 from gptft.decoding import Sampling, check_lengths, decode
 from gptft.errors import UserError
 from gptft.model import GPT
-from gptft.prompts import recognise
 from gptft.text.chat import ChatTemplate
 from gptft.tokenizer import Tokenizer
 

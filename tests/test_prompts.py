@@ -2,8 +2,9 @@
 
 import pytest
 
+from gptft.data.shapes import recognise
 from gptft.errors import BadRecord, UserError
-from gptft.prompts import TEMPLATES, Template, hydrate, load_template, recognise, template_from_dict
+from gptft.prompts import TEMPLATES, Template, hydrate, load_template, template_from_dict
 from gptft.text.segments import Segment
 
 BELOW = "Below is an instruction that describes a task"

@@ -23,10 +23,11 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from gptft.data.shapes import recognise, used_keys
 from gptft.data.sources import Unreadable, parse, raw_records
 from gptft.errors import BadRecord, UserError
 from gptft.files import json_line, sha256_file, sync_tree
-from gptft.prompts import Template, recognise, used_keys
+from gptft.prompts import Template
 from gptft.tokenizer import Tokenizer
 
 FORMAT = 3  # of the cache: raise it when what is stored, or how it is made, changes

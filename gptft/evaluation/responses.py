@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 
+from gptft.data.shapes import recognise
 from gptft.generation import generate
 from gptft.model import GPT
-from gptft.prompts import recognise
 from gptft.tokenizer import Tokenizer
 
 

@@ -16,5 +16,5 @@ class Segment(NamedTuple):
     kind: str = "text"
 
 
-# The roles that a record's keys can play, and the sets of keys that are recognised without --fields.
+# The roles that a record's keys can play.
 PARTS = ("instruction", "input", "response", "system", "text", "messages")
