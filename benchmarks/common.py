@@ -35,9 +35,11 @@ def parser(name: str, what: str, rounds: int) -> Parser:
     options.add_argument("--quick", action="store_true", help="tiny sizes, to see that it works; nothing is written")
     options.add_argument("--results", type=Path, help="folder for the JSON file [benchmarks/results]")
     options.add_argument(
-        "--shared", type=Path, default=REPOSITORY.parent / "shared" / "data",
+        "--shared",
+        type=Path,
+        default=REPOSITORY.parent / "shared" / "data",
         help="folder with instruction-data.json and tiktoken-cache [../shared/data]",
-    )  # fmt: skip
+    )
     return options
 
 

@@ -75,9 +75,18 @@ def train_gptft(task: dict) -> dict:
 
     model, tokenizer, dataset = sft.load_gptft(task)
     warm, measured, nothing = (Split(dataset, np.array(part, int)) for part in (task["warm"], task["measured"], []))
-    plain = {"schedule": "constant", "warmup_steps": 0, "weight_decay": 0.0, "grad_clip": 1.0, "epochs": 1,
-             "init": task["model"], "precision": task["do"].split()[2].strip(","), "batch_size": sft.BATCH,
-             "lr": sft.LEARNING_RATE, "seed": sft.SEED}  # fmt: skip
+    plain = {
+        "schedule": "constant",
+        "warmup_steps": 0,
+        "weight_decay": 0.0,
+        "grad_clip": 1.0,
+        "epochs": 1,
+        "init": task["model"],
+        "precision": task["do"].split()[2].strip(","),
+        "batch_size": sft.BATCH,
+        "lr": sft.LEARNING_RATE,
+        "seed": sft.SEED,
+    }
     config = resolve("", {**plain, "lora_alpha": ALPHA, **task["settings"]} if task["settings"] else plain)
     if config.lora_rank:
         add_adapters(config, model, tokenizer)
@@ -97,8 +106,7 @@ def train_gptft(task: dict) -> dict:
 def peft_settings():
     import peft
 
-    return peft.LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=TARGETS, task_type="CAUSAL_LM",
-                           fan_in_fan_out=True)  # fmt: skip
+    return peft.LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=TARGETS, task_type="CAUSAL_LM", fan_in_fan_out=True)
 
 
 def train_peft(task: dict) -> dict:
@@ -161,8 +169,15 @@ def finetune(task: dict) -> dict:
 
     config = resolve(task.get("config", ""), task["settings"])
     summary = gptft.finetune(config).summary
-    keys = ("eval_loss", "test_loss", "test_exact_match", "trainable_parameters", "parameters", "peak_memory_bytes",
-            "train_samples_per_second")  # fmt: skip
+    keys = (
+        "eval_loss",
+        "test_loss",
+        "test_exact_match",
+        "trainable_parameters",
+        "parameters",
+        "peak_memory_bytes",
+        "train_samples_per_second",
+    )
     return {key: summary[key] for key in keys}
 
 
@@ -199,18 +214,40 @@ def measure_quality(options, base: dict, env: dict, folder: str) -> dict:
     for name, half in halves.items():
         Path(folder, f"{name}.json").write_text(json.dumps(half), encoding="utf-8")
     quick = {"max_steps": 3} if options.quick else {}
-    common_settings = {"test_fraction": 0.0, "val_fraction": 0.1, "template": "alpaca", "precision": "auto",
-                       "save_every": 0}  # fmt: skip
+    common_settings = {
+        "test_fraction": 0.0,
+        "val_fraction": 0.1,
+        "template": "alpaca",
+        "precision": "auto",
+        "save_every": 0,
+    }
     start = f"{folder}/start"
-    run({"init": base["model"], "data": f"{folder}/first.json", "out_dir": start, "epochs": 3, "lr": 2e-4,
-         **common_settings, **quick})  # fmt: skip
+    run(
+        {
+            "init": base["model"],
+            "data": f"{folder}/first.json",
+            "out_dir": start,
+            "epochs": 3,
+            "lr": 2e-4,
+            **common_settings,
+            **quick,
+        }
+    )
     found: dict[str, dict] = {"GPT-2 124M": {}, "embedded": {}}
     for number, (name, settings) in enumerate(REAL.items()):
         lr = 1e-3 if settings else 1e-4
         found["GPT-2 124M"][name] = {"lr": lr} | run(
-            {"init": f"{start}/best", "data": f"{folder}/second.json", "out_dir": f"{folder}/real-{number}",
-             "epochs": 2, "lr": lr, **common_settings, **settings, **quick}
-        )  # fmt: skip
+            {
+                "init": f"{start}/best",
+                "data": f"{folder}/second.json",
+                "out_dir": f"{folder}/real-{number}",
+                "epochs": 2,
+                "lr": lr,
+                **common_settings,
+                **settings,
+                **quick,
+            }
+        )
         print(f"GPT-2 124M, {name}: {found['GPT-2 124M'][name]}", flush=True)
     run({"out_dir": f"{folder}/pretrain", **quick}, shipped("pretrain.toml"))
     for number, (name, settings) in enumerate(EMBEDDED.items()):
@@ -232,8 +269,14 @@ def main(argv: list[str]) -> None:
     if options.quick:
         options.examples, options.warm_steps, options.rounds = 32, 2, min(options.rounds, 2)
     data = common.instructions(options)
-    settings = {"rank": RANK, "alpha": ALPHA, "examples": options.examples, "warm_steps": options.warm_steps,
-                "rounds": options.rounds, "quick": options.quick}  # fmt: skip
+    settings = {
+        "rank": RANK,
+        "alpha": ALPHA,
+        "examples": options.examples,
+        "warm_steps": options.warm_steps,
+        "rounds": options.rounds,
+        "quick": options.quick,
+    }
     result = common.header("lora", options, settings, ["torch", "transformers", "trl", "peft", "accelerate"])
     with common.temporary() as folder:
         env = common.environment(options) | {"GPTFT_CACHE": f"{folder}/cache", "HF_HOME": f"{folder}/hf"}
@@ -257,8 +300,10 @@ def summarise(result: dict) -> dict:
 
 def describe_gate(gate: dict) -> str:
     (loss, peer_loss), (norm, peer_norm) = gate["loss"], gate["gradient_norm"]
-    return (f"on one batch, from the same adapters, gptft has loss {loss:.6f} and gradient norm of the B's {norm:.5f}, "
-            f"PEFT {peer_loss:.6f} and {peer_norm:.5f}")  # fmt: skip
+    return (
+        f"on one batch, from the same adapters, gptft has loss {loss:.6f} and gradient norm of the B's {norm:.5f}, "
+        f"PEFT {peer_loss:.6f} and {peer_norm:.5f}"
+    )
 
 
 def table(result: dict) -> str:

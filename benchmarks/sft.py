@@ -111,12 +111,27 @@ def load_trl(task: dict, order: list[int], steps: int, callbacks=(), peft_config
     records = json.loads(Path(task["data"]).read_text(encoding="utf-8"))
     texts = [hydrate(TEMPLATES["alpaca"], recognise(records[i])) for i in order]
     config = SFTConfig(
-        output_dir=task["scratch"], per_device_train_batch_size=BATCH, max_steps=steps, learning_rate=LEARNING_RATE,
-        lr_scheduler_type="constant", warmup_steps=0, weight_decay=0.0, max_grad_norm=1.0, max_length=1024,
-        completion_only_loss=True, gradient_checkpointing=False, bf16="bf16" in task["do"], use_cpu=True,
-        train_sampling_strategy="sequential", dataloader_pin_memory=False, logging_steps=1, report_to="none",
-        eval_strategy="no", save_strategy="no", disable_tqdm=True,
-    )  # fmt: skip
+        output_dir=task["scratch"],
+        per_device_train_batch_size=BATCH,
+        max_steps=steps,
+        learning_rate=LEARNING_RATE,
+        lr_scheduler_type="constant",
+        warmup_steps=0,
+        weight_decay=0.0,
+        max_grad_norm=1.0,
+        max_length=1024,
+        completion_only_loss=True,
+        gradient_checkpointing=False,
+        bf16="bf16" in task["do"],
+        use_cpu=True,
+        train_sampling_strategy="sequential",
+        dataloader_pin_memory=False,
+        logging_steps=1,
+        report_to="none",
+        eval_strategy="no",
+        save_strategy="no",
+        disable_tqdm=True,
+    )
     return SFTTrainer(
         model=AutoModelForCausalLM.from_pretrained(task["model"]),
         args=config,
@@ -277,8 +292,15 @@ def main(argv: list[str]) -> None:
     if min(options.examples, options.warm_steps, options.rounds) < 1 or options.examples % BATCH:
         raise UserError(f"--warm-steps and --rounds must be at least 1, --examples a multiple of {BATCH}")
     data = common.instructions(options)
-    settings = {"records": RECORDS, "batch": BATCH, "examples": options.examples, "warm_steps": options.warm_steps,
-                "rounds": options.rounds, "lr": LEARNING_RATE, "quick": options.quick}  # fmt: skip
+    settings = {
+        "records": RECORDS,
+        "batch": BATCH,
+        "examples": options.examples,
+        "warm_steps": options.warm_steps,
+        "rounds": options.rounds,
+        "lr": LEARNING_RATE,
+        "quick": options.quick,
+    }
     result = common.header("sft", options, settings, ["torch", "transformers", "trl", "accelerate"])
     with common.temporary() as folder:
         env = common.environment(options) | {"GPTFT_CACHE": f"{folder}/cache", "HF_HOME": f"{folder}/hf"}

@@ -62,9 +62,18 @@ def command_generate(argv: list[str]) -> None:
         prompts = [{"instruction": prompt, "input": options.input} for prompt in prompts]
     from gptft.generation import generate
 
-    responses = generate(model, tokenizer, prompts, options.max_new_tokens, options.raw, options.max_input_tokens,
-                         temperature=options.temperature, top_k=options.top_k, top_p=options.top_p,
-                         seed=options.seed)  # fmt: skip
+    responses = generate(
+        model,
+        tokenizer,
+        prompts,
+        options.max_new_tokens,
+        options.raw,
+        options.max_input_tokens,
+        temperature=options.temperature,
+        top_k=options.top_k,
+        top_p=options.top_p,
+        seed=options.seed,
+    )
     for response in responses:
         print(response)
 
@@ -124,9 +133,18 @@ def command_evaluate(argv: list[str]) -> None:
     add_reading(parser)
     add_device(parser)
     options = parser.parse_args(argv)
-    config = resolve("", {"data": options.data, "val_fraction": 0.0, "test_fraction": 0.0, "init": options.model,
-                          "template": options.template or "auto", "fields": options.fields,
-                          "bad_records": options.bad_records})  # fmt: skip
+    config = resolve(
+        "",
+        {
+            "data": options.data,
+            "val_fraction": 0.0,
+            "test_fraction": 0.0,
+            "init": options.model,
+            "template": options.template or "auto",
+            "fields": options.fields,
+            "bad_records": options.bad_records,
+        },
+    )
     from gptft.device import Precision
     from gptft.evaluation.responses import answer, is_exact, prompt_and_expected
     from gptft.finetuning import check_inputs, load_data
@@ -138,15 +156,20 @@ def command_evaluate(argv: list[str]) -> None:
     model, tokenizer = load_model(options, config.fields)
     datasets, (examples, _, _) = load_data(config, model, tokenizer)
     print(describe_ledger("data", datasets["data"].ledger))
-    loss = evaluate_loss(Objective(model), examples, options.batch_size, tokenizer.eot,
-                         Precision("fp32", model.device))  # fmt: skip
+    loss = evaluate_loss(Objective(model), examples, options.batch_size, tokenizer.eot, Precision("fp32", model.device))
     print(f"loss {loss:.4f} nats a target, over {len(examples):,} examples")
     asked = range(min(options.samples, len(examples)))
     pairs = [prompt_and_expected(record, config.fields) for record in examples.records(asked)]
     pairs = [pair for pair in pairs if pair]
     if pairs:
-        responses = answer(model, tokenizer, [prompt for prompt, _ in pairs], options.max_new_tokens,
-                           model.config.block_size, options.batch_size)  # fmt: skip
+        responses = answer(
+            model,
+            tokenizer,
+            [prompt for prompt, _ in pairs],
+            options.max_new_tokens,
+            model.config.block_size,
+            options.batch_size,
+        )
         right = sum(is_exact(text, expected) for text, (_, expected) in zip(responses, pairs, strict=True))
         print(f"exact match {right / len(pairs):.1%}, over the first {len(pairs):,} records")
 
@@ -240,8 +263,9 @@ def command_prepare(argv: list[str]) -> None:
 def command_merge(argv: list[str]) -> None:
     """Fold adapters into their base and write an ordinary checkpoint, in full precision."""
     parser = Parser(prog="python -m gptft merge", description=command_merge.__doc__)
-    parser.add_argument("adapter", help="a checkpoint of a run with --lora_rank, the run's folder, or a "
-                        "directory of PEFT's")  # fmt: skip
+    parser.add_argument(
+        "adapter", help="a checkpoint of a run with --lora_rank, the run's folder, or a directory of PEFT's"
+    )
     parser.add_argument("out", help="the folder to write; it must not exist")
     add_base(parser)
     options = parser.parse_args(argv)
@@ -256,11 +280,18 @@ def command_export(argv: list[str]) -> None:
     parser = Parser(prog="python -m gptft export", description=command_export.__doc__)
     parser.add_argument("model", help=MODEL)
     parser.add_argument("out", help="the directory (hf, peft) or file (gguf) to write; it must not exist")
-    parser.add_argument("--format", required=True, choices=("hf", "gguf", "peft"),
-                        help="hf: config.json, model.safetensors, tokenizer, model card; gguf: one file for llama.cpp; "
-                        "peft: the adapters alone")  # fmt: skip
-    parser.add_argument("--dtype", default="", help="how weights are stored; hf: fp32, bf16 or fp16 [as they are]; "
-                        "gguf: fp32, fp16 or q8_0 [fp16]")  # fmt: skip
+    parser.add_argument(
+        "--format",
+        required=True,
+        choices=("hf", "gguf", "peft"),
+        help="hf: config.json, model.safetensors, tokenizer, model card; gguf: one file for llama.cpp; "
+        "peft: the adapters alone",
+    )
+    parser.add_argument(
+        "--dtype",
+        default="",
+        help="how weights are stored; hf: fp32, bf16 or fp16 [as they are]; gguf: fp32, fp16 or q8_0 [fp16]",
+    )
     parser.add_argument("--shard_gb", type=float, default=5.0, help="hf: largest file of weights, GB [5]")
     parser.add_argument("--name", default="", help="what the model is called [the name of OUT]")
     parser.add_argument("--license", default="", help="hf: the license's id, for the model card")

@@ -91,8 +91,10 @@ class GPTConfig:
         """Build from a JSON object; unknown, missing or ill-typed keys are refused, naming `source`."""
         hints = typing.get_type_hints(cls)
         values = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
-        values = {key: float(value) if hints.get(key) is float and type(value) is int else value
-                  for key, value in values.items()}  # fmt: skip
+        values = {
+            key: float(value) if hints.get(key) is float and type(value) is int else value
+            for key, value in values.items()
+        }
         for key, value in values.items():
             if key not in hints:
                 raise UserError(f"{source}: unknown key {key!r}{nearest(key, hints)}")

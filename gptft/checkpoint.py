@@ -180,8 +180,9 @@ def model_id(model: GPT, tokenizer: Tokenizer | None, rounded: torch.dtype | Non
     `rounded`: the id that the model would have after its weights went through that dtype.
     """
     # a field that a later version adds, with a default that changes nothing, changes no id
-    config = {f.name: value for f in dataclasses.fields(model.config)
-              if (value := getattr(model.config, f.name)) != f.default}  # fmt: skip
+    config = {
+        f.name: value for f in dataclasses.fields(model.config) if (value := getattr(model.config, f.name)) != f.default
+    }
     digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
     digest.update((tokenizer.digest if tokenizer else "").encode())
     lora = adapters_of(model)

@@ -140,15 +140,36 @@ TYPES = typing.get_type_hints(Config)
 
 # what other trainers call our fields: for hints only
 ELSEWHERE = {
-    "learning_rate": "lr", "output_dir": "out_dir", "model": "init", "model_name_or_path": "init", "dataset": "data",
-    "num_train_epochs": "epochs", "per_device_train_batch_size": "batch_size", "optim": "optimizer",
-    "gradient_accumulation_steps": "grad_accum", "max_seq_length": "max_length", "max_grad_norm": "grad_clip",
-    "lr_scheduler_type": "schedule", "save_total_limit": "keep", "gradient_checkpointing": "checkpoint_activations",
-    "prompt_template": "template", "early_stopping_patience": "patience", "bf16": "precision", "fp16": "precision",
-    "lora_r": "lora_rank", "r": "lora_rank", "rank": "lora_rank", "alpha": "lora_alpha", "use_dora": "lora_dora",
-    "target_modules": "lora_targets", "lora_target_modules": "lora_targets", "use_rslora": "lora_rslora",
-    "load_in_8bit": "lora_base", "load_in_4bit": "lora_base", "quantization": "lora_base",
-}  # fmt: skip
+    "learning_rate": "lr",
+    "output_dir": "out_dir",
+    "model": "init",
+    "model_name_or_path": "init",
+    "dataset": "data",
+    "num_train_epochs": "epochs",
+    "per_device_train_batch_size": "batch_size",
+    "optim": "optimizer",
+    "gradient_accumulation_steps": "grad_accum",
+    "max_seq_length": "max_length",
+    "max_grad_norm": "grad_clip",
+    "lr_scheduler_type": "schedule",
+    "save_total_limit": "keep",
+    "gradient_checkpointing": "checkpoint_activations",
+    "prompt_template": "template",
+    "early_stopping_patience": "patience",
+    "bf16": "precision",
+    "fp16": "precision",
+    "lora_r": "lora_rank",
+    "r": "lora_rank",
+    "rank": "lora_rank",
+    "alpha": "lora_alpha",
+    "use_dora": "lora_dora",
+    "target_modules": "lora_targets",
+    "lora_target_modules": "lora_targets",
+    "use_rslora": "lora_rslora",
+    "load_in_8bit": "lora_base",
+    "load_in_4bit": "lora_base",
+    "quantization": "lora_base",
+}
 
 
 def hint(name: str, prefix: str = "") -> str:
@@ -285,12 +306,33 @@ def resolve(config_path: str = "", given: dict | None = None) -> Config:
 
 
 AT_LEAST = {
-    "epochs": 0, "max_steps": 0, "batch_size": 1, "grad_accum": 1, "max_length": 0, "lr": 0, "min_lr": 0,
-    "warmup_steps": 0, "weight_decay": 0, "eps": 0, "grad_clip": 0, "eval_every": 0, "eval_batch_size": 1,
-    "patience": 0, "test_samples": 0, "max_new_tokens": 1, "save_every": 0, "keep": 1, "log_every": 1, "threads": 0,
-    "seed": 0, "dropout": 0, "val_fraction": 0, "test_fraction": 0,
-    "lora_rank": 0, "lora_dropout": 0,
-}  # fmt: skip
+    "epochs": 0,
+    "max_steps": 0,
+    "batch_size": 1,
+    "grad_accum": 1,
+    "max_length": 0,
+    "lr": 0,
+    "min_lr": 0,
+    "warmup_steps": 0,
+    "weight_decay": 0,
+    "eps": 0,
+    "grad_clip": 0,
+    "eval_every": 0,
+    "eval_batch_size": 1,
+    "patience": 0,
+    "test_samples": 0,
+    "max_new_tokens": 1,
+    "save_every": 0,
+    "keep": 1,
+    "log_every": 1,
+    "threads": 0,
+    "seed": 0,
+    "dropout": 0,
+    "val_fraction": 0,
+    "test_fraction": 0,
+    "lora_rank": 0,
+    "lora_dropout": 0,
+}
 BELOW = {"dropout": 1, "lora_dropout": 1, "val_fraction": 1, "test_fraction": 1, "seed": 2**63}
 
 

@@ -149,8 +149,10 @@ def load_start(config: Config, base: str = "") -> tuple[GPT, Tokenizer]:
         model, tokenizer = loading.load(config.init, base=base or None)
     if adapters_of(model):
         if config.lora_rank:  # new adapters would belong to a base that is on no disk
-            raise UserError(f"--init {config.init} holds adapters, and others cannot be put upon them: make one model "
-                            f"of it first, by python -m gptft merge {config.init} OUT, and start from OUT")  # fmt: skip
+            raise UserError(
+                f"--init {config.init} holds adapters, and others cannot be put upon them: make one model "
+                f"of it first, by python -m gptft merge {config.init} OUT, and start from OUT"
+            )
         merge_lora(model)
         say(f"the adapters of {config.init} are merged into their base")
     if tokenizer is None:
@@ -162,8 +164,14 @@ def load_start(config: Config, base: str = "") -> tuple[GPT, Tokenizer]:
 
 def add_adapters(config: Config, model: GPT, tokenizer: Tokenizer) -> None:
     """Freeze the model and put adapters on it, which are then all that is trained and saved."""
-    settings = LoraConfig(config.lora_rank, config.lora_alpha, config.lora_targets, config.lora_rslora,
-                          config.lora_dropout, config.lora_dora)  # fmt: skip
+    settings = LoraConfig(
+        config.lora_rank,
+        config.lora_alpha,
+        config.lora_targets,
+        config.lora_rslora,
+        config.lora_dropout,
+        config.lora_dora,
+    )
     base = loading.base_of(model, tokenizer, config.init, config.seed)  # before its weights are rounded
     add_lora(model, settings, config.seed, base, config.lora_base)
 
@@ -185,8 +193,13 @@ def load_data(
             dataset.score_prompts()
     val_fraction = 0.0 if config.val_data else config.val_fraction
     test_fraction = 0.0 if config.test_data else config.test_fraction
-    splits = dict(zip(("data", "val_data", "test_data"),
-                      split(datasets["data"], val_fraction, test_fraction, config.seed), strict=True))  # fmt: skip
+    splits = dict(
+        zip(
+            ("data", "val_data", "test_data"),
+            split(datasets["data"], val_fraction, test_fraction, config.seed),
+            strict=True,
+        )
+    )
     for name in ("val_data", "test_data"):
         if name in datasets:
             splits[name] = Split(datasets[name], np.arange(len(datasets[name])))
@@ -224,15 +237,19 @@ def describe(state: TrainState, config: Config, train_set: Split, device: torch.
     """Say what is about to happen."""
     optimizer_bytes = sum(
         tensor.numel() * tensor.element_size()
-        for values in state.optimizer.state.values() for tensor in values.values() if isinstance(tensor, torch.Tensor)
-    )  # fmt: skip
+        for values in state.optimizer.state.values()
+        for tensor in values.values()
+        if isinstance(tensor, torch.Tensor)
+    )
     total, examples = total_steps(len(train_set), config), config.batch_size * config.grad_accum
     ledger = train_set.dataset.ledger
     lengths, targets = [float(train_set.lengths.mean())] * examples, examples * ledger["targets"] / ledger["examples"]
     flops = training_flops(state.model, lengths, targets)
     say(console.describe_model(state.model, optimizer_bytes))
-    say(f"training: {total:,} steps of {examples} examples, about {console.amount(flops, 'FLOP')} a step, "
-        f"in {state.precision.name} on {device}")  # fmt: skip
+    say(
+        f"training: {total:,} steps of {examples} examples, about {console.amount(flops, 'FLOP')} a step, "
+        f"in {state.precision.name} on {device}"
+    )
 
 
 def ask_before(
@@ -266,8 +283,9 @@ def ask_before(
     return rows, prompts
 
 
-def ask_after(config: Config, model: GPT, tokenizer: Tokenizer, rows: list[dict], prompts: list[dict],
-              summary: dict) -> None:  # fmt: skip
+def ask_after(
+    config: Config, model: GPT, tokenizer: Tokenizer, rows: list[dict], prompts: list[dict], summary: dict
+) -> None:
     """Ask the same prompts again, and count the exact matches."""
     if not rows:
         return
@@ -279,8 +297,15 @@ def ask_after(config: Config, model: GPT, tokenizer: Tokenizer, rows: list[dict]
     summary["test_exact_match"] = summary["exact_match"]["all"]["after"]
 
 
-def summarise(state: TrainState, objective: Objective, config: Config, test_set: Split, pad_id: int, out_dir: Path,
-              tokenizer: Tokenizer) -> dict:  # fmt: skip
+def summarise(
+    state: TrainState,
+    objective: Objective,
+    config: Config,
+    test_set: Split,
+    pad_id: int,
+    out_dir: Path,
+    tokenizer: Tokenizer,
+) -> dict:
     """What `summary.json` says. Losses in nats a target, times in seconds."""
     progress: Progress = state.progress
     test_loss = None
@@ -330,8 +355,9 @@ def write_rows(path: Path, rows: list[dict]) -> None:
         file.writelines(map(json_line, rows))
 
 
-def write_results(config: Config, out_dir: Path, rows: list[dict], prompts: list[dict], summary: dict,
-                  datasets: dict[str, Dataset]) -> None:  # fmt: skip
+def write_results(
+    config: Config, out_dir: Path, rows: list[dict], prompts: list[dict], summary: dict, datasets: dict[str, Dataset]
+) -> None:
     """Write the run's files, and print what they hold and where they are."""
     lost = [{"split": name, **entry} for name, dataset in datasets.items() for entry in dataset.lost()]
     if lost:
@@ -347,8 +373,10 @@ def write_results(config: Config, out_dir: Path, rows: list[dict], prompts: list
     for name in ("eval_loss", "test_loss"):
         if summary[name] is not None:
             say(f"{name.replace('_', ' ')} {summary[name]:.4f}" + (" (best)" if name == "eval_loss" else ""))
-    say(f"{summary['steps']:,} steps in {console.clock(summary['train_runtime'])} (m:ss), "
-        f"{summary['train_samples_per_second']:.1f} examples a second")  # fmt: skip
+    say(
+        f"{summary['steps']:,} steps in {console.clock(summary['train_runtime'])} (m:ss), "
+        f"{summary['train_samples_per_second']:.1f} examples a second"
+    )
     for path in sorted(out_dir.iterdir()):
         if not path.name.startswith("."):
             inside = f"/{{{', '.join(sorted(entry.name for entry in path.iterdir()))}}}" if path.is_dir() else ""
@@ -373,8 +401,10 @@ def embedded_default(given: dict) -> Run:
         raise UserError(f"--out_dir {out_dir} already holds a run: choose another, or go on with it by --resume")
     # both stages' settings are fixed at the start, so that whatever goes on later goes on with them
     own = first / "config.toml", out_dir / "instruct.toml"
-    sources = [str(path) if going_on and path.exists() else shipped(name)
-               for path, name in zip(own, ("pretrain.toml", "instruct.toml"), strict=True)]  # fmt: skip
+    sources = [
+        str(path) if going_on and path.exists() else shipped(name)
+        for path, name in zip(own, ("pretrain.toml", "instruct.toml"), strict=True)
+    ]
     whole = {name: value for name, value in given.items() if not name.startswith("lora_")}  # adapters need a model
     pretraining = resolve(sources[0], {**whole, "out_dir": str(first)})
     tuning = resolve(sources[1], {**given, "init": str(first / "best"), "out_dir": str(out_dir)})

@@ -58,8 +58,10 @@ def load_adapters(
     found = model_id(model, tokenizer, torch.bfloat16 if rounded else None)
     wanted = recorded.model_id["bf16" if rounded else "fp32"]
     if adapters_of(model) or found != wanted:
-        raise UserError(f"{path} holds adapters for another base: for {recorded.name} with model id {wanted}, but "
-                        f"{name} has {found}; {give}")  # fmt: skip
+        raise UserError(
+            f"{path} holds adapters for another base: for {recorded.name} with model id {wanted}, but "
+            f"{name} has {found}; {give}"
+        )
     add_lora(model.to(dtype), settings, base=recorded)
     load_weights(model, path)
     _set_template(tokenizer, path / "template.json")
@@ -140,8 +142,10 @@ def _load(name: str, dtype: torch.dtype, base: str | Path | None = None) -> tupl
     if is_hf(path):
         model = load_hf(path, dtype)
         return model, hf_tokenizer(path, model.config)
-    raise UserError(f"{name}: neither a checkpoint (manifest.json), nor a run with one, nor a Hugging Face "
-                    "directory (config.json with a model_type), nor PEFT's adapters (adapter_config.json)")  # fmt: skip
+    raise UserError(
+        f"{name}: neither a checkpoint (manifest.json), nor a run with one, nor a Hugging Face "
+        "directory (config.json with a model_type), nor PEFT's adapters (adapter_config.json)"
+    )
 
 
 def load_peft(path: Path, dtype: torch.dtype, base: str | Path | None) -> tuple[GPT, Tokenizer | None]:
@@ -155,8 +159,10 @@ def load_peft(path: Path, dtype: torch.dtype, base: str | Path | None) -> tuple[
     try:
         model, tokenizer = _load(name, dtype if dtype == torch.bfloat16 else torch.float32)
     except UserError as error:
-        raise UserError(f"{path}: its base {name!r} cannot be loaded ({error}); name another with --base "
-                        "(base= in Python)", error.status) from None  # fmt: skip
+        raise UserError(
+            f"{path}: its base {name!r} cannot be loaded ({error}); name another with --base (base= in Python)",
+            error.status,
+        ) from None
     if adapters_of(model):
         raise UserError(f"{path}: its base {name!r} holds adapters itself: merge them first")
     settings, state = read_peft(path, model)

@@ -197,8 +197,13 @@ class Tokenizer:
     def save(self, directory: Path) -> None:
         """Write `gptft_tokenizer.json` (specials, template, ...), and beside it the vocabulary: `vocab.tiktoken`
         (base64 token, rank) or `tokenizer.json`."""
-        values = {**self.engine.save(directory), "specials": self.specials, "eot": self.eot_name, "bos": self.bos,
-                  "template": self.template.to_dict() if self.template else None}  # fmt: skip
+        values = {
+            **self.engine.save(directory),
+            "specials": self.specials,
+            "eot": self.eot_name,
+            "bos": self.bos,
+            "template": self.template.to_dict() if self.template else None,
+        }
         with atomic_write(directory / "gptft_tokenizer.json") as file:
             json.dump(values, file, indent=1, ensure_ascii=False)
 
@@ -209,8 +214,11 @@ class Tokenizer:
         try:
             values = read_json(path)
             rest = values["specials"], values["eot"], values.get("bos")
-            for key, fits in (("specials", _are_ids(rest[0])), ("eot", isinstance(rest[1], str)),
-                              ("bos", rest[2] is None or _are_ids({"bos": rest[2]}))):  # fmt: skip
+            for key, fits in (
+                ("specials", _are_ids(rest[0])),
+                ("eot", isinstance(rest[1], str)),
+                ("bos", rest[2] is None or _are_ids({"bos": rest[2]})),
+            ):
                 if not fits:
                     raise UserError(f"{path}: {key} cannot be {json.dumps(values[key])[:80]}")
             if values.get("engine") == "tokenizers":

@@ -159,8 +159,9 @@ def train(
         due = progress.step % eval_every == 0 or progress.step >= total
         if len(val_set) and due and progress.evaluated != progress.step:
             try:
-                eval_loss = evaluate_loss(objective, val_set, config.eval_batch_size, pad_id, state.precision,
-                                          config.mask_prompt, should_stop)  # fmt: skip
+                eval_loss = evaluate_loss(
+                    objective, val_set, config.eval_batch_size, pad_id, state.precision, config.mask_prompt, should_stop
+                )
             except Interrupted:
                 yield Stopped(progress.step, "interrupt")
                 return
@@ -180,8 +181,9 @@ def train(
 
         # the data: this step's window, collated, and the number of targets in all of it
         began = time.perf_counter()
-        windows = plan(train_set.lengths, config.batch_size, config.grad_accum, config.seed, progress.epoch,
-                       config.batching)  # fmt: skip
+        windows = plan(
+            train_set.lengths, config.batch_size, config.grad_accum, config.seed, progress.epoch, config.batching
+        )
         for window in windows[progress.window :]:
             batches = [collate([train_set[i] for i in chosen], pad_id, config.mask_prompt) for chosen in window]
             n_targets = sum(batch.n_targets for batch in batches)
@@ -239,8 +241,17 @@ def train(
             if progress.window == len(windows):
                 progress.epoch, progress.window = progress.epoch + 1, 0
             pace = (time.perf_counter() - started[0]) / (progress.step - started[1])  # evaluations and saves included
-            yield Step(progress.step, progress.step / per_epoch, loss_sum / max(n_targets, 1), rate, grad_norm, seconds,
-                       tokens / seconds, flops / seconds, pace * (total - progress.step))  # fmt: skip
+            yield Step(
+                progress.step,
+                progress.step / per_epoch,
+                loss_sum / max(n_targets, 1),
+                rate,
+                grad_norm,
+                seconds,
+                tokens / seconds,
+                flops / seconds,
+                pace * (total - progress.step),
+            )
             if progress.step >= total or progress.step % eval_every == 0:
                 break
             began = time.perf_counter()
@@ -259,12 +270,15 @@ def describe_non_finite(step: int, loss_sum: float, grad_norm: float, records: l
     what = f"the loss is {loss_sum}" if not math.isfinite(loss_sum) else f"the gradient norm is {grad_norm}"
     named = ", ".join(f"{file}, line {line}" for file, line in records[:8])
     more = f" and {len(records) - 8} more" if len(records) > 8 else ""
-    return (f"step {step}: {what}; weights are as after step {step - 1} and nothing was saved. "
-            f"The examples: {named}{more}. A lower --lr or more --warmup_steps may help.")  # fmt: skip
+    return (
+        f"step {step}: {what}; weights are as after step {step - 1} and nothing was saved. "
+        f"The examples: {named}{more}. A lower --lr or more --warmup_steps may help."
+    )
 
 
-def rehearse(state: TrainState, objective: Objective, config: Config, train_set: Split, val_set: Split,
-             pad_id: int) -> None:  # fmt: skip
+def rehearse(
+    state: TrainState, objective: Objective, config: Config, train_set: Split, val_set: Split, pad_id: int
+) -> None:
     """Forward and backward of the longest training batch with optimizer state allocated, and forward of the longest
     validation batch: what will not fit fails now. Weights, optimizer state and random state are as before.
 
@@ -291,7 +305,9 @@ def rehearse(state: TrainState, objective: Objective, config: Config, train_set:
             raise UserError(
                 f"out of memory on {model.device} with the longest batch ({batch.idx.size(0)} examples of "
                 f"{batch.idx.size(1)} tokens): lower --batch_size (and raise --grad_accum) or --max_length, or set "
-                "--checkpoint_activations", 1) from None  # fmt: skip
+                "--checkpoint_activations",
+                1,
+            ) from None
         raise
     finally:
         set_random_state(before, model.device)

@@ -36,10 +36,25 @@ HOSTILE = [
     "\r\n \r\n\t \n  \n",
 ]
 RANGES = [
-    (0, 0x7F), (0x80, 0x24F), (0x300, 0x36F), (0x370, 0x52F), (0x590, 0x6FF), (0x900, 0x97F), (0xE00, 0xE7F),
-    (0x1100, 0x11FF), (0x2000, 0x206F), (0x2150, 0x218F), (0x4E00, 0x4FFF), (0xAC00, 0xB000), (0xFB00, 0xFB06),
-    (0x1D7CE, 0x1D7FF), (0x1F1E6, 0x1F1FF), (0x1F300, 0x1F6FF), (0x20000, 0x20050), (0xE0100, 0xE0110),
-]  # fmt: skip
+    (0, 0x7F),
+    (0x80, 0x24F),
+    (0x300, 0x36F),
+    (0x370, 0x52F),
+    (0x590, 0x6FF),
+    (0x900, 0x97F),
+    (0xE00, 0xE7F),
+    (0x1100, 0x11FF),
+    (0x2000, 0x206F),
+    (0x2150, 0x218F),
+    (0x4E00, 0x4FFF),
+    (0xAC00, 0xB000),
+    (0xFB00, 0xFB06),
+    (0x1D7CE, 0x1D7FF),
+    (0x1F1E6, 0x1F1FF),
+    (0x1F300, 0x1F6FF),
+    (0x20000, 0x20050),
+    (0xE0100, 0xE0110),
+]
 SCRAPS = [
     " ",
     "  ",
@@ -130,11 +145,28 @@ def trained(pre_tokenizer, size=1200, normalizer="null", spaced=False):
     """(vocab, merges) of a BPE trained under a pre-tokenizer, given as JSON."""
     import tokenizers
 
-    blank = {"version": "1.0", "truncation": None, "padding": None, "added_tokens": [], "post_processor": None,
-             "normalizer": json.loads(normalizer), "pre_tokenizer": json.loads(pre_tokenizer), "decoder": None,
-             "model": {"type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None,
-                       "end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False, "ignore_merges": False,
-                       "vocab": {}, "merges": []}}  # fmt: skip
+    blank = {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [],
+        "post_processor": None,
+        "normalizer": json.loads(normalizer),
+        "pre_tokenizer": json.loads(pre_tokenizer),
+        "decoder": None,
+        "model": {
+            "type": "BPE",
+            "dropout": None,
+            "unk_token": None,
+            "continuing_subword_prefix": None,
+            "end_of_word_suffix": None,
+            "fuse_unk": False,
+            "byte_fallback": False,
+            "ignore_merges": False,
+            "vocab": {},
+            "merges": [],
+        },
+    }
     tokenizer = tokenizers.Tokenizer.from_str(json.dumps(blank))
     alphabet = [] if spaced else tokenizers.pre_tokenizers.ByteLevel.alphabet()
     trainer = tokenizers.trainers.BpeTrainer(vocab_size=size, initial_alphabet=alphabet, show_progress=False)
@@ -148,9 +180,19 @@ def trained(pre_tokenizer, size=1200, normalizer="null", spaced=False):
 
 
 def model(vocab, merges, **changes):
-    return {"type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None,
-            "end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False, "ignore_merges": False,
-            "vocab": dict(vocab), "merges": [list(merge) for merge in merges], **changes}  # fmt: skip
+    return {
+        "type": "BPE",
+        "dropout": None,
+        "unk_token": None,
+        "continuing_subword_prefix": None,
+        "end_of_word_suffix": None,
+        "fuse_unk": False,
+        "byte_fallback": False,
+        "ignore_merges": False,
+        "vocab": dict(vocab),
+        "merges": [list(merge) for merge in merges],
+        **changes,
+    }
 
 
 def ordered(pre_tokenizer, first=0, **kw):
@@ -160,9 +202,17 @@ def ordered(pre_tokenizer, first=0, **kw):
 
 
 def as_json(body, added, pre_tokenizer, normalizer=None, post_processor=None, decoder=None):
-    return {"version": "1.0", "truncation": None, "padding": None, "added_tokens": added, "normalizer": normalizer,
-            "pre_tokenizer": pre_tokenizer, "post_processor": post_processor or byte_level(),
-            "decoder": decoder or byte_level(), "model": body}  # fmt: skip
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": added,
+        "normalizer": normalizer,
+        "pre_tokenizer": pre_tokenizer,
+        "post_processor": post_processor or byte_level(),
+        "decoder": decoder or byte_level(),
+        "model": body,
+    }
 
 
 def gpt2():
@@ -179,8 +229,13 @@ def pythia():
     added = [token(0, "<|endoftext|>"), token(1, "<|padding|>")]
     added += [token(len(vocab) + n, " " * (24 - n), special=False) for n in range(22)]
     values = as_json(model(vocab, merges), added, byte_level(), {"type": "NFC"})
-    config = {"tokenizer_class": "GPTNeoXTokenizer", "bos_token": "<|endoftext|>", "eos_token": "<|endoftext|>",
-              "unk_token": "<|endoftext|>", "add_prefix_space": False}  # fmt: skip
+    config = {
+        "tokenizer_class": "GPTNeoXTokenizer",
+        "bos_token": "<|endoftext|>",
+        "eos_token": "<|endoftext|>",
+        "unk_token": "<|endoftext|>",
+        "add_prefix_space": False,
+    }
     return values, config, "gpt_neox"
 
 
@@ -193,25 +248,46 @@ def sentencepiece(metaspace=None):
     for piece in sorted(learned, key=lambda piece: (len(piece) == 1, learned[piece])):
         vocab.setdefault(piece, len(vocab))
     body = model(vocab, merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True)
-    normalizer = {"type": "Sequence", "normalizers": [
-        {"type": "Prepend", "prepend": "▁"}, {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
-    ]}  # fmt: skip
-    decoder = {"type": "Sequence", "decoders": [
-        {"type": "Replace", "pattern": {"String": "▁"}, "content": " "}, {"type": "ByteFallback"}, {"type": "Fuse"},
-        {"type": "Strip", "content": " ", "start": 1, "stop": 0},
-    ]}  # fmt: skip
+    normalizer = {
+        "type": "Sequence",
+        "normalizers": [
+            {"type": "Prepend", "prepend": "▁"},
+            {"type": "Replace", "pattern": {"String": " "}, "content": "▁"},
+        ],
+    }
+    decoder = {
+        "type": "Sequence",
+        "decoders": [
+            {"type": "Replace", "pattern": {"String": "▁"}, "content": " "},
+            {"type": "ByteFallback"},
+            {"type": "Fuse"},
+            {"type": "Strip", "content": " ", "start": 1, "stop": 0},
+        ],
+    }
     added = [token(i, name) for i, name in enumerate(names[:3])]
     if metaspace:
-        return body, added, None, {"type": "Metaspace", "replacement": "▁", "prepend_scheme": metaspace,
-                                   "split": False}, decoder  # fmt: skip
+        return (
+            body,
+            added,
+            None,
+            {"type": "Metaspace", "replacement": "▁", "prepend_scheme": metaspace, "split": False},
+            decoder,
+        )
     return body, added, normalizer, None, decoder
 
 
 def llama2(legacy=False, model_type="llama", kind="LlamaTokenizer"):
     body, added, normalizer, pre_tokenizer, decoder = sentencepiece()
     values = as_json(body, added, pre_tokenizer, normalizer, begins_with("<s>", 1), decoder)
-    config = {"tokenizer_class": kind, "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>",
-              "add_bos_token": True, "add_eos_token": False, "legacy": legacy}  # fmt: skip
+    config = {
+        "tokenizer_class": kind,
+        "bos_token": "<s>",
+        "eos_token": "</s>",
+        "unk_token": "<unk>",
+        "add_bos_token": True,
+        "add_eos_token": False,
+        "legacy": legacy,
+    }
     return values, config, model_type
 
 
@@ -227,8 +303,14 @@ def mistral3():
         body["vocab"][name] = len(body["vocab"])
         added.append(token(body["vocab"][name], name))
     values = as_json(body, added, pre_tokenizer, normalizer, begins_with("<s>", 1), decoder)
-    config = {"tokenizer_class": "LlamaTokenizer", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>",
-              "legacy": False, "add_bos_token": True}  # fmt: skip
+    config = {
+        "tokenizer_class": "LlamaTokenizer",
+        "bos_token": "<s>",
+        "eos_token": "</s>",
+        "unk_token": "<unk>",
+        "legacy": False,
+        "add_bos_token": True,
+    }
     return values, config, "mistral"
 
 
@@ -255,8 +337,12 @@ def llama3():
     added = [token(len(vocab) + n, name) for n, name in enumerate(LLAMA3_SPECIALS)]
     post = {"type": "Sequence", "processors": [byte_level(), begins_with("<|begin_of_text|>", len(vocab))]}
     values = as_json(model(vocab, merges, ignore_merges=True), added, split(LLAMA3), None, post)
-    config = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<|begin_of_text|>", "eos_token": "<|eot_id|>",
-              "added_tokens_decoder": decoder_of(added)}  # fmt: skip
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": "<|begin_of_text|>",
+        "eos_token": "<|eot_id|>",
+        "added_tokens_decoder": decoder_of(added),
+    }
     return values, config, "llama"
 
 
@@ -271,9 +357,16 @@ def qwen(version=2):
         names = ("<tool_call>", "</tool_call>", "<think>", "</think>")
         added += [token(len(vocab) + 3 + n, name, special=False, normalized=False) for n, name in enumerate(names)]
     values = as_json(model(vocab, merges), added, split(QWEN), {"type": "NFC"})
-    config = {"tokenizer_class": "Qwen2Tokenizer", "bos_token": None, "eos_token": "<|im_end|>", "unk_token": None,
-              "pad_token": "<|endoftext|>", "add_bos_token": False, "added_tokens_decoder": decoder_of(added),
-              "additional_special_tokens": ["<|im_start|>", "<|im_end|>"]}  # fmt: skip
+    config = {
+        "tokenizer_class": "Qwen2Tokenizer",
+        "bos_token": None,
+        "eos_token": "<|im_end|>",
+        "unk_token": None,
+        "pad_token": "<|endoftext|>",
+        "add_bos_token": False,
+        "added_tokens_decoder": decoder_of(added),
+        "additional_special_tokens": ["<|im_start|>", "<|im_end|>"],
+    }
     return values, config, f"qwen{version}"
 
 
@@ -283,8 +376,14 @@ def smollm2():
     names = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *(f"<reserved_{n}>" for n in range(14))]
     vocab |= {name: i for i, name in enumerate(names)}
     values = as_json(model(vocab, merges), [token(i, name) for i, name in enumerate(names)], steps)
-    config = {"tokenizer_class": "GPT2Tokenizer", "bos_token": "<|im_start|>", "eos_token": "<|im_end|>",
-              "unk_token": "<|endoftext|>", "pad_token": "<|im_end|>", "add_prefix_space": False}  # fmt: skip
+    config = {
+        "tokenizer_class": "GPT2Tokenizer",
+        "bos_token": "<|im_start|>",
+        "eos_token": "<|im_end|>",
+        "unk_token": "<|endoftext|>",
+        "pad_token": "<|im_end|>",
+        "add_prefix_space": False,
+    }
     return values, config, "llama"
 
 

@@ -45,8 +45,12 @@ def test_cache_rows_have_their_own_lengths():
     out = attend(q[:, :, 6:], keys, values, step)
     for row, length in enumerate((3, 6)):
         chosen = [*range(length), 6]
-        one = written_out(q[row : row + 1, :, 6:], k[row : row + 1, :, chosen], v[row : row + 1, :, chosen],
-                          torch.ones(1, length + 1).bool())  # fmt: skip
+        one = written_out(
+            q[row : row + 1, :, 6:],
+            k[row : row + 1, :, chosen],
+            v[row : row + 1, :, chosen],
+            torch.ones(1, length + 1).bool(),
+        )
         assert difference(out[row], one[0]) < 1e-14
 
 

@@ -81,8 +81,13 @@ def test_model_id_is_of_every_number_and_name(monkeypatch):
     ids = {model_id(model, tokenizer)}
     q, k = model.blocks[0].attn.q.weight, model.blocks[0].attn.k.weight
     with torch.no_grad():
-        for change in (lambda: q[-1, -1].add_(1e-3), lambda: q[0, 0].mul_(2), lambda: q.copy_(q.T.clone()),
-                       lambda: (q.copy_(k), k.copy_(q + 1e-3)), lambda: model.to(torch.float64)):  # fmt: skip
+        for change in (
+            lambda: q[-1, -1].add_(1e-3),
+            lambda: q[0, 0].mul_(2),
+            lambda: q.copy_(q.T.clone()),
+            lambda: (q.copy_(k), k.copy_(q + 1e-3)),
+            lambda: model.to(torch.float64),
+        ):
             change()
             ids.add(model_id(model, tokenizer))
     assert len(ids) == 6
@@ -126,8 +131,14 @@ def test_a_kill_at_any_point_of_a_save_leaves_a_checkpoint(tmp_path, monkeypatch
         return call
 
     with monkeypatch.context() as patch:
-        for module, name in ((os, "rename"), (os, "replace"), (os, "fsync"), (torch, "save"), (Path, "write_text"),
-                             (checkpoint.shutil, "rmtree")):  # fmt: skip
+        for module, name in (
+            (os, "rename"),
+            (os, "replace"),
+            (os, "fsync"),
+            (torch, "save"),
+            (Path, "write_text"),
+            (checkpoint.shutil, "rmtree"),
+        ):
             patch.setattr(module, name, dying(getattr(module, name)))
         try:
             save(tmp_path / "last", new, tokenizer, 2, {"x": 2})
@@ -366,9 +377,11 @@ def test_damage_to_adapters_is_found(tmp_path, adapted, name):
 
 def test_adapters_of_another_shape_are_refused_by_tensor(tmp_path, adapted):
     """Loading in part would leave the rest at the identity."""
-    for config, message in ((LoraConfig(4, targets=("attn", "down"), dora=True), "has shape"),
-                            (LoraConfig(3, dora=True), r"lacks the tensor 'blocks\.\d\.mlp\.up\.[ABm]"),
-                            (LoraConfig(3, targets=("attn", "down")), r"unexpected tensor '.*\.m'")):  # fmt: skip
+    for config, message in (
+        (LoraConfig(4, targets=("attn", "down"), dora=True), "has shape"),
+        (LoraConfig(3, dora=True), r"lacks the tensor 'blocks\.\d\.mlp\.up\.[ABm]"),
+        (LoraConfig(3, targets=("attn", "down")), r"unexpected tensor '.*\.m'"),
+    ):
         model, tokenizer = load(tmp_path / "base")
         add_lora(model, config, base=base_of(model, tokenizer, "base"))
         with pytest.raises(UserError, match=message):

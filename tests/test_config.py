@@ -330,9 +330,16 @@ def test_a_missing_key_of_the_architecture_is_named():
 
 def test_other_trainers_names_lead_to_ours():
     """Nobody who types --lerning_rate means --min_lr."""
-    for flag, ours in (("lerning_rate", "lr"), ("num_train_epochs", "epochs"), ("ouput_dir", "out_dir"),
-                       ("lora_r", "lora_rank"), ("target_modules", "lora_targets"), ("use_rslora", "lora_rslora"),
-                       ("use_dora", "lora_dora"), ("load_in_8bit", "lora_base"),
-                       ("lora_alfa", "lora_alpha")):  # fmt: skip
+    for flag, ours in (
+        ("lerning_rate", "lr"),
+        ("num_train_epochs", "epochs"),
+        ("ouput_dir", "out_dir"),
+        ("lora_r", "lora_rank"),
+        ("target_modules", "lora_targets"),
+        ("use_rslora", "lora_rslora"),
+        ("use_dora", "lora_dora"),
+        ("load_in_8bit", "lora_base"),
+        ("lora_alfa", "lora_alpha"),
+    ):
         with pytest.raises(UserError, match=rf"unknown flag --{flag}; did you mean '--{ours}'\?"):
             parse_arguments([f"--{flag}", "1"])

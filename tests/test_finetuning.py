@@ -20,8 +20,17 @@ from gptft.finetuning import finetune
 from gptft.run.console import read_metrics
 
 ROOT = Path(__file__).resolve().parent.parent
-QUICK = {"init": "tiny", "max_steps": 6, "batch_size": 4, "eval_every": 3, "max_new_tokens": 8, "test_samples": 5,
-         "max_length": 64, "threads": 1, "precision": "fp32"}  # fmt: skip
+QUICK = {
+    "init": "tiny",
+    "max_steps": 6,
+    "batch_size": 4,
+    "eval_every": 3,
+    "max_new_tokens": 8,
+    "test_samples": 5,
+    "max_length": 64,
+    "threads": 1,
+    "precision": "fp32",
+}
 
 
 def test_a_run_leaves_the_files_of_the_contract(tmp_path, write_lines, pairs):
@@ -30,17 +39,37 @@ def test_a_run_leaves_the_files_of_the_contract(tmp_path, write_lines, pairs):
     names = {path.name for path in (tmp_path / "run").iterdir()}
     assert {"config.toml", "metrics.jsonl", "responses.jsonl", "summary.json", "best", "last"} <= names
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
-    wanted = {"model_id", "train_runtime", "train_samples_per_second", "train_steps_per_second", "total_flos",
-              "train_loss", "eval_loss", "test_loss", "test_exact_match", "parameters", "peak_memory_bytes",
-              "ledger"}  # fmt: skip
+    wanted = {
+        "model_id",
+        "train_runtime",
+        "train_samples_per_second",
+        "train_steps_per_second",
+        "total_flos",
+        "train_loss",
+        "eval_loss",
+        "test_loss",
+        "test_exact_match",
+        "parameters",
+        "peak_memory_bytes",
+        "ledger",
+    }
     assert wanted <= summary.keys() and summary == run.summary
     assert summary["ledger"]["data"]["records_read"] == 60
     assert summary["parameters"] == run.model.n_parameters()
     rows = read_metrics(tmp_path / "run" / "metrics.jsonl")
     assert [row["step"] for row in rows if "loss" in row] == [1, 2, 3, 4, 5, 6]
     assert [row["step"] for row in rows if "eval_loss" in row] == [0, 3, 6]
-    assert {"step", "epoch", "loss", "learning_rate", "grad_norm", "iter_time", "tokens_per_second", "flops",
-            "remaining_time"} == next(row for row in rows if "loss" in row).keys()  # fmt: skip
+    assert {
+        "step",
+        "epoch",
+        "loss",
+        "learning_rate",
+        "grad_norm",
+        "iter_time",
+        "tokens_per_second",
+        "flops",
+        "remaining_time",
+    } == next(row for row in rows if "loss" in row).keys()
     answers = [json.loads(line) for line in (tmp_path / "run" / "responses.jsonl").read_text().splitlines()]
     assert len(answers) == 5 and {"record", "expected", "before", "after"} == answers[0].keys()
     assert resolve(str(tmp_path / "run" / "config.toml"), {}).max_steps == 6
@@ -85,10 +114,18 @@ def test_empty_splits_are_legal_and_said(tmp_path, write_lines, pairs, capsys):
 def test_files_of_their_own_for_validation_and_test(tmp_path, write_lines, pairs):
     """val_data and test_data are used whole, and nothing of the training file is held out."""
     records = pairs(40)
-    run = finetune(data=write_lines(records[:30]), val_data=write_lines(records[30:34], "v.jsonl"),
-                   test_data=write_lines(records[34:], "t.jsonl"), out_dir=tmp_path / "run", **QUICK)  # fmt: skip
+    run = finetune(
+        data=write_lines(records[:30]),
+        val_data=write_lines(records[30:34], "v.jsonl"),
+        test_data=write_lines(records[34:], "t.jsonl"),
+        out_dir=tmp_path / "run",
+        **QUICK,
+    )
     assert {name: ledger["examples"] for name, ledger in run.summary["ledger"].items()} == {
-        "data": 30, "val_data": 4, "test_data": 6}  # fmt: skip
+        "data": 30,
+        "val_data": 4,
+        "test_data": 6,
+    }
 
 
 def test_an_out_dir_that_holds_a_run_is_refused(tmp_path, write_lines, pairs, monkeypatch):
@@ -206,9 +243,17 @@ def test_three_lines_of_the_course(tmp_path, write_lines, pairs, monkeypatch):
 
 def test_conversations_train_on_every_assistant_turn(tmp_path, write_lines):
     """messages records: all assistant turns are targets; the last one is what the test asks for."""
-    talk = [{"messages": [{"role": "user", "content": f"Hello {i}"}, {"role": "assistant", "content": "Hi."},
-                          {"role": "user", "content": "Bye"}, {"role": "assistant", "content": "See you."}]}
-            for i in range(30)]  # fmt: skip
+    talk = [
+        {
+            "messages": [
+                {"role": "user", "content": f"Hello {i}"},
+                {"role": "assistant", "content": "Hi."},
+                {"role": "user", "content": "Bye"},
+                {"role": "assistant", "content": "See you."},
+            ]
+        }
+        for i in range(30)
+    ]
     run = finetune(data=write_lines(talk), out_dir=tmp_path / "run", **{**QUICK, "max_length": 128})
     assert run.tokenizer.template.name == "chatml"
     per_record = len(run.tokenizer.encode("Hi.")) + len(run.tokenizer.encode("See you.")) + 2
@@ -256,8 +301,10 @@ def test_a_run_with_adapters_trains_and_keeps_adapters_only(tmp_path, start, hel
     before = {path.name: path.read_bytes() for path in base.iterdir()}
     run = finetune(data=data, out_dir=tmp_path / "run", **{**LORA, "init": base, "lora_base": held, "save_every": 2})
     said = capsys.readouterr().out
-    assert f"adapters: LoRA of rank 4 on attn, mlp; 27,648 parameters (3.51%) are trained, the others frozen, their " \
-           f"linear layers in {held}" in said  # fmt: skip
+    assert (
+        f"adapters: LoRA of rank 4 on attn, mlp; 27,648 parameters (3.51%) are trained, the others frozen, their "
+        f"linear layers in {held}" in said
+    )
     assert {path.name: path.read_bytes() for path in base.iterdir()} == before
     summary = json.loads((run.path / "summary.json").read_text())
     assert summary == run.summary
@@ -295,8 +342,10 @@ def test_a_run_with_adapters_goes_on_bit_for_bit(tmp_path, start):
     for name in ("last", "best"):
         ours, theirs = (torch.load(path / name / "adapter.pt", weights_only=True) for path in (run.path, whole.path))
         assert ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours)
-    rows = [[row["loss"] for row in read_metrics(path / "metrics.jsonl") if "loss" in row]
-            for path in (run.path, whole.path)]  # fmt: skip
+    rows = [
+        [row["loss"] for row in read_metrics(path / "metrics.jsonl") if "loss" in row]
+        for path in (run.path, whole.path)
+    ]
     assert rows[0] == rows[1] and len(rows[0]) == 7
 
 
@@ -305,8 +354,15 @@ def test_resuming_with_other_adapters_is_refused(tmp_path, start):
     data, base = start
     settings = {**LORA, "init": base, "out_dir": tmp_path / "run", "data": data, "max_steps": 2, "resume": True}
     finetune(**settings)
-    for change in ({"lora_alpha": 8}, {"lora_rank": 5}, {"lora_rslora": True}, {"lora_dora": True},
-                   {"lora_dropout": 0.0}, {"lora_targets": "attn"}, {"lora_base": "int8"}):  # fmt: skip
+    for change in (
+        {"lora_alpha": 8},
+        {"lora_rank": 5},
+        {"lora_rslora": True},
+        {"lora_dora": True},
+        {"lora_dropout": 0.0},
+        {"lora_targets": "attn"},
+        {"lora_base": "int8"},
+    ):
         with pytest.raises(UserError, match=r"--resume: the adapters \(--lora_\.\.\.\) changed since"):
             finetune(**{**settings, **change})
     full = {name: value for name, value in settings.items() if not name.startswith("lora_")}
@@ -359,8 +415,15 @@ def test_compiled_blocks_give_the_same_losses_with_adapters(tmp_path, write_line
     data = write_lines(pairs(30))
     losses = []
     for compiled in (False, True):
-        settings = {**LORA, "compile": compiled, "max_steps": 3, "test_samples": 2, "lora_dropout": 0.0,
-                    "lora_base": "int8", "lora_dora": True}  # fmt: skip
+        settings = {
+            **LORA,
+            "compile": compiled,
+            "max_steps": 3,
+            "test_samples": 2,
+            "lora_dropout": 0.0,
+            "lora_base": "int8",
+            "lora_dora": True,
+        }
         run = finetune(data=data, out_dir=tmp_path / str(compiled), **settings)
         losses.append([row["loss"] for row in read_metrics(run.path / "metrics.jsonl") if "loss" in row])
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
@@ -381,8 +444,13 @@ def test_everything_works_without_a_network(tmp_path, write_lines, pairs, shared
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
     environment.pop("HF_HUB_OFFLINE", None)
     for init in ("tiny", tmp_path / "hf"):
-        words = {**QUICK, "init": init, "data": write_lines(pairs(30)), "out_dir": tmp_path / Path(init).name / "run",
-                 "max_length": 48}  # fmt: skip
+        words = {
+            **QUICK,
+            "init": init,
+            "data": write_lines(pairs(30)),
+            "out_dir": tmp_path / Path(init).name / "run",
+            "max_length": 48,
+        }
         command = [sys.executable, ROOT / "train.py", *(f"--{name}={value}" for name, value in words.items())]
         done = subprocess.run(list(map(str, command)), env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
@@ -417,9 +485,32 @@ def test_gpt2_on_the_real_set_starts_from_transformers_loss(tmp_path, shared):
     theirs = transformers.GPT2LMHeadModel(transformers.GPT2Config()).eval()
     theirs.save_pretrained(tmp_path / "gpt2")
     source = shared / "instruction-data.json"
-    command = [sys.executable, ROOT / "train.py", "--init", tmp_path / "gpt2", "--data", source, "--out_dir",
-               tmp_path / "run", "--max_steps", "8", "--test_samples", "0", "--eval_every", "8", "--save_every", "0",
-               "--precision", "fp32", "--lr", "1e-4", "--warmup_steps", "2", "--val_fraction", "0.01"]  # fmt: skip
+    command = [
+        sys.executable,
+        ROOT / "train.py",
+        "--init",
+        tmp_path / "gpt2",
+        "--data",
+        source,
+        "--out_dir",
+        tmp_path / "run",
+        "--max_steps",
+        "8",
+        "--test_samples",
+        "0",
+        "--eval_every",
+        "8",
+        "--save_every",
+        "0",
+        "--precision",
+        "fp32",
+        "--lr",
+        "1e-4",
+        "--warmup_steps",
+        "2",
+        "--val_fraction",
+        "0.01",
+    ]
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, env=os.environ)
     assert done.returncode == 0, done.stderr
     losses = [row["loss"] for row in read_metrics(tmp_path / "run" / "metrics.jsonl") if "loss" in row]

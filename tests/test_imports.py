@@ -122,9 +122,12 @@ def test_this_test_sees_an_import_from_above(tmp_path):
         "try:\n    from gptft.files import y\nexcept ImportError:\n    pass\n"
     )
     assert list(imports(tree)) == [
-        ("typing", False), ("gptft.report", True), ("gptft.run.folder", True), ("gptft.data.sources", True),
-        ("gptft.files", False)
-    ]  # fmt: skip
+        ("typing", False),
+        ("gptft.report", True),
+        ("gptft.run.folder", True),
+        ("gptft.data.sources", True),
+        ("gptft.files", False),
+    ]
 
 
 @pytest.mark.parametrize("path", files(), ids=lambda path: str(path.relative_to(ROOT)))

@@ -15,8 +15,9 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def python(*words, cwd=ROOT, **environment):
-    done = subprocess.run([sys.executable, *map(str, words)], cwd=cwd, capture_output=True, text=True,
-                          env={**os.environ, **environment})  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, *map(str, words)], cwd=cwd, capture_output=True, text=True, env={**os.environ, **environment}
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -32,8 +33,20 @@ def test_the_wheel_runs_the_embedded_default_outside_the_repository(tmp_path):
     assert not any(name.startswith(("tests", "benchmarks", "checkpoints")) for name in names)
     assert any(name.endswith("LICENSE") for name in names)
     zipfile.ZipFile(wheel).extractall(tmp_path / "site")  # a pure wheel is installed by unpacking it
-    out = python("-m", "gptft", "train", "--max_steps", "3", "--test_samples", "3", "--max_new_tokens", "4",
-                 cwd=tmp_path, PYTHONPATH=str(tmp_path / "site"), PYTHONSAFEPATH="1")  # fmt: skip
+    out = python(
+        "-m",
+        "gptft",
+        "train",
+        "--max_steps",
+        "3",
+        "--test_samples",
+        "3",
+        "--max_new_tokens",
+        "4",
+        cwd=tmp_path,
+        PYTHONPATH=str(tmp_path / "site"),
+        PYTHONSAFEPATH="1",
+    )
     assert "exact match" in out and (tmp_path / "checkpoints" / "default" / "summary.json").exists()
     home = python("-c", "import gptft; print(gptft.__file__)", cwd=tmp_path, PYTHONPATH=str(tmp_path / "site"))
     assert Path(home.strip()).is_relative_to(tmp_path)

@@ -40,8 +40,17 @@ class Examples(list):
 
 
 def setup(lengths=(5, 9, 14, 7, 20, 6, 11, 8, 17), dtype=torch.float64, n_val=3, model=None, **settings):
-    config = Config(**{"lr": 1e-2, "warmup_steps": 2, "batch_size": 2, "grad_accum": 2, "precision": "fp32",
-                       "eval_every": 3, **settings})  # fmt: skip
+    config = Config(
+        **{
+            "lr": 1e-2,
+            "warmup_steps": 2,
+            "batch_size": 2,
+            "grad_accum": 2,
+            "precision": "fp32",
+            "eval_every": 3,
+            **settings,
+        }
+    )
     model = model or toy_model(dtype)
     model.set_dropout(config.dropout)
     examples = Examples(toy_examples(lengths))
@@ -67,8 +76,13 @@ def test_the_loop_is_the_plain_loop():
     model = toy_model()
     decay = [p for p in model.parameters() if p.dim() > 1]
     other = [p for p in model.parameters() if p.dim() == 1]
-    optimizer = torch.optim.AdamW([{"params": decay}, {"params": other, "weight_decay": 0}], lr=config.lr,
-                                  weight_decay=0.1, fused=False, foreach=False)  # fmt: skip
+    optimizer = torch.optim.AdamW(
+        [{"params": decay}, {"params": other, "weight_decay": 0}],
+        lr=config.lr,
+        weight_decay=0.1,
+        fused=False,
+        foreach=False,
+    )
     total, losses = total_steps(len(examples), config), []
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda n: min((n + 1) / 2, 0.5 * (1 + math.cos(math.pi * max(0, n - 1) / (total - 2))))
@@ -282,8 +296,17 @@ def test_allocating_optimizer_state_moves_no_weight(optimizer):
         assert all(not tensor.any() for tensor in values.values() if isinstance(tensor, torch.Tensor))
 
 
-@pytest.mark.parametrize("settings", [{}, {"optimizer": "adafactor"}, {"dropout": 0.3}, {"precision": "fp16"},
-                                      {"checkpoint_activations": True, "dropout": 0.3}], ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"optimizer": "adafactor"},
+        {"dropout": 0.3},
+        {"precision": "fp16"},
+        {"checkpoint_activations": True, "dropout": 0.3},
+    ],
+    ids=str,
+)
 @pytest.mark.parametrize("stop_at", [1, 4, 5, 7])
 def test_stopping_and_going_on_is_the_unbroken_run(settings, stop_at):
     """Row 13: losses, order, learning rate, weights and random state equal the unbroken run's, bit for bit, wherever
@@ -310,10 +333,18 @@ def test_stopping_and_going_on_is_the_unbroken_run(settings, stop_at):
     second.model.load_state_dict(saved_weights)
     second.load_state_dict(saved)
     events += run(second, objective, config, examples, val)
-    timeless = [dataclasses.replace(e, iter_time=0, tokens_per_second=0, flops=0, remaining_time=0)
-                if isinstance(e, Step) else e for e in events]  # fmt: skip
-    wanted = [dataclasses.replace(e, iter_time=0, tokens_per_second=0, flops=0, remaining_time=0)
-              if isinstance(e, Step) else e for e in expected]  # fmt: skip
+    timeless = [
+        dataclasses.replace(e, iter_time=0, tokens_per_second=0, flops=0, remaining_time=0)
+        if isinstance(e, Step)
+        else e
+        for e in events
+    ]
+    wanted = [
+        dataclasses.replace(e, iter_time=0, tokens_per_second=0, flops=0, remaining_time=0)
+        if isinstance(e, Step)
+        else e
+        for e in expected
+    ]
     assert timeless == wanted
     assert torch.equal(weights(second.model), weights(whole.model))
     assert torch.equal(second.state_dict()["random"]["cpu"], whole.state_dict()["random"]["cpu"])
@@ -354,8 +385,16 @@ def test_an_all_masked_micro_batch_changes_no_update(precision):
     masked = Example(np.arange(1, 9, dtype=np.uint16), [], ("toy.jsonl", 99))
     results = []
     for extra in ([], [masked]):
-        state, objective, config, *_ = setup(dtype=torch.float32, precision=precision, batch_size=1, max_steps=1,
-                                             grad_accum=4, batching="random", warmup_steps=0, n_val=0)  # fmt: skip
+        state, objective, config, *_ = setup(
+            dtype=torch.float32,
+            precision=precision,
+            batch_size=1,
+            max_steps=1,
+            grad_accum=4,
+            batching="random",
+            warmup_steps=0,
+            n_val=0,
+        )
         examples = Examples([*toy_examples([5, 9, 14]), *extra])
         run(state, objective, config, examples, [])
         results.append(weights(state.model))

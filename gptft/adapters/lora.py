@@ -217,9 +217,10 @@ def lora_state(model: GPT) -> dict[str, Tensor]:
     """The adapters alone, by name: blocks.N.PART.LAYER.A, .B and, with DoRA, .m. All that is trained."""
     return {
         f"{path}.{name}": parameter
-        for path, _, _, layer in linear_layers(model) if isinstance(layer, LoraLinear)
+        for path, _, _, layer in linear_layers(model)
+        if isinstance(layer, LoraLinear)
         for name, parameter in layer.named_parameters(recurse=False)
-    }  # fmt: skip
+    }
 
 
 # ---- accounts

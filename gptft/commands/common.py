@@ -65,8 +65,12 @@ def whole(least: int) -> Callable[[str], int]:
 
 def add_sampling(parser: Parser) -> None:
     parser.add_argument("--max_new_tokens", type=whole(1), default=100, help="longest response, tokens [100]")
-    parser.add_argument("--max_input_tokens", type=whole(0), default=0,
-                        help="cut the start of longer prompts; 0: refuse those beyond block_size")  # fmt: skip
+    parser.add_argument(
+        "--max_input_tokens",
+        type=whole(0),
+        default=0,
+        help="cut the start of longer prompts; 0: refuse those beyond block_size",
+    )
     parser.add_argument("--temperature", type=float, default=0.0, help="0: greedy [0]")
     parser.add_argument("--top_k", type=whole(0), default=0, help="draw among the k likeliest tokens; 0: all")
     parser.add_argument("--top_p", type=float, default=1.0, help="draw among the fewest tokens that reach p [1]")

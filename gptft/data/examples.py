@@ -196,8 +196,9 @@ def load_dataset(paths: Sequence[Path], tokenizer: Tokenizer, recipe: Recipe) ->
             directory.parent.mkdir(parents=True, exist_ok=True)
             temporary = Path(tempfile.mkdtemp(prefix=f".{key}-", dir=directory.parent))
         except OSError as error:
-            raise UserError(f"the cache folder {directory.parent} cannot be used ({error.strerror}); "
-                            "set GPTFT_CACHE to another") from None  # fmt: skip
+            raise UserError(
+                f"the cache folder {directory.parent} cannot be used ({error.strerror}); set GPTFT_CACHE to another"
+            ) from None
         try:
             _Builder(temporary, tokenizer, recipe, key).build(paths)
             sync_tree(temporary)
@@ -240,8 +241,11 @@ class _Builder:
         if self.bad and self.recipe.bad_records == "stop":
             count = self.reasons["bad record"]
             more = f"\n  ... and {count - NAMED} more" if count > NAMED else ""
-            raise UserError(f"{count} bad record{'s' * (count > 1)} (--bad_records drop goes on without them):"
-                            + "".join(f"\n  {line}" for line in self.bad) + more)  # fmt: skip
+            raise UserError(
+                f"{count} bad record{'s' * (count > 1)} (--bad_records drop goes on without them):"
+                + "".join(f"\n  {line}" for line in self.bad)
+                + more
+            )
         if not self.groups:
             lost = ", ".join(f"{number} {why}" for why, number in self.reasons.items())
             raise UserError(f"{', '.join(map(str, paths))}: no record is left to use ({lost or 'there is none'})")
@@ -336,8 +340,17 @@ class _Builder:
 
 # tokens_read = targets + tokens_masked + tokens_cut + tokens_dropped, where tokens_masked are those kept as context
 # alone (prompts, and the first token of a text); tokens_repeated stand in two windows and are counted once.
-LEDGER = ("records_read", "records_kept", "records_cut", "tokens_read", "tokens_kept", "tokens_cut", "tokens_dropped",
-          "tokens_repeated", "targets")  # fmt: skip
+LEDGER = (
+    "records_read",
+    "records_kept",
+    "records_cut",
+    "tokens_read",
+    "tokens_kept",
+    "tokens_cut",
+    "tokens_dropped",
+    "tokens_repeated",
+    "targets",
+)
 
 
 def _group(ids: list[int]) -> int:

@@ -27,8 +27,14 @@ def prompt_and_expected(record: dict, fields: dict[str, str] | None = None) -> t
     return {part: text for part, text in parts.items() if part != "response"}, parts["response"]
 
 
-def answer(model: GPT, tokenizer: Tokenizer, prompts: Sequence[dict], max_new_tokens: int, max_input_tokens: int,
-           batch_size: int) -> list[str]:  # fmt: skip
+def answer(
+    model: GPT,
+    tokenizer: Tokenizer,
+    prompts: Sequence[dict],
+    max_new_tokens: int,
+    max_input_tokens: int,
+    batch_size: int,
+) -> list[str]:
     """Greedy responses to prompts given as parts."""
     given = [parts.get("messages", parts) for parts in prompts]
     return generate(model, tokenizer, given, max_new_tokens, max_input_tokens=max_input_tokens, batch_size=batch_size)

@@ -27,8 +27,10 @@ def export(options: Namespace) -> list[str]:
     if options.format == "peft" and dtype:
         raise UserError("--dtype: adapters are written in fp32, as they are; --format peft takes none")
     if dtype not in kinds:
-        raise UserError(f"--dtype {dtype}: with --format {options.format} it is one of "
-                        f"{', '.join(kinds[1:])}{nearest(dtype, kinds)}")  # fmt: skip
+        raise UserError(
+            f"--dtype {dtype}: with --format {options.format} it is one of "
+            f"{', '.join(kinds[1:])}{nearest(dtype, kinds)}"
+        )
     if not 0 < options.shard_gb < math.inf:
         raise UserError(f"--shard_gb must be above 0, not {options.shard_gb}")
     model, tokenizer = load(options.model, base=options.base or None)

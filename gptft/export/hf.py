@@ -82,8 +82,12 @@ def export_hf(
         raise UserError(f"weights cannot be exported as {dtype}: one of {', '.join(map(name_of, NAMES))}")
     family, config = config_to_hf(model.config)
     tokens = token_ids(tokenizer)
-    config |= {"torch_dtype": name_of(dtype), "bos_token_id": tokens["bos_token_id"],
-               "eos_token_id": tokens["eos_token_id"], "pad_token_id": None}  # fmt: skip
+    config |= {
+        "torch_dtype": name_of(dtype),
+        "bos_token_id": tokens["bos_token_id"],
+        "eos_token_id": tokens["eos_token_id"],
+        "pad_token_id": None,
+    }
     with new_directory(directory) as temporary:
         write_json(temporary / "config.json", config)
         write_json(temporary / "generation_config.json", {"do_sample": False, **tokens})
@@ -141,8 +145,10 @@ def qwen2_note(model_type: str, directory: Path) -> list[str]:
     as_qwen = normalizer.get("type") == "NFC" and pattern.startswith("(?i:'s|'t") and r"|\p{N}| ?" in pattern
     if model_type != "qwen2" or as_qwen:
         return []
-    return ["transformers' AutoTokenizer splits text as Qwen2 does for a qwen2 model, which this tokenizer does not: "
-            "load it with PreTrainedTokenizerFast.from_pretrained"]  # fmt: skip
+    return [
+        "transformers' AutoTokenizer splits text as Qwen2 does for a qwen2 model, which this tokenizer does not: "
+        "load it with PreTrainedTokenizerFast.from_pretrained"
+    ]
 
 
 # ---- weights
@@ -193,8 +199,11 @@ def write_safetensors(path: Path, tensors: list[Stored], dtype: torch.dtype) -> 
     header: dict[str, dict] = {"__metadata__": {"format": "pt"}}
     end = 0
     for tensor in tensors:
-        header[tensor.name] = {"dtype": NAMES[dtype], "shape": tensor.shape,
-                               "data_offsets": [end, end + tensor.n_bytes]}  # fmt: skip
+        header[tensor.name] = {
+            "dtype": NAMES[dtype],
+            "shape": tensor.shape,
+            "data_offsets": [end, end + tensor.n_bytes],
+        }
         end += tensor.n_bytes
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)  # the numbers begin at a multiple of 8
@@ -219,23 +228,50 @@ def model_card(
     origin = f" Trained from scratch, as the preset {base}." if base in PRESETS else f" Fine-tuned from {base}."
     told = [origin if base else "", f" Trained on {card['data']}." if card.get("data") else ""]
     identity = model_id(model, tokenizer, None if dtype == model.tok.weight.dtype else dtype)
-    figures = [(key, f"{value:.6g}" if isinstance(value, float) else value)
-               for key, value in card.get("figures", {}).items()]  # fmt: skip
+    figures = [
+        (key, f"{value:.6g}" if isinstance(value, float) else value) for key, value in card.get("figures", {}).items()
+    ]
     table = [*facts(model, dtype, model_type), ("gptft's model id", f"`{identity}`"), *figures]
-    lines = ["---", *(f"{key}: {json.dumps(value)}" for key, value in front.items()), "---", "", f"# {name}", "",
-             f"A causal language model, made with gptft {__version__}.{''.join(told)}", "",
-             "| | |", "|---|---|", *(f"| {key} | {value} |" for key, value in table)]  # fmt: skip
+    lines = [
+        "---",
+        *(f"{key}: {json.dumps(value)}" for key, value in front.items()),
+        "---",
+        "",
+        f"# {name}",
+        "",
+        f"A causal language model, made with gptft {__version__}.{''.join(told)}",
+        "",
+        "| | |",
+        "|---|---|",
+        *(f"| {key} | {value} |" for key, value in table),
+    ]
     if tokenizer and tokenizer.template:
         end = next(name for name, i in tokenizer.specials.items() if i == stop_of(tokenizer))
         prompt = "".join(segment.text for segment in tokenizer.template.prompt_segments({"messages": MESSAGES}))
-        lines += ["", "## Prompt", "", f"The tokenizer's chat template writes the prompt; `{end}` ends a response. "
-                  "For example:", "", *fenced(prompt, "text")]  # fmt: skip
+        lines += [
+            "",
+            "## Prompt",
+            "",
+            f"The tokenizer's chat template writes the prompt; `{end}` ends a response. For example:",
+            "",
+            *fenced(prompt, "text"),
+        ]
     where = name if "/" in name else directory  # the id on a hub, where it is known
     code = ["import gptft", "", f'model, tokenizer = gptft.load("{where}")']
     if tokenizer:
         code.append(f'print(gptft.generate(model, tokenizer, ["{QUESTION}"]))')
-    lines += ["", "## Use", "", "With transformers:", "", *fenced(snippet(tokenizer, where), "python"), "",
-              "With gptft:", "", *fenced("\n".join(code), "python")]  # fmt: skip
+    lines += [
+        "",
+        "## Use",
+        "",
+        "With transformers:",
+        "",
+        *fenced(snippet(tokenizer, where), "python"),
+        "",
+        "With gptft:",
+        "",
+        *fenced("\n".join(code), "python"),
+    ]
     return "\n".join(lines) + "\n"
 
 
@@ -244,9 +280,15 @@ def facts(model: GPT, dtype: torch.dtype, model_type: str) -> list[tuple[str, st
     heads = f"{config.n_head}" + (
         f" ({config.n_kv_head} for keys and values)" if config.n_kv_head < config.n_head else ""
     )
-    return [("architecture", model_type), ("weights", f"{model.n_parameters():,} in {name_of(dtype)}"),
-            ("layers", f"{config.n_layer}"), ("width", f"{config.n_embd}"), ("heads", heads),
-            ("vocabulary", f"{config.vocab_size:,}"), ("context", f"{config.block_size:,} tokens")]  # fmt: skip
+    return [
+        ("architecture", model_type),
+        ("weights", f"{model.n_parameters():,} in {name_of(dtype)}"),
+        ("layers", f"{config.n_layer}"),
+        ("width", f"{config.n_embd}"),
+        ("heads", heads),
+        ("vocabulary", f"{config.vocab_size:,}"),
+        ("context", f"{config.block_size:,} tokens"),
+    ]
 
 
 def fenced(text: str, language: str) -> list[str]:
@@ -256,16 +298,26 @@ def fenced(text: str, language: str) -> list[str]:
 
 
 def snippet(tokenizer: Tokenizer | None, where: str) -> str:
-    lines = ["from transformers import AutoModelForCausalLM, AutoTokenizer", "",
-             f'model = AutoModelForCausalLM.from_pretrained("{where}")']  # fmt: skip
+    lines = [
+        "from transformers import AutoModelForCausalLM, AutoTokenizer",
+        "",
+        f'model = AutoModelForCausalLM.from_pretrained("{where}")',
+    ]
     if tokenizer is None:
         return "\n".join([lines[0].removesuffix(", AutoTokenizer"), *lines[1:]])
     lines.append(f'tokenizer = AutoTokenizer.from_pretrained("{where}")')
     if tokenizer.template:
-        lines += [f"messages = {json.dumps(MESSAGES)}",
-                  'inputs = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt",',
-                  "                                       return_dict=True)"]  # fmt: skip
+        lines += [
+            f"messages = {json.dumps(MESSAGES)}",
+            'inputs = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt",',
+            "                                       return_dict=True)",
+        ]
     else:
         lines.append(f'inputs = tokenizer("{QUESTION}", return_tensors="pt")')
-    return "\n".join([*lines, "output = model.generate(**inputs, max_new_tokens=100)[0, inputs.input_ids.size(1) :]",
-                      "print(tokenizer.decode(output, skip_special_tokens=True))"])  # fmt: skip
+    return "\n".join(
+        [
+            *lines,
+            "output = model.generate(**inputs, max_new_tokens=100)[0, inputs.input_ids.size(1) :]",
+            "print(tokenizer.decode(output, skip_special_tokens=True))",
+        ]
+    )

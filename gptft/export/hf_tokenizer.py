@@ -30,9 +30,12 @@ def write_hf_tokenizer(tokenizer: Tokenizer, directory: Path, model_max_length: 
     if isinstance(template, ChatTemplate):
         variables = template.variables
     config = {
-        "tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False,
-        "pad_token": tokenizer.eot_name, **variables, "eos_token": tokenizer.eot_name,
-    }  # fmt: skip
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "clean_up_tokenization_spaces": False,
+        "pad_token": tokenizer.eot_name,
+        **variables,
+        "eos_token": tokenizer.eot_name,
+    }
     if bos_name:
         config["bos_token"] = bos_name
     if model_max_length:
@@ -52,9 +55,11 @@ def _post_processor(bos: int | None, name: str) -> dict | None:
     first = {"SpecialToken": {"id": name, "type_id": 0}}
     sequences = [{"Sequence": {"id": which, "type_id": number}} for number, which in enumerate("AB")]
     return {
-        "type": "TemplateProcessing", "single": [first, sequences[0]], "pair": [first, *sequences],
+        "type": "TemplateProcessing",
+        "single": [first, sequences[0]],
+        "pair": [first, *sequences],
         "special_tokens": {name: {"id": name, "ids": [bos], "tokens": [name]}},
-    }  # fmt: skip
+    }
 
 
 def _tiktoken_json(engine: TiktokenEngine, specials: dict[str, int]) -> dict:
@@ -69,13 +74,26 @@ def _tiktoken_json(engine: TiktokenEngine, specials: dict[str, int]) -> dict:
         splitting = {"type": "Sequence", "pretokenizers": [split, {**byte_level, "use_regex": False}]}
     whole_words = any(len(token) > 1 and token not in derived for token in ordered)
     model = {
-        "type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None,
-        "end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False, "ignore_merges": whole_words,
+        "type": "BPE",
+        "dropout": None,
+        "unk_token": None,
+        "continuing_subword_prefix": None,
+        "end_of_word_suffix": None,
+        "fuse_unk": False,
+        "byte_fallback": False,
+        "ignore_merges": whole_words,
         "vocab": {spell(token): engine.ranks[token] for token in ordered},
         "merges": [[spell(part) for part in derived[token]] for token in ordered if token in derived],
-    }  # fmt: skip
+    }
     added = sorted((_added(name, i) for name, i in specials.items()), key=lambda token: token["id"])
     return {
-        "version": "1.0", "truncation": None, "padding": None, "added_tokens": added, "normalizer": None,
-        "pre_tokenizer": splitting, "post_processor": None, "decoder": byte_level, "model": model,
-    }  # fmt: skip
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": added,
+        "normalizer": None,
+        "pre_tokenizer": splitting,
+        "post_processor": None,
+        "decoder": byte_level,
+        "model": model,
+    }

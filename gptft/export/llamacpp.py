@@ -38,15 +38,32 @@ if TYPE_CHECKING:
 KINDS = ("fp32", "fp16", "q8_0")
 BLOCK = 32  # numbers that share a scale in q8_0: a row must be a multiple of it
 # transformers' families -> llama.cpp's architectures
-ARCHITECTURES = {"gpt2": "gpt2", "gpt_neox": "gptneox", "llama": "llama", "mistral": "llama", "qwen2": "qwen2",
-                 "qwen3": "qwen3", "smollm3": "smollm3"}  # fmt: skip
+ARCHITECTURES = {
+    "gpt2": "gpt2",
+    "gpt_neox": "gptneox",
+    "llama": "llama",
+    "mistral": "llama",
+    "qwen2": "qwen2",
+    "qwen3": "qwen3",
+    "smollm3": "smollm3",
+}
 FUSED = ("gpt2", "gptneox")  # q, k and v are one tensor, and the activation is GELU's tanh form
 # These turn channel 2i with 2i + 1, where we and the others turn channel i with i + half: rows are put in that order.
 NEIGHBOURS = ("llama", "smollm3")
 OUTER = {"tok": "token_embd", "pos": "position_embd", "norm": "output_norm", "lm_head": "output"}
-INNER = {"norm1": "attn_norm", "norm2": "ffn_norm", "attn.q": "attn_q", "attn.k": "attn_k", "attn.v": "attn_v",
-         "attn.out": "attn_output", "attn.q_norm": "attn_q_norm", "attn.k_norm": "attn_k_norm",
-         "mlp.gate": "ffn_gate", "mlp.up": "ffn_up", "mlp.down": "ffn_down"}  # fmt: skip
+INNER = {
+    "norm1": "attn_norm",
+    "norm2": "ffn_norm",
+    "attn.q": "attn_q",
+    "attn.k": "attn_k",
+    "attn.v": "attn_v",
+    "attn.out": "attn_output",
+    "attn.q_norm": "attn_q_norm",
+    "attn.k_norm": "attn_k_norm",
+    "mlp.gate": "ffn_gate",
+    "mlp.up": "ffn_up",
+    "mlp.down": "ffn_down",
+}
 
 
 @dataclass(frozen=True)
@@ -127,15 +144,16 @@ def architecture_of(config: GPTConfig) -> tuple[str, list[str]]:
     every_fourth = tuple(range(3, config.n_layer, 4))
     wanted = ("gelu_tanh", "gelu") if arch in FUSED else ("silu",)
     cannot = {
-        f"an attention window (of {config.window} tokens, below the {config.block_size} of its context)":
-            any(0 < window < config.block_size for window in windows),
+        f"an attention window (of {config.window} tokens, below the {config.block_size} of its context)": any(
+            0 < window < config.block_size for window in windows
+        ),
         f"the activation {config.activation!r}": config.activation not in wanted,
         "Llama 3's stretched rotary frequencies": bool(config.rope_original) and arch != "llama",
         "a head size of its own": arch == "qwen2" and config.head_size * config.n_head != config.n_embd,
         "biases in attention or MLP": arch in ("qwen3", "smollm3") and biased,
-        f"layers without positions other than every fourth ({config.no_rope_layers} here)":
-            arch == "smollm3" and config.no_rope_layers != every_fourth,
-    }  # fmt: skip
+        f"layers without positions other than every fourth ({config.no_rope_layers} here)": arch == "smollm3"
+        and config.no_rope_layers != every_fourth,
+    }
     for what, found in cannot.items():
         if found:
             raise UserError(f"llama.cpp's {arch!r} has no form for {what}; --format hf exports this model exactly")
@@ -266,14 +284,16 @@ SPLITS = {
     ("Digits", "ByteLevel"): (("smollm", False),),
     (CONTRACTIONS + r"\p{N}{1,3}" + REST,): (("llama-bpe", True), ("smaug-bpe", False)),
     (CONTRACTIONS + r"\p{N}" + REST,): (("qwen2", False),),
-}  # fmt: skip
+}
 # Of the names for other ways, the one that gives the most texts the same ids: 94% of a set of instructions for the
 # embedded vocabulary, where "default" gives 5%; Mistral's tekken is written there with ASCII's upper and lower case.
 NEAREST = {
     (EMBEDDED_PATTERN,): "llama-bpe",
-    (CASED + r"*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|" + CASED + r"+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|\p{N}"
-     r"| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+",): "tekken",
-}  # fmt: skip
+    (
+        CASED + r"*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|" + CASED + r"+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|\p{N}"
+        r"| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+    ): "tekken",
+}
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)  # llama.cpp's types of tokens
 
 
@@ -348,13 +368,17 @@ def _splitting(found: Vocabulary, values: dict, ranked: bool) -> None:
         found.pre = exact[0]
     elif names:
         found.pre = names[0][0]
-        found.notes.append(f"llama.cpp's {found.pre!r} splits text as this tokenizer does, but differs in whether "
-                           "whole words go past the merges: some ids of a text may differ")  # fmt: skip
+        found.notes.append(
+            f"llama.cpp's {found.pre!r} splits text as this tokenizer does, but differs in whether "
+            "whole words go past the merges: some ids of a text may differ"
+        )
     else:
         found.pre = NEAREST.get(way, "default")
         how_many = "few" if found.pre == "default" else "most, not all,"
-        found.notes.append(f"llama.cpp has no exact name for how this tokenizer splits text; it takes {found.pre!r}: "
-                           f"{how_many} texts get the same ids; given ids instead of text, it is exact")  # fmt: skip
+        found.notes.append(
+            f"llama.cpp has no exact name for how this tokenizer splits text; it takes {found.pre!r}: "
+            f"{how_many} texts get the same ids; given ids instead of text, it is exact"
+        )
     if values["normalizer"]:
         kinds = ", ".join(node["type"] for node in nodes(values["normalizer"]))
         found.notes.append(f"llama.cpp does not normalize text ({kinds}): a text that this changes gets other ids")
@@ -392,8 +416,12 @@ def _sentencepiece(found: Vocabulary, model: dict, merges: list, prefix_at: froz
         found.notes.append("llama.cpp puts a space before a text that follows a special token, this tokenizer does not")
     joined = {(a, b) for a, b in merges}
     for token in rank:
-        if any((token[:n], token[n:]) not in joined and token[:n] in model["vocab"] and token[n:] in model["vocab"]
-               for n in range(1, len(token))):  # fmt: skip
-            found.notes.append(f"llama.cpp merges by tokens, this tokenizer by pairs, and {token!r} has a pair it does "
-                               "not merge: some ids of a text may differ")  # fmt: skip
+        if any(
+            (token[:n], token[n:]) not in joined and token[:n] in model["vocab"] and token[n:] in model["vocab"]
+            for n in range(1, len(token))
+        ):
+            found.notes.append(
+                f"llama.cpp merges by tokens, this tokenizer by pairs, and {token!r} has a pair it does "
+                "not merge: some ids of a text may differ"
+            )
             break

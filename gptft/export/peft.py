@@ -49,11 +49,22 @@ def save_peft(model: GPT, directory: Path, base: str = "", template: dict | None
             if part in parts:
                 tensors[f"{PREFIX}{module}.{ending}"] = parts[part].detach().float().cpu().contiguous()
     family, _ = config_to_hf(model.config)
-    values = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "inference_mode": True, "bias": "none",
-              "base_model_name_or_path": base or (lora.base.name if lora.base else None), "r": config.rank,
-              "lora_alpha": config.alpha, "lora_dropout": config.dropout, "use_rslora": config.rslora,
-              "use_dora": config.dora, "target_modules": sorted(targets), "rank_pattern": ranks,
-              "alpha_pattern": alphas, "fan_in_fan_out": family.model_type == "gpt2"}  # fmt: skip
+    values = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "inference_mode": True,
+        "bias": "none",
+        "base_model_name_or_path": base or (lora.base.name if lora.base else None),
+        "r": config.rank,
+        "lora_alpha": config.alpha,
+        "lora_dropout": config.dropout,
+        "use_rslora": config.rslora,
+        "use_dora": config.dora,
+        "target_modules": sorted(targets),
+        "rank_pattern": ranks,
+        "alpha_pattern": alphas,
+        "fan_in_fan_out": family.model_type == "gpt2",
+    }
     with new_directory(directory) as temporary:
         try:
             save_file(tensors, temporary / "adapter_model.safetensors", metadata={"format": "pt"})

@@ -84,8 +84,9 @@ def load_hf(directory: Path, dtype: torch.dtype) -> GPT:
     return model
 
 
-def _find_places(places: dict[str, Place], family: Family, config: GPTConfig, stored: list[Stored],
-                 directory: Path) -> tuple[dict[str, Stored], Stored | None]:  # fmt: skip
+def _find_places(
+    places: dict[str, Place], family: Family, config: GPTConfig, stored: list[Stored], directory: Path
+) -> tuple[dict[str, Stored], Stored | None]:
     """-> ({place: its tensor}, a head that is stored although it is the embedding). Names may lack the family's
     prefix, as GPT-2's on the hub do, and GPT-NeoX's head has two."""
     found: dict[str, Stored] = {}

@@ -95,8 +95,12 @@ def _from_vocab_and_merges(directory: Path, config: dict) -> dict:
     path = directory / "merges.txt"
     lines = _text(path).split("\n")
     vocab = _read(directory / "vocab.json")
-    step = {"type": "ByteLevel", "add_prefix_space": bool(config.get("add_prefix_space")), "trim_offsets": True,
-            "use_regex": True}  # fmt: skip
+    step = {
+        "type": "ByteLevel",
+        "add_prefix_space": bool(config.get("add_prefix_space")),
+        "trim_offsets": True,
+        "use_regex": True,
+    }
     merges = [line.strip().split() for line in lines if line.strip() and not line.startswith("#version")]
     for merge in merges:
         if len(merge) != 2 or any(part not in vocab for part in (*merge, "".join(merge))):
@@ -104,9 +108,12 @@ def _from_vocab_and_merges(directory: Path, config: dict) -> dict:
     added = [(name, i) for name, i in [(EOT, vocab.get(EOT)), *_read(directory / "added_tokens.json").items()]]
     return {
         "added_tokens": [_added(name, i) for name, i in added if i is not None],
-        "normalizer": None, "pre_tokenizer": step, "post_processor": None, "decoder": step,
+        "normalizer": None,
+        "pre_tokenizer": step,
+        "post_processor": None,
+        "decoder": step,
         "model": {"type": "BPE", "vocab": vocab, "merges": merges},
-    }  # fmt: skip
+    }
 
 
 def _added(name: str, i: int, **flags) -> dict:
@@ -145,8 +152,10 @@ def _check_ids(values: dict, path: Path) -> None:
     """Refuse two tokens with one id, and a token without a text."""
     for token in values["added_tokens"]:
         if not isinstance(token["content"], str) or not token["content"]:
-            raise UserError(f"{path}: added_tokens: the token with the id {token['id']} has the content "
-                            f"{token['content']!r}; it must be a text")  # fmt: skip
+            raise UserError(
+                f"{path}: added_tokens: the token with the id {token['id']} has the content "
+                f"{token['content']!r}; it must be a text"
+            )
     owners: dict[int, str] = {}
     listed = [*values["model"]["vocab"].items(), *((token["content"], token["id"]) for token in values["added_tokens"])]
     for name, i in listed:
@@ -165,8 +174,10 @@ def _settings(directory: Path) -> dict:
                 value = config.get(key)
                 text = value.get("content") if isinstance(value, dict) else value
                 if not isinstance(text, str) and value is not None:
-                    raise UserError(f"{directory / name}: {key} must be a token's name, as text or as the content of "
-                                    f"an object, not {json.dumps(value)[:80]}")  # fmt: skip
+                    raise UserError(
+                        f"{directory / name}: {key} must be a token's name, as text or as the content of "
+                        f"an object, not {json.dumps(value)[:80]}"
+                    )
             merged |= config
     return merged
 
@@ -195,8 +206,10 @@ def _end_of_text(directory: Path, values: dict, named: dict[str, str]) -> str:
             return contents[i]
     if EOT in contents.values():
         return EOT
-    raise UserError(f"{directory}: no eos_token in tokenizer_config.json, no eos_token_id in config.json, and no token "
-                    f"{EOT!r}: what ends a text?")  # fmt: skip
+    raise UserError(
+        f"{directory}: no eos_token in tokenizer_config.json, no eos_token_id in config.json, and no token "
+        f"{EOT!r}: what ends a text?"
+    )
 
 
 def _complete(values: dict, config: dict, named: dict[str, str], directory: Path) -> None:
@@ -243,14 +256,22 @@ def _as_llama(values: dict, directory: Path, config: dict) -> dict:
     prefix = config.get("add_prefix_space")
     prefix = True if prefix is None else prefix
     scheme = "never" if not prefix else "always" if config.get("legacy") else "first"
-    decoders = [{"type": "Replace", "pattern": {"String": "▁"}, "content": " "}, {"type": "ByteFallback"},
-                {"type": "Fuse"}]  # fmt: skip
+    decoders = [
+        {"type": "Replace", "pattern": {"String": "▁"}, "content": " "},
+        {"type": "ByteFallback"},
+        {"type": "Fuse"},
+    ]
     if prefix:
         decoders.append({"type": "Strip", "content": " ", "start": 1, "stop": 0})
     model = {**values["model"], "fuse_unk": True, "byte_fallback": True, "unk_token": None, "ignore_merges": False}
     metaspace = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": scheme, "split": False}
-    return {**values, "model": model, "normalizer": None, "pre_tokenizer": metaspace,
-            "decoder": {"type": "Sequence", "decoders": decoders}}  # fmt: skip
+    return {
+        **values,
+        "model": model,
+        "normalizer": None,
+        "pre_tokenizer": metaspace,
+        "decoder": {"type": "Sequence", "decoders": decoders},
+    }
 
 
 def _beginning(processor: dict | None, path: Path) -> int | None:
@@ -284,8 +305,10 @@ def _chat_source(directory: Path, config: dict) -> str | None:
     except (KeyError, TypeError):
         source = 0
     if source is not None and not isinstance(source, str):
-        raise UserError(f"{directory / 'tokenizer_config.json'}: chat_template must be text, or a list of objects with "
-                        f"name and template, not {json.dumps(given)[:80]}")  # fmt: skip
+        raise UserError(
+            f"{directory / 'tokenizer_config.json'}: chat_template must be text, or a list of objects with "
+            f"name and template, not {json.dumps(given)[:80]}"
+        )
     return source
 
 

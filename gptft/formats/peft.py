@@ -27,12 +27,21 @@ TEMPLATE = "gptft_template.json"
 PREFIX = "base_model.model."  # in front of every name that PEFT writes
 PEFT_PARTS = {"lora_A.weight": "A", "lora_B.weight": "B", "lora_magnitude_vector": "m"}
 # settings of PEFT that change what is computed, and the values with which nothing changes
-PLAIN = {"peft_type": ("LORA",), "bias": ("none",), "modules_to_save": (None, []), "lora_bias": (False,),
-         "use_qalora": (False,), "target_parameters": (None, []), "layer_replication": (None,),
-         "trainable_token_indices": (None,), "alora_invocation_tokens": (None,), "velora_config": (None,),
-         "monteclora_config": (None,),
-         # others change the base when the adapters are attached to it
-         "init_lora_weights": (True, False, None, "gaussian", "orthogonal", "eva")}  # fmt: skip
+PLAIN = {
+    "peft_type": ("LORA",),
+    "bias": ("none",),
+    "modules_to_save": (None, []),
+    "lora_bias": (False,),
+    "use_qalora": (False,),
+    "target_parameters": (None, []),
+    "layer_replication": (None,),
+    "trainable_token_indices": (None,),
+    "alora_invocation_tokens": (None,),
+    "velora_config": (None,),
+    "monteclora_config": (None,),
+    # others change the base when the adapters are attached to it
+    "init_lora_weights": (True, False, None, "gaussian", "orthogonal", "eva"),
+}
 
 
 def is_peft(directory: Path) -> bool:

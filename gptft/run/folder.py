@@ -47,8 +47,16 @@ def holds_run(path: Path) -> bool:
     return path.is_dir() and any((path / name).exists() for name in ("config.toml", "metrics.jsonl", "last", "best"))
 
 
-def run_loop(state: TrainState, objective: Objective, config: Config, splits: tuple[Split, Split], pad_id: int,
-             out_dir: Path, tokenizer: Tokenizer, fingerprint: dict) -> None:  # fmt: skip
+def run_loop(
+    state: TrainState,
+    objective: Objective,
+    config: Config,
+    splits: tuple[Split, Split],
+    pad_id: int,
+    out_dir: Path,
+    tokenizer: Tokenizer,
+    fingerprint: dict,
+) -> None:
     """Consume the loop's events: metrics, progress bar, checkpoints. Raises Interruption after Ctrl-C or SIGTERM."""
 
     def save(name: str, with_state: bool = True) -> None:

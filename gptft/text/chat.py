@@ -176,8 +176,10 @@ class ChatTemplate:
                 if len(prompt) <= start and rendered.startswith(prompt):
                     start = len(prompt)
                 elif message is messages[-1]:
-                    raise BadRecord("the chat template asks for an answer otherwise than it writes one, so inference "
-                                    "would not send what was trained; choose another by --template")  # fmt: skip
+                    raise BadRecord(
+                        "the chat template asks for an answer otherwise than it writes one, so inference "
+                        "would not send what was trained; choose another by --template"
+                    )
                 limit = next((at for at, owner in _starts(pieces) if at >= end and owner is not None), len(rendered))
                 stop = self._special.search(rendered, end, limit)
                 if stop and stop.group() == self.stop:

@@ -184,8 +184,12 @@ class TokenizersEngine:
         cuts = [match.start() + 1 for match in re.finditer("|".join(map(re.escape, self.flags)), text)]
         parts = [text[start:end] for start, end in zip([0, *cuts], [*cuts, len(text)], strict=True)]
         engines = [self.first if prefix else self.further] + [self.further] * (len(parts) - 1)
-        return [i for engine, part in zip(engines, parts, strict=True)
-                for i in engine.encode(part, add_special_tokens=False).ids if i not in self.special]  # fmt: skip
+        return [
+            i
+            for engine, part in zip(engines, parts, strict=True)
+            for i in engine.encode(part, add_special_tokens=False).ids
+            if i not in self.special
+        ]
 
     def token_bytes(self, i: int) -> bytes:
         if i in self.added:

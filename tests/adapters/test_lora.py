@@ -46,10 +46,18 @@ KINDS = {
 SHAPES = {
     "tied": {},
     "untied": {"tie_embeddings": False},
-    "gated": {"gated_mlp": True, "activation": "silu", "norm": "rms", "qkv_bias": False, "out_bias": False,
-              "mlp_bias": False, "n_kv_head": 2, "tie_embeddings": False},
+    "gated": {
+        "gated_mlp": True,
+        "activation": "silu",
+        "norm": "rms",
+        "qkv_bias": False,
+        "out_bias": False,
+        "mlp_bias": False,
+        "n_kv_head": 2,
+        "tie_embeddings": False,
+    },
     "learned": {"position": "learned"},
-}  # fmt: skip
+}
 
 
 def settings(**changes) -> LoraConfig:
@@ -92,8 +100,11 @@ def steps(model, n=3, precision="fp32", **changes):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("dtype, precision", [(torch.float64, "fp32"), (torch.float32, "fp32"),
-                                              (torch.float32, "bf16"), (torch.bfloat16, "fp32")], ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    "dtype, precision",
+    [(torch.float64, "fp32"), (torch.float32, "fp32"), (torch.float32, "bf16"), (torch.bfloat16, "fp32")],
+    ids=str,
+)
 def test_training_starts_from_exactly_the_model_that_was_given(kind, dtype, precision):
     """Row 18: B random, or DoRA's norm computed in another way than its magnitude, would start from another model."""
     model = toy_model(dtype)
@@ -199,13 +210,28 @@ def peft_twin(kind):
     transformers, peft = pytest.importorskip("transformers"), pytest.importorskip("peft")
     config = settings(**KINDS[kind])
     ours = toy_model(**SHAPES["gated"])
-    llama = transformers.LlamaConfig(vocab_size=61, hidden_size=32, intermediate_size=128, num_hidden_layers=2,
-                                     num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=32,
-                                     rms_norm_eps=1e-5, tie_word_embeddings=False)  # fmt: skip
+    llama = transformers.LlamaConfig(
+        vocab_size=61,
+        hidden_size=32,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=32,
+        rms_norm_eps=1e-5,
+        tie_word_embeddings=False,
+    )
     theirs = transformers.LlamaForCausalLM(llama).double().eval()
-    names = {"tok.": "model.embed_tokens.", "blocks.": "model.layers.", "attn.out": "attn.o",
-             "norm1": "input_layernorm", "norm2": "post_attention_layernorm", "mlp.gate": "mlp.gate_proj",
-             "mlp.up": "mlp.up_proj", "mlp.down": "mlp.down_proj"}  # fmt: skip
+    names = {
+        "tok.": "model.embed_tokens.",
+        "blocks.": "model.layers.",
+        "attn.out": "attn.o",
+        "norm1": "input_layernorm",
+        "norm2": "post_attention_layernorm",
+        "mlp.gate": "mlp.gate_proj",
+        "mlp.up": "mlp.up_proj",
+        "mlp.down": "mlp.down_proj",
+    }
 
     def rename(name):
         for our_part, their_part in names.items():
@@ -216,16 +242,30 @@ def peft_twin(kind):
 
     theirs.load_state_dict({rename(name): tensor for name, tensor in ours.state_dict().items()})
     layers = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-    theirs = peft.get_peft_model(theirs, peft.LoraConfig(
-        r=config.rank, lora_alpha=config.alpha, target_modules=layers, use_rslora=config.rslora, use_dora=config.dora,
-    )).double().eval()  # fmt: skip
+    theirs = (
+        peft.get_peft_model(
+            theirs,
+            peft.LoraConfig(
+                r=config.rank,
+                lora_alpha=config.alpha,
+                target_modules=layers,
+                use_rslora=config.rslora,
+                use_dora=config.dora,
+            ),
+        )
+        .double()
+        .eval()
+    )
     trained(add_lora(ours, config))
     pairs = {}
     parameters = dict(theirs.named_parameters())
     for name, tensor in lora_state(ours).items():
         layer, part = name.rsplit(".", 1)
-        where = {"A": "lora_A.default.weight", "B": "lora_B.default.weight",
-                 "m": "lora_magnitude_vector.default.weight"}[part]  # fmt: skip
+        where = {
+            "A": "lora_A.default.weight",
+            "B": "lora_B.default.weight",
+            "m": "lora_magnitude_vector.default.weight",
+        }[part]
         pairs[name] = parameters["base_model.model." + rename(layer + ".") + where]
         with torch.no_grad():
             pairs[name].copy_(tensor)
@@ -317,8 +357,9 @@ def test_rounded_weights_are_not_merged_into(held):
 def test_a_model_of_bf16_stays_one_when_merged():
     """The sum is rounded once; a layer of another dtype than its neighbours would fail at the next product."""
     model = trained(add_lora(toy_model(torch.bfloat16), settings()))
-    exact = {path: dense(layer.base, torch.float32) + 2.0 * layer.B @ layer.A
-             for path, _, _, layer in linear_layers(model)}  # fmt: skip
+    exact = {
+        path: dense(layer.base, torch.float32) + 2.0 * layer.B @ layer.A for path, _, _, layer in linear_layers(model)
+    }
     merge_lora(model)
     for path, _, _, layer in linear_layers(model):
         assert torch.equal(layer.weight, exact[path].bfloat16())
@@ -347,8 +388,11 @@ def test_every_precision_goes_with_every_way_to_hold_the_base(kind, held, precis
         assert losses[-1] < losses[0]
 
 
-@pytest.mark.parametrize("held, dtype", [("fp32", torch.float64), ("bf16", torch.float32), ("int8", torch.float32),
-                                         ("fp32", torch.bfloat16)], ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    "held, dtype",
+    [("fp32", torch.float64), ("bf16", torch.float32), ("int8", torch.float32), ("fp32", torch.bfloat16)],
+    ids=str,
+)
 def test_adapters_generate_with_and_without_the_cache(held, dtype):
     """The cache's dtype, one-token inputs and the pruned last block go through the adapters too."""
     model = trained(add_lora(toy_model(dtype), settings(dora=True), held=held))
@@ -470,10 +514,12 @@ def test_a_magnitude_near_1_is_not_rounded_away():
 
 def test_targets_are_what_they_say():
     for targets, wanted in (
-        (("attn",), {"q", "k", "v", "out"}), (("mlp",), {"up", "down"}),
-        (("all",), {"q", "k", "v", "out", "up", "down"}), (("q", "v"), {"q", "v"}),
+        (("attn",), {"q", "k", "v", "out"}),
+        (("mlp",), {"up", "down"}),
+        (("all",), {"q", "k", "v", "out", "up", "down"}),
+        (("q", "v"), {"q", "v"}),
         (("attn", "down"), {"q", "k", "v", "out", "down"}),
-    ):  # fmt: skip
+    ):
         model = add_lora(toy_model(), settings(targets=targets))
         assert {name for _, _, name, layer in linear_layers(model) if isinstance(layer, LoraLinear)} == wanted
     gated = add_lora(toy_model(**SHAPES["gated"]), settings(targets=("mlp",)))
@@ -488,11 +534,13 @@ def test_targets_are_what_they_say():
         (lambda: settings(alpha=0.0), "alpha above 0"),
         (lambda: settings(alpha=float("nan")), "alpha above 0"),
         (lambda: settings(dropout=1.0), "dropout from 0 to below 1"),
-        (lambda: add_lora(toy_model(), settings(targets=("attn", "gate"))),
-         "--lora_targets gate: this model has no such layer; it has down, k, out, q, up, v"),
+        (
+            lambda: add_lora(toy_model(), settings(targets=("attn", "gate"))),
+            "--lora_targets gate: this model has no such layer; it has down, k, out, q, up, v",
+        ),
         (lambda: add_lora(add_lora(toy_model(), settings()), settings()), "has adapters already"),
     ],
-)  # fmt: skip
+)
 def test_what_cannot_be_is_one_line(make, message):
     with pytest.raises(UserError, match=message):
         make()

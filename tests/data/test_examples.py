@@ -318,10 +318,13 @@ def counting(tokenizer):
 def same(a, b):
     return (
         len(a) == len(b)
-        and all(np.array_equal(x.ids, y.ids) and x.spans == y.spans and x.record == y.record
-                for x, y in zip(a, b, strict=True))
-        and a.ledger == b.ledger and list(a.lost()) == list(b.lost())
-    )  # fmt: skip
+        and all(
+            np.array_equal(x.ids, y.ids) and x.spans == y.spans and x.record == y.record
+            for x, y in zip(a, b, strict=True)
+        )
+        and a.ledger == b.ledger
+        and list(a.lost()) == list(b.lost())
+    )
 
 
 def test_a_second_start_finds_the_same_and_does_not_tokenise_again(counting, write_lines, pairs, cache):
@@ -523,8 +526,10 @@ def test_json_lines_are_streamed_into_compact_storage(tmp_path):
                 file.write(json.dumps({"question": f"{n} {words}", "answer": f"{words}{n}"}) + "\n")
     run = subprocess.run(
         [sys.executable, "-c", MEASURE, tmp_path / "warm.jsonl", tmp_path / "large.jsonl"],
-        capture_output=True, text=True, check=True,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     (_, _, before), (count, tokens, after) = json.loads(run.stdout)
     assert count == 53_000 and tokens / count >= 60
     growth = (after - before) / 50_000
@@ -536,6 +541,7 @@ def test_keys_that_play_no_part_are_named(tmp_path, write_lines):
     records = [{"instruction": f"Do {i}", "context": "c", "response": "r"} for i in range(3)]
     dataset = load_dataset([write_lines(records)], embedded(), Recipe(TEMPLATES["alpaca"], 256))
     assert dataset.ledger["unused_keys"] == {"context": 3}
-    mapped = Recipe(TEMPLATES["alpaca"], 256, fields={"instruction": "instruction", "input": "context",
-                                                     "response": "response"})  # fmt: skip
+    mapped = Recipe(
+        TEMPLATES["alpaca"], 256, fields={"instruction": "instruction", "input": "context", "response": "response"}
+    )
     assert load_dataset([write_lines(records)], embedded(), mapped).ledger["unused_keys"] == {}

@@ -84,9 +84,15 @@ def test_a_line_that_is_no_utf8_is_named(tmp_path):
 
 @pytest.mark.parametrize(
     "value, found",
-    [("[1]", "a list"), ('"text"', "a text"), ("3", "a number"), ("2.5", "a number"), ("null", "null"),
-     ("true", "true or false")],
-)  # fmt: skip
+    [
+        ("[1]", "a list"),
+        ('"text"', "a text"),
+        ("3", "a number"),
+        ("2.5", "a number"),
+        ("null", "null"),
+        ("true", "true or false"),
+    ],
+)
 @pytest.mark.parametrize("name", ["d.jsonl", "d.json"])
 def test_a_record_that_is_no_object_is_told_what_it_is(tmp_path, name, value, found):
     """A text in an array was once parsed as JSON a second time, and reported as broken."""

@@ -82,8 +82,9 @@ def test_the_greedy_text_is_the_same_in_transformers(tmp_path, template):
     wanted = generate(model, tokenizer, questions, max_new_tokens=24)
     assert len(set(wanted)) > 1
     for question, text in zip(questions, wanted, strict=True):
-        ids = words.apply_chat_template([{"role": "user", "content": question}], add_generation_prompt=True,
-                                        return_tensors="pt", return_dict=True)  # fmt: skip
+        ids = words.apply_chat_template(
+            [{"role": "user", "content": question}], add_generation_prompt=True, return_tensors="pt", return_dict=True
+        )
         assert ids["input_ids"][0].tolist() == prompt_ids(tokenizer, question)
         out = theirs.generate(**ids, max_new_tokens=24, do_sample=False)[0, ids["input_ids"].size(1) :]
         lead = tokenizer.template.lead
@@ -177,8 +178,9 @@ def test_large_models_are_cut_into_numbered_files(tmp_path, case):
     idx = torch.arange(20)[None]
     with torch.no_grad():
         assert torch.equal(their_model(tmp_path / "out")(idx).logits, theirs(idx).logits)
-    for (name, a), (_, b) in zip(ours.named_parameters(), load_hf(tmp_path / "out", torch.float32).named_parameters(),
-                                 strict=True):  # fmt: skip
+    for (name, a), (_, b) in zip(
+        ours.named_parameters(), load_hf(tmp_path / "out", torch.float32).named_parameters(), strict=True
+    ):
         assert torch.equal(a, b), name
 
 
@@ -221,16 +223,27 @@ def test_memory_stays_near_the_models_own(tmp_path):
 
 def test_the_card_says_what_the_model_is(tmp_path):
     model, tokenizer = learned("qa")
-    card = {"name": "me/answers", "base": "EleutherAI/pythia-70m", "data": "1,100 questions", "license": "mit",
-            "language": ["en"], "figures": {"validation loss": 1.2345678, "test records": 100}}  # fmt: skip
+    card = {
+        "name": "me/answers",
+        "base": "EleutherAI/pythia-70m",
+        "data": "1,100 questions",
+        "license": "mit",
+        "language": ["en"],
+        "figures": {"validation loss": 1.2345678, "test records": 100},
+    }
     assert set(card) == set(CARD)
     export_hf(model, tokenizer, tmp_path / "out", card=card)
     text = (tmp_path / "out" / "README.md").read_text()
     _, front, body = text.split("---\n", 2)
     yaml = pytest.importorskip("yaml")
     assert yaml.safe_load(front) == {
-        "library_name": "transformers", "pipeline_tag": "text-generation", "tags": ["gptft", "gpt_neox"],
-        "license": "mit", "language": ["en"], "base_model": "EleutherAI/pythia-70m"}  # fmt: skip
+        "library_name": "transformers",
+        "pipeline_tag": "text-generation",
+        "tags": ["gptft", "gpt_neox"],
+        "license": "mit",
+        "language": ["en"],
+        "base_model": "EleutherAI/pythia-70m",
+    }
     assert (
         "# me/answers\n" in body and "Trained on 1,100 questions." in body and "| validation loss | 1.23457 |" in body
     )

@@ -31,18 +31,30 @@ gguf = pytest.importorskip("gguf")
 
 V, BLOCK = 32, 48
 BASE = {"vocab_size": V, "block_size": BLOCK, "n_embd": 64, "n_head": 4}
-LLAMA = {**BASE, "norm": "rms", "activation": "silu", "gated_mlp": True, "qkv_bias": False, "out_bias": False,
-         "mlp_bias": False, "n_inner": 96}  # fmt: skip
+LLAMA = {
+    **BASE,
+    "norm": "rms",
+    "activation": "silu",
+    "gated_mlp": True,
+    "qkv_bias": False,
+    "out_bias": False,
+    "mlp_bias": False,
+    "n_inner": 96,
+}
 LLAMA3 = {"rope_theta": 500.0, "rope_factor": 8.0, "rope_low": 1.0, "rope_high": 4.0, "rope_original": 32}
 # a name: llama.cpp's architecture and ours; between them every tensor and every setting that it has
 CASES = {
     "gpt2": ("gpt2", {**BASE, "position": "learned"}),
     "gpt2-untied": ("gpt2", {**BASE, "position": "learned", "tie_embeddings": False, "n_inner": 96, "norm_eps": 1e-3}),
-    "pythia": ("gptneox", {**BASE, "activation": "gelu", "rope_fraction": 0.25, "parallel_residual": True,
-                           "tie_embeddings": False}),
+    "pythia": (
+        "gptneox",
+        {**BASE, "activation": "gelu", "rope_fraction": 0.25, "parallel_residual": True, "tie_embeddings": False},
+    ),
     "neox-sequential": ("gptneox", {**BASE}),
-    "neox-no-bias": ("gptneox", {**BASE, "qkv_bias": False, "out_bias": False, "rope_theta": 500.0,
-                                 "rope_fraction": 0.5, "norm_eps": 1e-3}),
+    "neox-no-bias": (
+        "gptneox",
+        {**BASE, "qkv_bias": False, "out_bias": False, "rope_theta": 500.0, "rope_fraction": 0.5, "norm_eps": 1e-3},
+    ),
     "llama2": ("llama", {**LLAMA, "tie_embeddings": False}),
     "llama3-grouped": ("llama", {**LLAMA, "n_kv_head": 2, "rope_theta": 500000.0, "norm_eps": 1e-3}),
     "llama3.2-scaled": ("llama", {**LLAMA, "n_kv_head": 1, "head_size": 24, **LLAMA3}),
@@ -51,7 +63,7 @@ CASES = {
     "qwen2": ("qwen2", {**LLAMA, "n_kv_head": 2, "qkv_bias": True}),
     "qwen3": ("qwen3", {**LLAMA, "n_kv_head": 2, "head_size": 32, "qk_norm": True, "tie_embeddings": False}),
     "smollm3": ("smollm3", {**LLAMA, "n_layer": 5, "n_kv_head": 2, "no_rope_layers": (3,)}),
-}  # fmt: skip
+}
 
 REFERENCE = """
 import json, sys
@@ -164,8 +176,18 @@ def test_llamacpp_gives_the_same_greedy_ids(tmp_path, case):
                 ours = model(torch.tensor([prompt]))[0]
             apart = max(apart, difference(torch.from_numpy(theirs), ours))
             largest = max(largest, (torch.from_numpy(theirs) - ours).abs().max().item())
-        record(test="gguf", case=case, arch=arch, kind=kind, version=found["version"], gguf=gguf_version(),
-               same=found["ids"][number] == wanted, relative=apart, largest=largest, margin=margin)  # fmt: skip
+        record(
+            test="gguf",
+            case=case,
+            arch=arch,
+            kind=kind,
+            version=found["version"],
+            gguf=gguf_version(),
+            same=found["ids"][number] == wanted,
+            relative=apart,
+            largest=largest,
+            margin=margin,
+        )
         assert found["ids"][number] == wanted, kind
         exact = 2e-6 if values.get("activation") == "silu" else 5e-4
         assert apart < {"fp32": exact, "fp16": 2e-3, "q8_0": 3e-2}[kind], kind
@@ -193,10 +215,15 @@ def test_the_file_holds_the_weights_and_the_settings(tmp_path, case, kind):
     found = fields(reader)
     assert found["general.architecture"] == arch and found["general.name"] == "toy"
     assert found["general.file_type"] == {"fp32": 0, "fp16": 1, "q8_0": 7}[kind]
-    for key, value in {"context_length": config.block_size, "embedding_length": config.n_embd,
-                       "block_count": config.n_layer, "feed_forward_length": config.n_inner, "vocab_size": V,
-                       "attention.head_count": config.n_head,
-                       "attention.head_count_kv": config.n_kv_head}.items():  # fmt: skip
+    for key, value in {
+        "context_length": config.block_size,
+        "embedding_length": config.n_embd,
+        "block_count": config.n_layer,
+        "feed_forward_length": config.n_inner,
+        "vocab_size": V,
+        "attention.head_count": config.n_head,
+        "attention.head_count_kv": config.n_kv_head,
+    }.items():
         assert found[f"{arch}.{key}"] == value, key
     epsilon = "attention.layer_norm_rms_epsilon" if config.norm == "rms" else "attention.layer_norm_epsilon"
     assert found[f"{arch}.{epsilon}"] == pytest.approx(config.norm_eps)
@@ -215,8 +242,9 @@ def test_the_file_holds_the_weights_and_the_settings(tmp_path, case, kind):
         close(tensors["blk.0.attn_qkv.weight"], torch.cat(parts))
     elif arch in ("llama", "smollm3"):  # channels 0, 1, 2, ... of a head were 0, half, 1, half + 1, ...
         hs, half = config.head_size, config.head_size // 2
-        order = [head * hs + n + half * second for head in range(config.n_kv_head) for n in range(half)
-                 for second in (0, 1)]  # fmt: skip
+        order = [
+            head * hs + n + half * second for head in range(config.n_kv_head) for n in range(half) for second in (0, 1)
+        ]
         close(tensors["blk.1.attn_k.weight"], ours["blocks.1.attn.k.weight"][order])
     else:
         close(tensors["blk.1.attn_k.weight"], ours["blocks.1.attn.k.weight"])
@@ -311,8 +339,14 @@ def test_every_tensor_is_as_large_as_llamacpp_wants_it():
 
 # ---- the vocabulary
 
-TEXTS = ["Hello  world\n\n\n x = 12345 + 6789.10;  don't\t\tI'LL naïve café 東京 🙂🙂 ...!!!\n\n  end  ", "   leading",
-         "a\r\n\r\nb 2024-05-06", "What is 17 times 3?\nIt is 51.", " ", "e\u0301"]  # fmt: skip
+TEXTS = [
+    "Hello  world\n\n\n x = 12345 + 6789.10;  don't\t\tI'LL naïve café 東京 🙂🙂 ...!!!\n\n  end  ",
+    "   leading",
+    "a\r\n\r\nb 2024-05-06",
+    "What is 17 times 3?\nIt is 51.",
+    " ",
+    "e\u0301",
+]
 CASELESS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
 AFTER = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 PRE = {  # llama.cpp's name, and the steps of a tokenizer.json that it stands for
@@ -349,24 +383,50 @@ def sentencepiece_like() -> dict:
     grown = sorted({piece[:n] for piece in pieces for n in range(2, len(piece) + 1)}, key=lambda p: (len(p), p))
     for token in [*grown, *sorted({character for piece in pieces for character in piece})]:
         vocab[token] = len(vocab)
-    merges = [[token[:n], token[n:]] for token in grown for n in range(1, len(token))
-              if token[:n] in vocab and token[n:] in vocab]  # fmt: skip
+    merges = [
+        [token[:n], token[n:]]
+        for token in grown
+        for n in range(1, len(token))
+        if token[:n] in vocab and token[n:] in vocab
+    ]
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
     return {
         "version": "1.0",
         "added_tokens": [{"id": n, "content": name, **flags} for n, name in enumerate(["<unk>", "<s>", "</s>"])],
-        "normalizer": {"type": "Sequence", "normalizers": [
-            {"type": "Prepend", "prepend": "▁"}, {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}]},
+        "normalizer": {
+            "type": "Sequence",
+            "normalizers": [
+                {"type": "Prepend", "prepend": "▁"},
+                {"type": "Replace", "pattern": {"String": " "}, "content": "▁"},
+            ],
+        },
         "pre_tokenizer": None,
-        "post_processor": {"type": "TemplateProcessing", "single": [
-            {"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}], "pair": [],
-            "special_tokens": {"<s>": {"id": "<s>", "ids": [1], "tokens": ["<s>"]}}},
-        "decoder": {"type": "Sequence", "decoders": [
-            {"type": "Replace", "pattern": {"String": "▁"}, "content": " "}, {"type": "ByteFallback"},
-            {"type": "Fuse"}, {"type": "Strip", "content": " ", "start": 1, "stop": 0}]},
-        "model": {"type": "BPE", "dropout": None, "unk_token": "<unk>", "fuse_unk": True, "byte_fallback": True,
-                  "ignore_merges": False, "vocab": vocab, "merges": merges},
-    }  # fmt: skip
+        "post_processor": {
+            "type": "TemplateProcessing",
+            "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+            "pair": [],
+            "special_tokens": {"<s>": {"id": "<s>", "ids": [1], "tokens": ["<s>"]}},
+        },
+        "decoder": {
+            "type": "Sequence",
+            "decoders": [
+                {"type": "Replace", "pattern": {"String": "▁"}, "content": " "},
+                {"type": "ByteFallback"},
+                {"type": "Fuse"},
+                {"type": "Strip", "content": " ", "start": 1, "stop": 0},
+            ],
+        },
+        "model": {
+            "type": "BPE",
+            "dropout": None,
+            "unk_token": "<unk>",
+            "fuse_unk": True,
+            "byte_fallback": True,
+            "ignore_merges": False,
+            "vocab": vocab,
+            "merges": merges,
+        },
+    }
 
 
 def foreign(directory: Path, values: dict, eos: str) -> Tokenizer:
@@ -427,8 +487,10 @@ def test_the_file_holds_the_vocabulary(tmp_path, name):
     tokenizer = vocabulary(name, tmp_path)
     size = tokenizer.n_vocab + 2
     export_gguf(toy_model(torch.float32, **{**BASE, "vocab_size": size}), tokenizer, tmp_path / "m.gguf")
-    found = {key.removeprefix("tokenizer.ggml."): value for key, value in
-             fields(gguf.GGUFReader(tmp_path / "m.gguf")).items()}  # fmt: skip
+    found = {
+        key.removeprefix("tokenizer.ggml."): value
+        for key, value in fields(gguf.GGUFReader(tmp_path / "m.gguf")).items()
+    }
     types, tokens = found["token_type"], found["tokens"]
     assert found["eos_token_id"] == tokenizer.eot and not found["add_eos_token"]
     assert found["bos_token_id"] == (tokenizer.eot if tokenizer.bos is None else tokenizer.bos)
@@ -439,8 +501,12 @@ def test_the_file_holds_the_vocabulary(tmp_path, name):
     )
     if name == "llama":
         assert found["model"] == "llama" and found["add_space_prefix"] and "merges" not in found
-        assert types[:4] == [gguf.TokenType.UNKNOWN, gguf.TokenType.CONTROL, gguf.TokenType.CONTROL,
-                             gguf.TokenType.BYTE]  # fmt: skip
+        assert types[:4] == [
+            gguf.TokenType.UNKNOWN,
+            gguf.TokenType.CONTROL,
+            gguf.TokenType.CONTROL,
+            gguf.TokenType.BYTE,
+        ]
         scores = dict(zip(tokens, found["scores"], strict=True))
         assert scores["▁w"] > scores["▁wo"] > scores["▁world"]
     else:

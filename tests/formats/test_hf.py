@@ -21,8 +21,9 @@ def hf_gpt2(directory, dtype=torch.float32, seed=0, save=True, **changes):
     """A transformers GPT-2 with random weights, biases and norms included, saved to `directory`."""
     torch.manual_seed(seed)
     values = {"vocab_size": 97, "n_positions": 48, "n_embd": 32, "n_layer": 3, "n_head": 4}
-    config = transformers.GPT2Config(**{**values, **changes}, bos_token_id=0, eos_token_id=0,
-                                     resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)  # fmt: skip
+    config = transformers.GPT2Config(
+        **{**values, **changes}, bos_token_id=0, eos_token_id=0, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0
+    )
     model = transformers.GPT2LMHeadModel(config)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -79,8 +80,7 @@ def test_every_form_of_the_files_loads(tmp_path, form):
         assert (tmp_path / "model.safetensors.index.json").exists()
     elif form.endswith("bin"):
         (tmp_path / "model.safetensors").unlink()
-        torch.save(theirs.state_dict(), tmp_path / "pytorch_model.bin",
-                   _use_new_zipfile_serialization=form == "bin")  # fmt: skip
+        torch.save(theirs.state_dict(), tmp_path / "pytorch_model.bin", _use_new_zipfile_serialization=form == "bin")
     else:
         from safetensors.torch import save_file
 
@@ -244,8 +244,9 @@ def test_generation_gives_transformers_greedy_ids(tmp_path):
 
     theirs, ours = hf_gpt2(tmp_path, torch.float64), load_hf(tmp_path, torch.float64)
     prompt = [5, 17, 3, 88]
-    expected = theirs.generate(torch.tensor([prompt]), max_new_tokens=20, do_sample=False, eos_token_id=96,
-                               pad_token_id=0)[0, 4:].tolist()  # fmt: skip
+    expected = theirs.generate(
+        torch.tensor([prompt]), max_new_tokens=20, do_sample=False, eos_token_id=96, pad_token_id=0
+    )[0, 4:].tolist()
     got = [pairs[0][1] for pairs in decode(ours, [prompt], 20, 96, 97)]
     assert got == [i for i in expected if i != 96]
 
@@ -282,15 +283,27 @@ def test_a_hub_id_loads_from_the_hubs_cache_without_a_network(tmp_path):
         "import gptft, torch; model, tokenizer = gptft.load('someone/toy-gpt2'); "
         "torch.save(model(torch.arange(20)[None]).detach(), 'logits.pt')"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True,
-                          env={**os.environ, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"})  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"},
+    )
     assert done.returncode == 0, done.stderr
     logits = torch.load(tmp_path / "logits.pt", weights_only=True)
     assert difference(logits, theirs(torch.arange(20)[None]).logits) < 1e-5
 
 
-PYTHIA_70M = {"vocab_size": 50304, "hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 6,
-              "num_attention_heads": 8, "max_position_embeddings": 2048, "bos_token_id": 0}  # fmt: skip
+PYTHIA_70M = {
+    "vocab_size": 50304,
+    "hidden_size": 512,
+    "intermediate_size": 2048,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 8,
+    "max_position_embeddings": 2048,
+    "bos_token_id": 0,
+}
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/clear_refs"), reason="the peak of memory is read from Linux's /proc")

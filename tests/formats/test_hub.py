@@ -45,8 +45,10 @@ def hub(tmp_path):
                 files = sorted((root / name).iterdir())
                 info = {"id": name, "sha": COMMIT, "siblings": [{"rfilename": file.name} for file in files]}
                 if "tree" in parts:
-                    info = [{"type": "file", "path": file.name, "size": file.stat().st_size, "oid": "0" * 40}
-                            for file in files]  # fmt: skip
+                    info = [
+                        {"type": "file", "path": file.name, "size": file.stat().st_size, "oid": "0" * 40}
+                        for file in files
+                    ]
                 self.answer(200, json.dumps(info).encode(), Content_Type="application/json")
             else:
                 body = (root / name / parts[-1]).read_bytes()
@@ -66,8 +68,14 @@ def hub(tmp_path):
 
 def generate(address, tmp_path, hub_id, **more):
     """`python -m gptft generate HUB_ID` in a process of its own: the client reads its settings when it is imported."""
-    env = {**os.environ, "HF_ENDPOINT": address, "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path / "home"),
-           "HF_HUB_DISABLE_XET": "1", **more}  # fmt: skip
+    env = {
+        **os.environ,
+        "HF_ENDPOINT": address,
+        "HF_HUB_OFFLINE": "0",
+        "HF_HOME": str(tmp_path / "home"),
+        "HF_HUB_DISABLE_XET": "1",
+        **more,
+    }
     command = [sys.executable, "-m", "gptft", "generate", hub_id, "Hello", "--raw", "--max_new_tokens", "4"]
     return subprocess.run(command, capture_output=True, text=True, env=env)
 

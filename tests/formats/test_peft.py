@@ -50,9 +50,14 @@ def test_what_peft_saved_computes_the_same_here(tmp_path, case, options):
     """A fused q, k, v divided the wrong way, a scale by another rule, or DoRA's norm over the wrong axis."""
     theirs = reference(case, torch.float32, tmp_path / "base")
     config = peft.LoraConfig(
-        r=4, lora_alpha=12, target_modules=MODELS[case], task_type="CAUSAL_LM", fan_in_fan_out=case == "gpt2",
-        alpha_pattern={"c_attn": 20, "v_proj": 6}, **OPTIONS[options],
-    )  # fmt: skip
+        r=4,
+        lora_alpha=12,
+        target_modules=MODELS[case],
+        task_type="CAUSAL_LM",
+        fan_in_fan_out=case == "gpt2",
+        alpha_pattern={"c_attn": 20, "v_proj": 6},
+        **OPTIONS[options],
+    )
     theirs = peft.get_peft_model(theirs, config).eval()
     noisy_(p for name, p in theirs.named_parameters() if "lora_" in name)
     theirs.save_pretrained(tmp_path / "adapters")
@@ -105,12 +110,16 @@ def test_what_we_do_not_compute_is_refused(tmp_path, change, message):
     [
         (lambda s: s.update(extra=torch.ones(1)), "unexpected tensor 'extra'"),
         (lambda s: s.pop("base_model.model.model.layers.1.self_attn.q_proj.lora_B.weight"), "lacks its B"),
-        (lambda s: s.update({"base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight": torch.ones(4, 5)}),
-         "do not fit a layer of 32 to 40"),
-        (lambda s: s.update({"base_model.model.model.layers.9.self_attn.q_proj.lora_A.weight": torch.ones(4, 5)}),
-         "'model.layers.9.self_attn.q_proj', which is no linear layer of this model's blocks"),
+        (
+            lambda s: s.update({"base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight": torch.ones(4, 5)}),
+            "do not fit a layer of 32 to 40",
+        ),
+        (
+            lambda s: s.update({"base_model.model.model.layers.9.self_attn.q_proj.lora_A.weight": torch.ones(4, 5)}),
+            "'model.layers.9.self_attn.q_proj', which is no linear layer of this model's blocks",
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_wrong_tensor_fails_by_name(tmp_path, change, message):
     from safetensors.torch import load_file, save_file
 

@@ -48,8 +48,18 @@ def test_the_courses_models_are_tuned_by_the_courses_three_lines(
     start = write(tmp_path / "start", hub_id, kind, **changes)
     records = json.loads((shared / "instruction-data.json").read_text())[:60]
     (tmp_path / "data.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
-    model = BasicModelRunner(start, max_steps=6, batch_size=4, warmup_steps=1, eval_every=3, test_samples=2,
-                             max_new_tokens=4, save_every=0, val_fraction=0.1, **settings)  # fmt: skip
+    model = BasicModelRunner(
+        start,
+        max_steps=6,
+        batch_size=4,
+        warmup_steps=1,
+        eval_every=3,
+        test_samples=2,
+        max_new_tokens=4,
+        save_every=0,
+        val_fraction=0.1,
+        **settings,
+    )
     model.load_data_from_jsonlines("data.jsonl")
     model_id = model.train()
     losses = [json.loads(line) for line in (model.path / "metrics.jsonl").read_text().splitlines()]

@@ -19,9 +19,24 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def command(data, out_dir, *more):
-    settings = {"init": "tiny", "data": data, "out_dir": out_dir, "max_steps": 60, "batch_size": 4, "grad_accum": 2,
-                "eval_every": 7, "save_every": 3, "keep": 2, "test_samples": 4, "max_new_tokens": 4, "max_length": 48,
-                "threads": 1, "precision": "fp32", "dropout": 0.1, "lr": 1e-3}  # fmt: skip
+    settings = {
+        "init": "tiny",
+        "data": data,
+        "out_dir": out_dir,
+        "max_steps": 60,
+        "batch_size": 4,
+        "grad_accum": 2,
+        "eval_every": 7,
+        "save_every": 3,
+        "keep": 2,
+        "test_samples": 4,
+        "max_new_tokens": 4,
+        "max_length": 48,
+        "threads": 1,
+        "precision": "fp32",
+        "dropout": 0.1,
+        "lr": 1e-3,
+    }
     words = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
     return [sys.executable, str(ROOT / "train.py"), *words, *more]
 
@@ -49,8 +64,9 @@ def whole(tmp_path_factory):
     """The unbroken run: its data, its folder."""
     folder = tmp_path_factory.mktemp("whole")
     data = folder / "data.jsonl"
-    records = [{"question": f"After {i}?" + " Think." * (i % 3), "answer": f"{i + 1}." + " Yes." * (i % 5)}
-               for i in range(120)]  # fmt: skip
+    records = [
+        {"question": f"After {i}?" + " Think." * (i % 3), "answer": f"{i + 1}." + " Yes." * (i % 5)} for i in range(120)
+    ]
     data.write_text("".join(json.dumps(record) + "\n" for record in records))
     finish(start(data, folder / "run"))
     return data, folder / "run"
@@ -90,8 +106,10 @@ def test_sigkill_at_random_points_ends_with_the_same_weights(tmp_path, whole):
     assert verify(run / "best")["model_id"] == verify(unbroken / "best")["model_id"]
 
     def timeless(path):
-        return [{k: row[k] for k in row if k in ("step", "loss", "grad_norm", "learning_rate", "eval_loss")}
-                for row in read_metrics(path / "metrics.jsonl")]  # fmt: skip
+        return [
+            {k: row[k] for k in row if k in ("step", "loss", "grad_norm", "learning_rate", "eval_loss")}
+            for row in read_metrics(path / "metrics.jsonl")
+        ]
 
     by_step = {True: {}, False: {}}
     for row in timeless(run):
@@ -119,8 +137,12 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path, whole, number):
     assert "Traceback" not in err
     assert verify(run / "last")["step"] >= 10
     # the very command that was named: settings come from the run's own config.toml
-    resumed = subprocess.run([sys.executable, str(ROOT / "train.py"), "--resume", "--out_dir", str(run)],
-                             capture_output=True, text=True, env=os.environ)  # fmt: skip
+    resumed = subprocess.run(
+        [sys.executable, str(ROOT / "train.py"), "--resume", "--out_dir", str(run)],
+        capture_output=True,
+        text=True,
+        env=os.environ,
+    )
     assert resumed.returncode == 0, resumed.stderr
     ours, theirs = weights(run), weights(unbroken)
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
@@ -129,12 +151,29 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path, whole, number):
 @pytest.mark.slow
 def test_the_embedded_default_goes_on_by_one_command(tmp_path):
     """Ctrl-C in either stage: one command, the same for both, goes on; and a new default run touches neither."""
-    quick = ["--max_steps", "40", "--test_samples", "3", "--max_new_tokens", "3", "--threads", "1", "--save_every", "5",
-             "--lr", "1e-3"]  # fmt: skip
+    quick = [
+        "--max_steps",
+        "40",
+        "--test_samples",
+        "3",
+        "--max_new_tokens",
+        "3",
+        "--threads",
+        "1",
+        "--save_every",
+        "5",
+        "--lr",
+        "1e-3",
+    ]
 
     def launch(*words):
-        return subprocess.Popen([sys.executable, str(ROOT / "train.py"), *words], cwd=tmp_path, text=True,
-                                stdout=subprocess.PIPE, stderr=subprocess.PIPE)  # fmt: skip
+        return subprocess.Popen(
+            [sys.executable, str(ROOT / "train.py"), *words],
+            cwd=tmp_path,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
 
     arguments = [*quick, "--out_dir", "story"]
     for stage in ("pretrain/metrics.jsonl", "metrics.jsonl"):

@@ -368,16 +368,20 @@ HI = {"instruction": "Hi.", "response": "Yo."}
 
 def test_where_the_template_ends_no_answer_ours_is_ended_by_the_end_of_text():
     """Otherwise the model never learns to stop."""
-    template = chat("{% for m in messages %}{{ m.role + ': ' + m.content + '\n' }}{% endfor %}"
-                    "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}")  # fmt: skip
+    template = chat(
+        "{% for m in messages %}{{ m.role + ': ' + m.content + '\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
+    )
     assert template.stop == "</s>"
     assert marked(template.segments(HI)) == "user: Hi.\nassistant: <<Yo.</s>>>"
 
 
 def test_a_template_whose_prompt_is_not_the_beginning_of_what_it_writes_is_refused():
     """Row 4: inference would send another prompt than that which was trained, and nobody would know."""
-    template = chat("{% for m in messages %}{{ m.role + ': ' + m.content + eos_token }}{% endfor %}"
-                    "{% if add_generation_prompt %}{{ 'now answer: ' }}{% endif %}")  # fmt: skip
+    template = chat(
+        "{% for m in messages %}{{ m.role + ': ' + m.content + eos_token }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ 'now answer: ' }}{% endif %}"
+    )
     with pytest.raises(BadRecord, match="inference would not send what was trained; choose another by --template"):
         template.segments(HI)
 
@@ -482,9 +486,11 @@ def test_a_template_without_bounds_is_stopped(how):
 
 def test_what_templates_really_do_is_within_bounds():
     """A long conversation, and a long text, built up piece by piece and formatted."""
-    source = ("{% set n = namespace(x='') %}{% for m in messages %}{% set n.x = n.x ~ m.role + ': ' + m.content %}"
-              "{% set n.x = n.x + '%s' % '\n' %}{% endfor %}{{ n.x }}{{ '{}'.format('assistant: ')"
-              " if add_generation_prompt }}")  # fmt: skip
+    source = (
+        "{% set n = namespace(x='') %}{% for m in messages %}{% set n.x = n.x ~ m.role + ': ' + m.content %}"
+        "{% set n.x = n.x + '%s' % '\n' %}{% endfor %}{{ n.x }}{{ '{}'.format('assistant: ')"
+        " if add_generation_prompt }}"
+    )
     turns = [{"role": ("user", "assistant")[n % 2], "content": f"turn {n} " * 20} for n in range(400)]
     assert chat(source)._render(turns, False).count("turn 399 ") == 20
     long = [{"role": "user", "content": "word " * 400_000}]
@@ -661,8 +667,10 @@ def test_an_exported_tokenizer_answers_as_ours_does(name, tmp_path):
 def test_chat_says_what_is_wrong_on_standard_error_and_goes_on(monkeypatch, capsys):
     """It stood among the answers; and after an empty answer the next question was an IndexError."""
     tokenizer = embedded()
-    tokenizer.template = chat("{% for m in messages %}{{ m.role + ': ' + m.content + '\n' }}{% endfor %}"
-                              "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}")  # fmt: skip
+    tokenizer.template = chat(
+        "{% for m in messages %}{{ m.role + ': ' + m.content + '\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
+    )
     model = GPT.create(toy_model(vocab_size=tokenizer.n_vocab).config, seed=1)
     monkeypatch.setattr("gptft.__main__.load_model", lambda options: (model, tokenizer))
     monkeypatch.setattr("gptft.decoding.choose", lambda logits, *_: torch.full((len(logits),), tokenizer.eot))

@@ -21,8 +21,17 @@ __all__ = ["FAMILIES", "Family", "Place", "all_places", "config_from_hf", "confi
 FAMILIES = {family.model_type: family for family in (GPT2, GPT_NEOX, *LLAMAS)}
 
 # Keys that no family here knows, and that would change the arithmetic: whoever asks for one is refused.
-FOREIGN = ("quantization_config", "num_experts", "num_local_experts", "attn_logit_softcapping",
-           "final_logit_softcapping", "logit_scale", "alibi", "use_qk_norm", "qk_layernorm")  # fmt: skip
+FOREIGN = (
+    "quantization_config",
+    "num_experts",
+    "num_local_experts",
+    "attn_logit_softcapping",
+    "final_logit_softcapping",
+    "logit_scale",
+    "alibi",
+    "use_qk_norm",
+    "qk_layernorm",
+)
 
 
 def config_from_hf(hf: dict, source: str) -> GPTConfig:
@@ -40,16 +49,23 @@ def config_from_hf(hf: dict, source: str) -> GPTConfig:
 def config_to_hf(config: GPTConfig) -> tuple[Family, dict]:
     """The family that can express `config`, and its `config.json`. Raises UserError where none can."""
     for family in FAMILIES.values():
-        hf = {"architectures": [family.architecture], "model_type": family.model_type, "use_cache": True,
-              "tie_word_embeddings": config.tie_embeddings, "vocab_size": config.vocab_size,
-              **family.write(config)}  # fmt: skip
+        hf = {
+            "architectures": [family.architecture],
+            "model_type": family.model_type,
+            "use_cache": True,
+            "tie_word_embeddings": config.tie_embeddings,
+            "vocab_size": config.vocab_size,
+            **family.write(config),
+        }
         try:
             if config_from_hf(hf, "") == config:
                 return family, hf
         except UserError:
             pass
-    raise UserError("this architecture is none that transformers has: it cannot be exported "
-                    f"({', '.join(f'{k}={v}' for k, v in dataclasses.asdict(config).items())})")  # fmt: skip
+    raise UserError(
+        "this architecture is none that transformers has: it cannot be exported "
+        f"({', '.join(f'{k}={v}' for k, v in dataclasses.asdict(config).items())})"
+    )
 
 
 def all_places(family: Family, config: GPTConfig) -> list[Place]:

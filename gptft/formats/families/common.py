@@ -12,8 +12,14 @@ from torch import Tensor
 from gptft.architecture import GPTConfig
 from gptft.errors import UserError
 
-ACTIVATIONS = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu_fast": "gelu_tanh",
-               "silu": "silu", "swish": "silu"}  # fmt: skip
+ACTIVATIONS = {
+    "gelu": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
+    "silu": "silu",
+    "swish": "silu",
+}
 THEIRS = {"gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh", "silu": "silu"}  # what we write
 LARGEST = 2**31 - 1  # of any size: beyond it is a slip, or an attack
 
@@ -132,21 +138,29 @@ def rotary(hf: dict, source: str, theta: float = 10000.0, partial: float | None 
     if fraction > 1 or (partial is None and fraction != 1):
         raise unsupported(source, "partial_rotary_factor", fraction, "1" if partial is None else "a share up to 1")
     if kind == "llama3":
-        for ours, theirs in (("rope_factor", "factor"), ("rope_low", "low_freq_factor"),
-                             ("rope_high", "high_freq_factor")):  # fmt: skip
+        for ours, theirs in (
+            ("rope_factor", "factor"),
+            ("rope_low", "low_freq_factor"),
+            ("rope_high", "high_freq_factor"),
+        ):
             if theirs not in given:
                 raise UserError(f"{source}: {key}.{theirs} is missing")
             values[ours] = number(given, theirs, 0.0, source)
         original = given.get("original_max_position_embeddings", hf.get("max_position_embeddings"))
-        values["rope_original"] = need({"original_max_position_embeddings": original},
-                                        "original_max_position_embeddings", source)  # fmt: skip
+        values["rope_original"] = need(
+            {"original_max_position_embeddings": original}, "original_max_position_embeddings", source
+        )
     return {**values, "rope_fraction": fraction}
 
 
 def write_rotary(config: GPTConfig) -> dict:
     scaling = None
     if config.rope_original:
-        scaling = {"rope_type": "llama3", "factor": config.rope_factor, "low_freq_factor": config.rope_low,
-                   "high_freq_factor": config.rope_high,
-                   "original_max_position_embeddings": config.rope_original}  # fmt: skip
+        scaling = {
+            "rope_type": "llama3",
+            "factor": config.rope_factor,
+            "low_freq_factor": config.rope_low,
+            "high_freq_factor": config.rope_high,
+            "original_max_position_embeddings": config.rope_original,
+        }
     return {"rope_theta": config.rope_theta, "rope_scaling": scaling}

@@ -27,10 +27,19 @@ def read(hf: dict, source: str) -> dict:
 
 def write(config: GPTConfig) -> dict:
     activation = {**THEIRS, "gelu_tanh": "gelu_new"}[config.activation]
-    return {"n_positions": config.block_size, "n_ctx": config.block_size, "n_layer": config.n_layer,
-            "n_head": config.n_head, "n_embd": config.n_embd, "n_inner": config.n_inner,
-            "layer_norm_epsilon": config.norm_eps, "activation_function": activation,
-            "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}  # fmt: skip
+    return {
+        "n_positions": config.block_size,
+        "n_ctx": config.block_size,
+        "n_layer": config.n_layer,
+        "n_head": config.n_head,
+        "n_embd": config.n_embd,
+        "n_inner": config.n_inner,
+        "layer_norm_epsilon": config.norm_eps,
+        "activation_function": activation,
+        "resid_pdrop": 0.0,
+        "embd_pdrop": 0.0,
+        "attn_pdrop": 0.0,
+    }
 
 
 def places_of(config: GPTConfig) -> list[Place]:

@@ -26,14 +26,22 @@ def read(hf: dict, source: str) -> dict:
 
 
 def write(config: GPTConfig) -> dict:
-    return {"max_position_embeddings": config.block_size, "num_hidden_layers": config.n_layer,
-            "num_attention_heads": config.n_head, "hidden_size": config.n_embd,
-            "intermediate_size": config.n_inner, "layer_norm_eps": config.norm_eps,
-            "hidden_act": {**THEIRS, "gelu_tanh": "gelu_new"}[config.activation],
-            "attention_bias": config.qkv_bias, "use_parallel_residual": config.parallel_residual,
-            "rotary_pct": config.rope_fraction, "rotary_emb_base": config.rope_theta,
-            "rope_scaling": write_rotary(config)["rope_scaling"],
-            "attention_dropout": 0.0, "hidden_dropout": 0.0}  # fmt: skip
+    return {
+        "max_position_embeddings": config.block_size,
+        "num_hidden_layers": config.n_layer,
+        "num_attention_heads": config.n_head,
+        "hidden_size": config.n_embd,
+        "intermediate_size": config.n_inner,
+        "layer_norm_eps": config.norm_eps,
+        "hidden_act": {**THEIRS, "gelu_tanh": "gelu_new"}[config.activation],
+        "attention_bias": config.qkv_bias,
+        "use_parallel_residual": config.parallel_residual,
+        "rotary_pct": config.rope_fraction,
+        "rotary_emb_base": config.rope_theta,
+        "rope_scaling": write_rotary(config)["rope_scaling"],
+        "attention_dropout": 0.0,
+        "hidden_dropout": 0.0,
+    }
 
 
 def places_of(config: GPTConfig) -> list[Place]:
@@ -43,8 +51,10 @@ def places_of(config: GPTConfig) -> list[Place]:
         for n in range(config.n_layer):
             theirs, ours = f"layers.{n}", f"blocks.{n}"
             qkv = tuple(f"{ours}.attn.{x}.{part}" for x in "qkv")
-            attention = [Place(f"{theirs}.attention.query_key_value.{part}", qkv, heads=config.n_head),
-                         Place(f"{theirs}.attention.dense.{part}", (f"{ours}.attn.out.{part}",))]  # fmt: skip
+            attention = [
+                Place(f"{theirs}.attention.query_key_value.{part}", qkv, heads=config.n_head),
+                Place(f"{theirs}.attention.dense.{part}", (f"{ours}.attn.out.{part}",)),
+            ]
             places += attention if part == "weight" or config.qkv_bias else []
             places += [
                 Place(f"{theirs}.input_layernorm.{part}", (f"{ours}.norm1.{part}",)),

@@ -89,8 +89,13 @@ def read_qwen2(hf: dict, source: str) -> dict:
 
 def read_qwen3(hf: dict, source: str) -> dict:
     biased = truth(hf, "attention_bias", False, source)
-    return {**read({"head_dim": 128, **hf}, source), "qk_norm": True, "qkv_bias": biased, "out_bias": biased,
-            **_windows_qwen(hf, source)}  # fmt: skip
+    return {
+        **read({"head_dim": 128, **hf}, source),
+        "qk_norm": True,
+        "qkv_bias": biased,
+        "out_bias": biased,
+        **_windows_qwen(hf, source),
+    }
 
 
 def read_smollm3(hf: dict, source: str) -> dict:
@@ -100,24 +105,41 @@ def read_smollm3(hf: dict, source: str) -> dict:
     rotated = hf.get("no_rope_layers") or [int((n + 1) % every != 0) for n in range(n_layer)]
     if not isinstance(rotated, list) or len(rotated) != n_layer or not {*map(str, rotated)} <= {"0", "1"}:
         raise UserError(f"{source}: no_rope_layers must have a 0 or 1 for each of {n_layer} layers, not {rotated!r}")
-    return {**read(hf, source, 2e6, tied=True), **_biases(hf, source),
-            **_windows(hf, source, lambda n: not rotated[n]),
-            "no_rope_layers": tuple(n for n, has in enumerate(rotated) if not has)}  # fmt: skip
+    return {
+        **read(hf, source, 2e6, tied=True),
+        **_biases(hf, source),
+        **_windows(hf, source, lambda n: not rotated[n]),
+        "no_rope_layers": tuple(n for n, has in enumerate(rotated) if not has),
+    }
 
 
 def write(config: GPTConfig) -> dict:
-    return {"max_position_embeddings": config.block_size, "num_hidden_layers": config.n_layer,
-            "num_attention_heads": config.n_head, "num_key_value_heads": config.n_kv_head,
-            "hidden_size": config.n_embd, "head_dim": config.head_size, "intermediate_size": config.n_inner,
-            "rms_norm_eps": config.norm_eps, "hidden_act": THEIRS[config.activation],
-            "attention_bias": config.qkv_bias and config.out_bias, "mlp_bias": config.mlp_bias,
-            "attention_dropout": 0.0, **write_rotary(config)}  # fmt: skip
+    return {
+        "max_position_embeddings": config.block_size,
+        "num_hidden_layers": config.n_layer,
+        "num_attention_heads": config.n_head,
+        "num_key_value_heads": config.n_kv_head,
+        "hidden_size": config.n_embd,
+        "head_dim": config.head_size,
+        "intermediate_size": config.n_inner,
+        "rms_norm_eps": config.norm_eps,
+        "hidden_act": THEIRS[config.activation],
+        "attention_bias": config.qkv_bias and config.out_bias,
+        "mlp_bias": config.mlp_bias,
+        "attention_dropout": 0.0,
+        **write_rotary(config),
+    }
 
 
 def write_windows(config: GPTConfig) -> dict:
     kinds = ["sliding_attention" if config.window_of(n) else "full_attention" for n in range(config.n_layer)]
-    return {**write(config), "use_sliding_window": bool(config.window), "sliding_window": config.window or None,
-            "max_window_layers": config.n_layer, "layer_types": kinds}  # fmt: skip
+    return {
+        **write(config),
+        "use_sliding_window": bool(config.window),
+        "sliding_window": config.window or None,
+        "max_window_layers": config.n_layer,
+        "layer_types": kinds,
+    }
 
 
 def write_smollm3(config: GPTConfig) -> dict:
@@ -130,8 +152,10 @@ def places_of(config: GPTConfig) -> list[Place]:
     places = [Place("embed_tokens.weight", ("tok.weight",)), Place("norm.weight", ("norm.weight",))]
     for n in range(config.n_layer):
         theirs, ours = f"layers.{n}", f"blocks.{n}"
-        places += [Place(f"{theirs}.input_layernorm.weight", (f"{ours}.norm1.weight",)),
-                   Place(f"{theirs}.post_attention_layernorm.weight", (f"{ours}.norm2.weight",))]  # fmt: skip
+        places += [
+            Place(f"{theirs}.input_layernorm.weight", (f"{ours}.norm1.weight",)),
+            Place(f"{theirs}.post_attention_layernorm.weight", (f"{ours}.norm2.weight",)),
+        ]
         if config.qk_norm:
             places += [Place(f"{theirs}.self_attn.{x}_norm.weight", (f"{ours}.attn.{x}_norm.weight",)) for x in "qk"]
         for name in ("q", "k", "v", "out"):
