@@ -10,6 +10,7 @@ the embedded default's second stage, whole or by adapters of several ranks, also
 
 from __future__ import annotations
 
+import functools
 import json
 import time
 from pathlib import Path
@@ -64,7 +65,7 @@ def train_gptft(task: dict) -> dict:
     import torch
 
     from gptft.adapters.lora import count_parameters
-    from gptft.collate import plan
+    from gptft.collate import collate, plan
     from gptft.config import resolve
     from gptft.data.examples import Split
     from gptft.device import Precision
@@ -91,12 +92,12 @@ def train_gptft(task: dict) -> dict:
     if config.lora_rank:
         add_adapters(config, model, tokenizer)
     state = TrainState(model, make_optimizer(model, config), Precision(config.precision, torch.device("cpu")))
-    objective = Objective(model)
-    for _ in train(state, objective, config, warm, nothing, tokenizer.eot):
+    objective, to_batch = Objective(model), functools.partial(collate, pad_id=tokenizer.eot)
+    for _ in train(state, objective, config, warm, nothing, to_batch):
         pass
     state.progress = Progress()
     began = time.perf_counter()
-    losses = [event.loss for event in train(state, objective, config, measured, nothing, tokenizer.eot)]
+    losses = [event.loss for event in train(state, objective, config, measured, nothing, to_batch)]
     seconds = time.perf_counter() - began
     windows = plan(measured.lengths, sft.BATCH, 1, sft.SEED, 0)
     outcome = sft.books(seconds, [[int(measured.lengths[i]) for i in chosen] for (chosen,) in windows])

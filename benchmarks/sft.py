@@ -63,7 +63,7 @@ def train_gptft(task: dict) -> dict:
     import numpy as np
     import torch
 
-    from gptft.collate import plan
+    from gptft.collate import collate, plan
     from gptft.config import resolve
     from gptft.data.examples import Split
     from gptft.device import Precision, keep_freed_memory
@@ -80,15 +80,15 @@ def train_gptft(task: dict) -> dict:
     plain = {"schedule": "constant", "warmup_steps": 0, "weight_decay": 0.0, "grad_clip": 1.0, "epochs": 1}
     config = resolve("", {"precision": precision, "batch_size": BATCH, "lr": LEARNING_RATE, "seed": SEED, **plain})
     state = TrainState(model, make_optimizer(model, config), Precision(config.precision, torch.device("cpu")))
-    objective = Objective(model)
-    for _ in train(state, objective, config, warm, nothing, tokenizer.eot):
+    objective, to_batch = Objective(model), functools.partial(collate, pad_id=tokenizer.eot)
+    for _ in train(state, objective, config, warm, nothing, to_batch):
         pass
 
     state.progress = Progress()
     metrics = Metrics(Path(task["scratch"], "metrics.jsonl"), state.progress, config.log_every)
     losses = []
     began = time.perf_counter()
-    for event in train(state, objective, config, measured, nothing, tokenizer.eot):
+    for event in train(state, objective, config, measured, nothing, to_batch):
         metrics.write(event)
         losses.append(event.loss)
     seconds = time.perf_counter() - began

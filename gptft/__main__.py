@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from functools import partial
 
 from gptft.commands.common import (
     MODEL,
@@ -37,7 +38,8 @@ def command_train(argv: list[str]) -> None:
     default = not (config_path or given.get("data") or given.get("init"))
     # checked before torch is imported, so that a misspelt value is answered at once
     config = resolve(config_path, given)
-    from gptft.finetuning import embedded_default, finetune
+    from gptft.commands.default import embedded_default
+    from gptft.finetuning import finetune
 
     if default:
         embedded_default(given)
@@ -145,6 +147,7 @@ def command_evaluate(argv: list[str]) -> None:
             "bad_records": options.bad_records,
         },
     )
+    from gptft.collate import collate
     from gptft.device import Precision
     from gptft.evaluation.responses import answer, is_exact, prompt_and_expected
     from gptft.finetuning import check_inputs, load_data
@@ -156,7 +159,8 @@ def command_evaluate(argv: list[str]) -> None:
     model, tokenizer = load_model(options, config.fields)
     datasets, (examples, _, _) = load_data(config, model, tokenizer)
     print(describe_ledger("data", datasets["data"].ledger))
-    loss = evaluate_loss(Objective(model), examples, options.batch_size, tokenizer.eot, Precision("fp32", model.device))
+    to_batch = partial(collate, pad_id=tokenizer.eot)
+    loss = evaluate_loss(Objective(model), examples, options.batch_size, to_batch, Precision("fp32", model.device))
     print(f"loss {loss:.4f} nats a target, over {len(examples):,} examples")
     asked = range(min(options.samples, len(examples)))
     pairs = [prompt_and_expected(record, config.fields) for record in examples.records(asked)]

@@ -163,6 +163,26 @@ def newest(out_dir: Path) -> tuple[Path | None, list[str]]:
     return (max(found)[2] if found else None), problems
 
 
+def step_of(path: Path) -> int | None:
+    """The step that a checkpoint was saved after; None where there is no whole one."""
+    try:
+        return verify(path)["step"]
+    except UserError:
+        return None
+
+
+def set_aside(path: Path) -> Path | None:
+    """Rename a folder to NAME-set-aside, numbered where that is taken; None where there is nothing."""
+    recover(path)
+    if not path.exists():
+        return None
+    aside, number = path.with_name(f"{path.name}-set-aside"), 2
+    while aside.exists():
+        aside, number = path.with_name(f"{path.name}-set-aside-{number}"), number + 1
+    os.rename(path, aside)
+    return aside
+
+
 def prune(out_dir: Path, keep: int, step: int) -> None:
     """Delete all but the newest `keep` step-NNNNNN checkpoints up to `step`; later ones are those that resuming
     passed over, since they are damaged."""

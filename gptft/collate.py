@@ -15,6 +15,8 @@ from torch import Tensor
 from gptft.attention import Layout
 from gptft.data.examples import Example
 
+IGNORE = -100  # the target of a position that is not scored: padding, and the prompt when it is masked
+
 
 @dataclass
 class Batch:
@@ -22,7 +24,8 @@ class Batch:
 
     idx      (B, T)  token ids in
     targets  (B, T)  the token that follows each, or -100 where none is scored
-    n_targets        how many are scored, counted on the host
+    scored   (n,)    the places of the flattened (B * T) that have a target, found on the host: asking the device
+                     would wait for it
     lengths          per row, its tokens that are no padding
     records          per row, the (file, line) of its record
     layout           None: a row is one document that starts at position 0, padded on the right
@@ -30,21 +33,23 @@ class Batch:
 
     idx: Tensor
     targets: Tensor
-    n_targets: int
+    scored: Tensor
     lengths: list[int]
     records: list[tuple[str, int]]
     layout: Layout | None = None
 
+    @property
+    def n_targets(self) -> int:
+        return self.scored.numel()
+
     def to(self, device: torch.device) -> Batch:
         if device.type == "cpu":
             return self
-        if device.type == "cuda":  # pinned memory is copied while the device computes
-            idx, targets = self.idx.pin_memory(), self.targets.pin_memory()
-        else:
-            idx, targets = self.idx, self.targets
-        moved = idx.to(device, non_blocking=True), targets.to(device, non_blocking=True)
-        layout = self.layout and self.layout.to(device)
-        return Batch(*moved, self.n_targets, self.lengths, self.records, layout)
+        tensors = (self.idx, self.targets, self.scored)
+        if device.type == "cuda":  # from pinned memory the copies are queued behind the work, and the host goes on
+            tensors = (tensor.pin_memory() for tensor in tensors)
+        idx, targets, scored = (tensor.to(device, non_blocking=True) for tensor in tensors)
+        return Batch(idx, targets, scored, self.lengths, self.records, self.layout and self.layout.to(device))
 
 
 def collate(examples: Sequence[Example], pad_id: int, mask_prompt: bool = True) -> Batch:
@@ -60,16 +65,15 @@ def collate(examples: Sequence[Example], pad_id: int, mask_prompt: bool = True) 
     T = max(len(example.ids) for example in examples) - 1
     idx = torch.full((len(examples), T), pad_id, dtype=torch.long)
     targets = torch.full((len(examples), T), IGNORE, dtype=torch.long)
-    n_targets = 0
     for row, example in enumerate(examples):
         ids = torch.from_numpy(example.ids.astype(np.int64))
         idx[row, : len(ids) - 1] = ids[:-1]
         for start, end in example.spans if mask_prompt else [(0, len(ids))]:
             start = max(start, 1)  # position 0 is predicted by nothing
             targets[row, start - 1 : end - 1] = ids[start:end]
-            n_targets += end - start
+    scored = (targets.flatten() != IGNORE).nonzero()[:, 0]  # (n,)
     lengths = [len(example.ids) - 1 for example in examples]
-    return Batch(idx, targets, n_targets, lengths, [example.record for example in examples])
+    return Batch(idx, targets, scored, lengths, [example.record for example in examples])
 
 
 Window = list[list[int]]  # micro-batches of example numbers
@@ -100,6 +104,3 @@ def by_length(lengths: np.ndarray, batch_size: int) -> list[list[int]]:
     """Batches for evaluation, longest first: little padding, and what will not fit fails at once."""
     order = np.argsort(-lengths, kind="stable")
     return [order[start : start + batch_size].tolist() for start in range(0, len(order), batch_size)]
-
-
-IGNORE = -100  # the target of a position that is not scored: padding, and the prompt when it is masked

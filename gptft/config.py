@@ -27,6 +27,10 @@ def setting(default, doc: str, choices: tuple[str, ...] = ()):
     return field(default=default, metadata=metadata)
 
 
+# Every optimizer that can be asked for, and what torch.optim calls it; optim.py hands it the settings that were given.
+OPTIMIZERS = {"adamw": "AdamW", "adafactor": "Adafactor"}
+
+
 @dataclass
 class Config:
     """One training run. See `python train.py --help` for the same list."""
@@ -76,14 +80,14 @@ class Config:
     )
 
     # optimisation
-    optimizer: str = setting("adamw", "adamw (decay on matrices only) or adafactor", ("adamw", "adafactor"))
+    optimizer: str = setting("adamw", "how weights are moved; decay is on matrices only", tuple(OPTIMIZERS))
     lr: float = setting(5e-5, "peak learning rate")
     min_lr: float = setting(0.0, "learning rate at the schedule's end")
     warmup_steps: int = setting(10, "steps of linear warm-up, at most half of the run")
     schedule: str = setting("cosine", "shape after the warm-up", ("cosine", "linear", "constant"))
     weight_decay: float = setting(0.1, "decoupled weight decay, matrices only")
-    betas: tuple[float, float] = setting((0.9, 0.999), "AdamW's two decay rates")
-    eps: float = setting(1e-8, "AdamW's epsilon")
+    betas: tuple[float, ...] = setting((), "the moments' two decay rates; none: the optimizer's own (AdamW 0.9 0.999)")
+    eps: float = setting(0.0, "what keeps the optimizer from dividing by 0; 0: its own (AdamW 1e-8)")
     grad_clip: float = setting(1.0, "largest gradient norm; 0: no clipping")
     dropout: float = setting(0.0, "dropout probability while training, 0 to 1")
 
@@ -352,6 +356,8 @@ def check(config: Config) -> Config:
         raise UserError("--epochs is 0 and so is --max_steps: nothing would be trained")
     if config.max_length == 1:
         raise UserError("--max_length must be at least 2: one token to read and one to predict")
+    if len(config.betas) not in (0, 2):
+        raise UserError(f"--betas must be 2 numbers, not {len(config.betas)}")
     if not all(0 <= beta < 1 for beta in config.betas):
         raise UserError(f"--betas must lie between 0 and 1, not {config.betas}")
     if config.min_lr > config.lr:

@@ -1,4 +1,4 @@
-"""Devices, numerical precision and the allocator."""
+"""Devices, numerical precision, random state and memory."""
 
 from __future__ import annotations
 
@@ -22,6 +22,8 @@ def pick_device(name: str) -> torch.device:
         raise UserError(f"--device: there is no device {name!r}") from None
     if not available.get(device.type) or (device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count()):
         raise UserError(f"--device {name}: this machine has no such device")
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)  # else pinned memory and the generator would take up memory of device 0
     return device
 
 
@@ -43,6 +45,42 @@ def cpu_has_bf16() -> bool:
     """Whether the processor multiplies bf16 natively; emulated, it would be slower than fp32."""
     names = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
     return any(getattr(torch.cpu, name, bool)() for name in names)
+
+
+def random_state(device: torch.device) -> dict:
+    """torch's random state on the CPU and on the device that trains, if that is another."""
+    state = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
+    elif device.type == "mps":
+        state["mps"] = torch.mps.get_rng_state()
+    return state
+
+
+def set_random_state(state: dict, device: torch.device) -> None:
+    torch.set_rng_state(state["cpu"])
+    if device.type == "cuda" and "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"], device)
+    elif device.type == "mps" and "mps" in state:
+        torch.mps.set_rng_state(state["mps"])
+
+
+# What torch and the libraries under it say when memory runs out, beside raising OutOfMemoryError.
+OUT_OF_MEMORY = (
+    "DefaultCPUAllocator: can't allocate memory",
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+    "MPS backend out of memory",
+    "std::bad_alloc",
+)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error means that memory ran out, on the CPU or on the device."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in OUT_OF_MEMORY)
 
 
 class Precision:

@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from gptft.errors import UserError
@@ -92,6 +92,18 @@ def json_line(value) -> str:
     except UnicodeEncodeError:
         line = json.dumps(value)
     return line + "\n"
+
+
+def write_json_lines(path: Path, rows: Iterable[dict]) -> None:
+    """Write a .jsonl file whole, or leave the old one."""
+    with atomic_write(path) as file:
+        file.writelines(map(json_line, rows))
+
+
+def read_json_lines(path: Path) -> list[dict]:
+    """The rows of a .jsonl file that gptft wrote."""
+    # not splitlines: a text may hold other line separators, which JSON does not escape
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
 
 
 def read_json(path: Path) -> dict:

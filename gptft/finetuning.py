@@ -7,10 +7,8 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import shutil
-import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,31 +19,32 @@ from gptft.adapters.lora import (
     LoraConfig,
     adapters_of,
     add_lora,
-    count_parameters,
-    describe_lora,
     merge_lora,
-    training_flops,
 )
 from gptft.architecture import PRESETS
-from gptft.config import Config, check, check_names, resolve, shipped, to_toml
+from gptft.collate import collate
+from gptft.config import Config, check, check_names, resolve, to_toml
 from gptft.data import sources
 from gptft.data.examples import Dataset, Recipe, Split, load_dataset, split
 from gptft.device import Precision, keep_freed_memory, pick_device
 from gptft.errors import UserError
-from gptft.evaluation.responses import answer, exact_match, prompt_and_expected
-from gptft.files import atomic_write, json_line
+from gptft.files import atomic_write
 from gptft.loss import Objective
 from gptft.model import GPT
 from gptft.optim import make_optimizer
 from gptft.prompts import TEMPLATES, load_template
-from gptft.report.plot import plot_losses
+from gptft.report.results import write_results
 from gptft.run import console
+from gptft.run.answers import ask_after, ask_before
 from gptft.run.console import say
-from gptft.run.folder import choose_out_dir, holds_run, numbered, run_loop
-from gptft.run.resume import describe_inputs, find_checkpoint, go_on
-from gptft.run.signals import Interruption, resumable
+from gptft.run.estimate import print_estimate, summarise
+from gptft.run.folder import choose_out_dir, open_run
+from gptft.run.lock import claim
+from gptft.run.rehearsal import rehearse
+from gptft.run.resume import describe_inputs, find_checkpoint, load_run_state
+from gptft.run.signals import resumable
 from gptft.tokenizer import Tokenizer, embedded
-from gptft.training import Progress, TrainState, evaluate_loss, rehearse, total_steps
+from gptft.training import TrainState, evaluate_loss, total_steps, train
 
 
 @dataclass
@@ -76,53 +75,58 @@ def finetune(config: Config | None = None, **settings) -> Run:
 
     # 1. what we start from, and the data, as tokens
     model, tokenizer = load_start(config)
-    if config.lora_rank:
-        add_adapters(config, model, tokenizer)
     datasets, (train_set, val_set, test_set) = load_data(config, model, tokenizer)
     describe_data(datasets, train_set, val_set, test_set)
 
-    # 2. the state of training; a rehearsal of the largest batches finds now what would fail later
+    # 2. the state of training; a rehearsal of what costs most finds now what would fail later
     model = model.to(device)
     model.set_dropout(config.dropout)
     model.checkpoint_activations = config.checkpoint_activations
     state = TrainState(model, make_optimizer(model, config), Precision(config.precision, device))
     objective = Objective(model)
     if config.compile:
-        # kinds of layers, masks and lengths make more variants of a block than torch compiles by default
-        torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
-        for block in model.blocks:
-            block.compile()
-    pad_id = tokenizer.eot
-    rehearse(state, objective, config, train_set, val_set, pad_id)
-    describe(state, config, train_set, device)
+        compile_blocks(model)
+    to_batch = partial(collate, pad_id=tokenizer.eot, mask_prompt=config.mask_prompt)
+    rehearse(state, objective, config, train_set, val_set, to_batch)
+    print_estimate(state, config, train_set)
 
     # 3. from here on there is something to keep; the model is asked before it is trained, also by a resumed run
-    fingerprint = describe_inputs(config, model, tokenizer, train_set, val_set)
-    found = find_checkpoint(out_dir, fingerprint) if config.resume else None
-    if found is None:  # what a run that cannot be gone on with called its best is not this one's
-        shutil.rmtree(out_dir / "best", ignore_errors=True)
-    out_dir.mkdir(parents=True, exist_ok=True)
-    with resumable(out_dir):
+    fingerprint = describe_inputs(config, state, tokenizer, train_set, val_set)
+    with claim(out_dir), resumable(out_dir):
+        newest = find_checkpoint(out_dir, fingerprint) if config.resume else None
+        if newest is None and (aside := checkpoint.set_aside(out_dir / "best")):
+            say(f"note: {out_dir / 'best'} is of a run that cannot be gone on with: it is in {aside} now")
         with atomic_write(out_dir / "config.toml") as file:
             file.write(to_toml(config))
         rows, prompts = ask_before(config, out_dir, model, tokenizer, test_set)
         torch.manual_seed(config.seed)
-        if found:
-            go_on(state, found)
+        if newest:
+            load_run_state(state, newest, out_dir)
 
-        # 4. train; the loop says what happened, and there it is logged, shown and saved
-        run_loop(state, objective, config, (train_set, val_set), pad_id, out_dir, tokenizer, fingerprint)
+        # 4. train: the loop says what happened, and here it is logged, shown and saved
+        total = total_steps(len(train_set), config)
+        with open_run(out_dir, state, tokenizer, config, fingerprint, total) as run:
+            for event in train(state, objective, config, train_set, val_set, to_batch, run.should_stop):
+                run.keep(event)
 
         # 5. the best weights, on data that was never seen
-        checkpoint.recover(out_dir / "best")
-        if (out_dir / "best").exists():
-            checkpoint.load_weights(model, out_dir / "best")
+        restore_best(state, config, tokenizer, out_dir)
         model.eval()
-        summary = summarise(state, objective, config, test_set, pad_id, out_dir, tokenizer)
+        summary = summarise(state, tokenizer, out_dir)
         summary["ledger"] = {name: dataset.ledger for name, dataset in datasets.items()}
+        if len(test_set):
+            summary["test_loss"] = evaluate_loss(objective, test_set, config.eval_batch_size, to_batch, state.precision)
         ask_after(config, model, tokenizer, rows, prompts, summary)
-        write_results(config, out_dir, rows, prompts, summary, datasets)
+        write_results(out_dir, rows, prompts, summary, datasets)
     return Run(model, tokenizer, summary, out_dir)
+
+
+def compile_blocks(model: GPT) -> None:
+    """Compile each block with torch.compile; kinds of layers, masks and lengths make more variants of a block than
+    torch compiles by default."""
+    torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
+    for block in model.blocks:
+        block.compile()
 
 
 def set_up_cpu(config: Config, device: torch.device) -> None:
@@ -159,6 +163,8 @@ def load_start(config: Config, base: str = "") -> tuple[GPT, Tokenizer]:
         raise UserError(f"--init {config.init} has no tokenizer")
     if config.max_length > model.config.block_size:
         raise UserError(f"--max_length {config.max_length} is above the model's block_size {model.config.block_size}")
+    if config.lora_rank:
+        add_adapters(config, model, tokenizer)
     return model, tokenizer
 
 
@@ -174,6 +180,19 @@ def add_adapters(config: Config, model: GPT, tokenizer: Tokenizer) -> None:
     )
     base = loading.base_of(model, tokenizer, config.init, config.seed)  # before its weights are rounded
     add_lora(model, settings, config.seed, base, config.lora_base)
+
+
+def restore_best(state: TrainState, config: Config, tokenizer: Tokenizer, out_dir: Path) -> None:
+    """Give the model its best weights: those in `best`, verified, or, where no step was better than the start, the
+    start's, which are then kept there too. Without a validation loss the last weights stay."""
+    checkpoint.recover(out_dir / "best")
+    if not (out_dir / "best").exists() and state.progress.evaluated >= 0:
+        say("note: no step lowered the validation loss: the best model is the one that training started from")
+        start, _ = load_start(config)
+        state.model.load_state_dict(start.state_dict())
+        checkpoint.save(out_dir / "best", state.model, tokenizer, 0)
+    elif (out_dir / "best").exists():
+        checkpoint.load_weights(state.model, out_dir / "best")
 
 
 def load_data(
@@ -231,192 +250,3 @@ def describe_data(datasets: dict[str, Dataset], train_set: Split, val_set: Split
         say("  the validation split is empty: its loss is not measured, and the last weights are kept, not the best")
     if not len(test_set):
         say("  the test split is empty: test loss and exact match are not measured")
-
-
-def describe(state: TrainState, config: Config, train_set: Split, device: torch.device) -> None:
-    """Say what is about to happen."""
-    optimizer_bytes = sum(
-        tensor.numel() * tensor.element_size()
-        for values in state.optimizer.state.values()
-        for tensor in values.values()
-        if isinstance(tensor, torch.Tensor)
-    )
-    total, examples = total_steps(len(train_set), config), config.batch_size * config.grad_accum
-    ledger = train_set.dataset.ledger
-    lengths, targets = [float(train_set.lengths.mean())] * examples, examples * ledger["targets"] / ledger["examples"]
-    flops = training_flops(state.model, lengths, targets)
-    say(console.describe_model(state.model, optimizer_bytes))
-    say(
-        f"training: {total:,} steps of {examples} examples, about {console.amount(flops, 'FLOP')} a step, "
-        f"in {state.precision.name} on {device}"
-    )
-
-
-def ask_before(
-    config: Config, out_dir: Path, model: GPT, tokenizer: Tokenizer, test_set: Split
-) -> tuple[list[dict], list[dict]]:
-    """The rows of responses.jsonl with the responses before training, and the prompts to ask again afterwards.
-
-    A resumed run reads them back: its weights are no longer those from before.
-    """
-    chosen = np.sort(np.random.default_rng(config.seed).permutation(len(test_set))[: config.test_samples])
-    rows, prompts = [], []
-    for record in test_set.records(chosen):
-        pair = prompt_and_expected(record, config.fields)
-        if pair is not None:
-            prompts.append(pair[0])
-            rows.append({"record": record, "expected": pair[1], "before": "", "after": ""})
-    path = out_dir / "responses.jsonl"
-    if config.resume and path.exists():
-        # not splitlines: a text may hold other line separators, which JSON does not escape
-        earlier = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
-        if [row["record"] for row in earlier] == [row["record"] for row in rows]:
-            return earlier, prompts
-    if rows:
-        say(f"answering {len(rows)} test prompts before training ...")
-        before = answer(
-            model, tokenizer, prompts, config.max_new_tokens, model.config.block_size, config.eval_batch_size
-        )
-        for row, text in zip(rows, before, strict=True):
-            row["before"] = text
-        write_rows(path, rows)
-    return rows, prompts
-
-
-def ask_after(
-    config: Config, model: GPT, tokenizer: Tokenizer, rows: list[dict], prompts: list[dict], summary: dict
-) -> None:
-    """Ask the same prompts again, and count the exact matches."""
-    if not rows:
-        return
-    say(f"answering {len(rows)} test prompts again ...")
-    after = answer(model, tokenizer, prompts, config.max_new_tokens, model.config.block_size, config.eval_batch_size)
-    for row, text in zip(rows, after, strict=True):
-        row["after"] = text
-    summary["exact_match"] = exact_match(rows)
-    summary["test_exact_match"] = summary["exact_match"]["all"]["after"]
-
-
-def summarise(
-    state: TrainState,
-    objective: Objective,
-    config: Config,
-    test_set: Split,
-    pad_id: int,
-    out_dir: Path,
-    tokenizer: Tokenizer,
-) -> dict:
-    """What `summary.json` says. Losses in nats a target, times in seconds."""
-    progress: Progress = state.progress
-    test_loss = None
-    if len(test_set):
-        test_loss = evaluate_loss(
-            objective, test_set, config.eval_batch_size, pad_id, state.precision, config.mask_prompt
-        )
-    seconds = max(progress.seconds, 1e-9)
-    trained, parameters = count_parameters(state.model)
-    lora = {"lora": describe_lora(state.model)} if adapters_of(state.model) else {}
-    return {
-        "model_id": checkpoint.model_id(state.model, tokenizer),
-        "steps": progress.step,
-        "best_step": progress.best_step if (out_dir / "best").exists() else progress.step,
-        "train_runtime": progress.seconds,
-        "train_samples_per_second": progress.examples / seconds,
-        "train_steps_per_second": progress.step / seconds,
-        "train_tokens": progress.tokens,
-        "total_flos": progress.flops,
-        "train_loss": progress.loss_sum / max(progress.targets, 1),
-        "eval_loss": progress.best_loss if progress.evaluated >= 0 else None,
-        "test_loss": test_loss,
-        "test_exact_match": None,
-        "parameters": parameters,
-        "trainable_parameters": trained,
-        **lora,
-        "peak_memory_bytes": peak_memory(state.model.device),
-        "precision": state.precision.name,
-        "device": str(state.model.device),
-    }
-
-
-def peak_memory(device: torch.device) -> int | None:
-    """The most memory in use so far, bytes: the GPU's on CUDA, else the process's; None where it cannot be told."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    try:
-        import resource
-    except ImportError:  # Windows
-        return None
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
-
-
-def write_rows(path: Path, rows: list[dict]) -> None:
-    with atomic_write(path) as file:
-        file.writelines(map(json_line, rows))
-
-
-def write_results(
-    config: Config, out_dir: Path, rows: list[dict], prompts: list[dict], summary: dict, datasets: dict[str, Dataset]
-) -> None:
-    """Write the run's files, and print what they hold and where they are."""
-    lost = [{"split": name, **entry} for name, dataset in datasets.items() for entry in dataset.lost()]
-    if lost:
-        write_rows(out_dir / "lost.jsonl", lost)
-    if rows:
-        write_rows(out_dir / "responses.jsonl", rows)
-        say("\n" + console.response_table(rows, [shown_prompt(prompt) for prompt in prompts]))
-        say("\n" + console.match_table(summary["exact_match"]))
-    with atomic_write(out_dir / "summary.json") as file:
-        json.dump(summary, file, indent=1)
-    if not plot_losses(console.read_metrics(out_dir / "metrics.jsonl"), out_dir / "loss.png"):
-        say("no loss.png: drawing it needs matplotlib (pip install 'gptft[plot]')")
-    for name in ("eval_loss", "test_loss"):
-        if summary[name] is not None:
-            say(f"{name.replace('_', ' ')} {summary[name]:.4f}" + (" (best)" if name == "eval_loss" else ""))
-    say(
-        f"{summary['steps']:,} steps in {console.clock(summary['train_runtime'])} (m:ss), "
-        f"{summary['train_samples_per_second']:.1f} examples a second"
-    )
-    for path in sorted(out_dir.iterdir()):
-        if not path.name.startswith("."):
-            inside = f"/{{{', '.join(sorted(entry.name for entry in path.iterdir()))}}}" if path.is_dir() else ""
-            say(f"  {path}{inside}")
-
-
-def shown_prompt(parts: dict) -> str:
-    """A prompt on one line, without the template around it."""
-    if "messages" in parts:
-        return parts["messages"][-1]["content"]
-    return " / ".join(text for name in ("instruction", "input") if (text := parts.get(name)))
-
-
-def embedded_default(given: dict) -> Run:
-    """The course's story in miniature: pretrain on plain text, then tune on instructions. Two ordinary runs.
-
-    With `resume` in `given`, whatever was finished is kept and the rest is gone on with.
-    """
-    out_dir = Path(given.pop("out_dir", "") or numbered(Path("checkpoints/default")))
-    first, going_on = out_dir / "pretrain", given.get("resume", False)
-    if (holds_run(out_dir) or holds_run(first)) and not going_on:
-        raise UserError(f"--out_dir {out_dir} already holds a run: choose another, or go on with it by --resume")
-    # both stages' settings are fixed at the start, so that whatever goes on later goes on with them
-    own = first / "config.toml", out_dir / "instruct.toml"
-    sources = [
-        str(path) if going_on and path.exists() else shipped(name)
-        for path, name in zip(own, ("pretrain.toml", "instruct.toml"), strict=True)
-    ]
-    whole = {name: value for name, value in given.items() if not name.startswith("lora_")}  # adapters need a model
-    pretraining = resolve(sources[0], {**whole, "out_dir": str(first)})
-    tuning = resolve(sources[1], {**given, "init": str(first / "best"), "out_dir": str(out_dir)})
-    with atomic_write(own[1]) as file:
-        file.write(to_toml(tuning))
-    say(f"1. pretraining from scratch on plain text, in {first}\n")
-    try:
-        if (first / "summary.json").exists():
-            say("already done")
-        else:
-            finetune(pretraining)
-        say(f"\n2. tuning on instructions, in {out_dir}\n")
-        return finetune(tuning)
-    except Interruption as stopped:  # both stages go on by one command
-        raise Interruption(stopped.what, stopped.number, out_dir) from None

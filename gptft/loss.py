@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gptft.collate import IGNORE
+from gptft.collate import Batch
 from gptft.model import GPT
-
-if TYPE_CHECKING:
-    from gptft.collate import Batch
 
 
 class Objective(nn.Module):
@@ -31,11 +26,9 @@ class Objective(nn.Module):
         The last MLP and the head run only where there is a target: the same loss, a fraction of the work. A batch
         without targets gives 0 and gradients of 0, never a NaN.
         """
-        targets = batch.targets.flatten()  # (B * T,)
-        scored = (targets != IGNORE).nonzero()[:, 0]  # (n_targets,)
-        h = self.model.hidden(batch.idx, batch.layout, at=scored)  # (n_targets, C)
+        h = self.model.hidden(batch.idx, batch.layout, at=batch.scored)  # (n_targets, C)
         logits = self.model.head(h)  # (n_targets, V)
         if logits.dtype in (torch.bfloat16, torch.float16):
             logits = logits.float()  # the softmax over V terms is not to be rounded to 8 bits
-        losses = F.cross_entropy(logits, targets[scored], reduction="none")  # (n_targets,)
+        losses = F.cross_entropy(logits, batch.targets.flatten()[batch.scored], reduction="none")  # (n_targets,)
         return losses.sum(), losses.detach()

@@ -1,28 +1,30 @@
-"""The training loop, whole, reading from top to bottom. It yields what happened; whoever consumes the events saves,
-logs and draws. Between two events the state is that of a completed step.
+"""The training loop, whole, reading from top to bottom, and the held-out loss. The loop yields what happened; whoever
+consumes the events saves, logs and draws. Between two events the state is that of a completed step.
 
 A **step** is one optimizer step, on one window; an **epoch** is one pass over the training split.
 """
 
 from __future__ import annotations
 
-import itertools
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
+from torch import Tensor
 
 from gptft.adapters.lora import training_flops
-from gptft.collate import IGNORE, Batch, by_length, collate, plan
+from gptft.collate import Batch, by_length, plan
 from gptft.config import Config
-from gptft.data.examples import Split
-from gptft.device import Precision
-from gptft.errors import Interrupted, NonFinite, UserError
+from gptft.data.examples import Example, Split
+from gptft.device import Precision, random_state, set_random_state
+from gptft.errors import Interrupted, NonFinite
 from gptft.loss import Objective
 from gptft.model import GPT
-from gptft.optim import learning_rate
+from gptft.optim import learning_rate, load_optimizer_state, step_where_finite
+
+ToBatch = Callable[[Sequence[Example]], Batch]  # `collate` with the run's pad id and mask bound to it
 
 
 @dataclass(frozen=True)
@@ -99,29 +101,11 @@ class TrainState:
         }
 
     def load_state_dict(self, state: dict) -> None:
-        self.optimizer.load_state_dict(state["optimizer"])
+        load_optimizer_state(self.optimizer, state["optimizer"])
         if state["scaler"]:
             self.precision.scaler.load_state_dict(state["scaler"])
         self.progress = Progress(**state["progress"])
         set_random_state(state["random"], self.model.device)
-
-
-def random_state(device: torch.device) -> dict:
-    """torch's random state on the CPU and on the device that trains, if that is another."""
-    state = {"cpu": torch.get_rng_state()}
-    if device.type == "cuda":
-        state["cuda"] = torch.cuda.get_rng_state(device)
-    elif device.type == "mps":
-        state["mps"] = torch.mps.get_rng_state()
-    return state
-
-
-def set_random_state(state: dict, device: torch.device) -> None:
-    torch.set_rng_state(state["cpu"])
-    if device.type == "cuda" and "cuda" in state:
-        torch.cuda.set_rng_state(state["cuda"], device)
-    elif device.type == "mps" and "mps" in state:
-        torch.mps.set_rng_state(state["mps"])
 
 
 def steps_per_epoch(n_examples: int, config: Config) -> int:
@@ -140,7 +124,7 @@ def train(
     config: Config,
     train_set: Split,
     val_set: Split,
-    pad_id: int,
+    to_batch: ToBatch,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Iterator[Event]:
     """Train until the last step, an early stop, or `should_stop`; yields Step, Evaluation and Stopped events.
@@ -151,7 +135,9 @@ def train(
     total = total_steps(len(train_set), config)
     eval_every = config.eval_every or max(1, total // 10)
     per_epoch = steps_per_epoch(len(train_set), config)
-    started = time.perf_counter(), progress.step
+    started, first_step = time.perf_counter(), progress.step
+    windows = upcoming_windows(train_set, config, progress, to_batch, model.device)
+    batches = next(windows)
     model.train()
 
     while True:
@@ -159,175 +145,155 @@ def train(
         due = progress.step % eval_every == 0 or progress.step >= total
         if len(val_set) and due and progress.evaluated != progress.step:
             try:
-                eval_loss = evaluate_loss(
-                    objective, val_set, config.eval_batch_size, pad_id, state.precision, config.mask_prompt, should_stop
-                )
+                yield evaluate(state, objective, config, val_set, to_batch, progress.step / per_epoch, should_stop)
             except Interrupted:
                 yield Stopped(progress.step, "interrupt")
                 return
-            if not math.isfinite(eval_loss):
-                raise NonFinite(f"step {progress.step}: the validation loss is {eval_loss}; nothing was saved", 1)
-            improved = eval_loss < progress.best_loss
-            progress.evaluated = progress.step
-            progress.waited = 0 if improved else progress.waited + 1
-            if improved:
-                progress.best_loss, progress.best_step = eval_loss, progress.step
-            yield Evaluation(progress.step, progress.step / per_epoch, eval_loss, improved)
         if progress.step >= total:
             return
         if config.patience and progress.waited >= config.patience:
             yield Stopped(progress.step, "patience")
             return
 
-        # the data: this step's window, collated, and the number of targets in all of it
-        began = time.perf_counter()
-        windows = plan(
-            train_set.lengths, config.batch_size, config.grad_accum, config.seed, progress.epoch, config.batching
-        )
-        for window in windows[progress.window :]:
-            batches = [collate([train_set[i] for i in chosen], pad_id, config.mask_prompt) for chosen in window]
-            n_targets = sum(batch.n_targets for batch in batches)
-
-            # forward and backward: one normalisation over the window, so its division into batches changes nothing
-            before = random_state(model.device)
-            while True:
-                loss_sum, suspects = 0.0, []
-                for batch in batches:
-                    with state.precision.autocast():
-                        loss, losses = objective(batch.to(model.device))
-                    scaler.scale(loss / max(n_targets, 1)).backward()
-                    losses = losses.cpu().double()  # summed on the host: MPS has no fp64
-                    loss_sum += losses.sum().item()
-                    suspects += non_finite_records(batch, losses)
-                    if should_stop():  # the window is dropped: the state is that of the last completed step
-                        optimizer.zero_grad(set_to_none=True)
-                        set_random_state(before, model.device)
-                        yield Stopped(progress.step, "interrupt")
-                        return
-
-                # clip: after unscaling, so that the limit means the same in every precision
-                scaler.unscale_(optimizer)
-                limit = config.grad_clip or math.inf
-                grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), limit).item()
-                if math.isfinite(loss_sum) and math.isfinite(grad_norm):
-                    break
+        # forward and backward: one normalisation over the window, so its division into batches changes nothing
+        began, step = time.perf_counter(), progress.step + 1
+        n_targets = sum(batch.n_targets for batch in batches)
+        before, following = random_state(model.device), None
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step, total, config)
+        while True:
+            try:
+                losses = backward(state, objective, batches, n_targets, should_stop)
+            except (Interrupted, RuntimeError, MemoryError) as error:
+                # the window is dropped: the state is that of the last completed step
                 optimizer.zero_grad(set_to_none=True)
-                if not scaler.is_enabled() or scaler.get_scale() <= 1.0 or not math.isfinite(loss_sum):
-                    records = suspects or [record for batch in batches for record in batch.records]
-                    raise NonFinite(describe_non_finite(progress.step + 1, loss_sum, grad_norm, records), 1)
-                scaler.update()  # fp16 overflowed: a lower scale, and the same window again
                 set_random_state(before, model.device)
+                if not isinstance(error, Interrupted):
+                    raise
+                yield Stopped(progress.step, "interrupt")
+                return
 
-            # the step
-            rate = learning_rate(progress.step + 1, total, config)
-            for group in optimizer.param_groups:
-                group["lr"] = rate
-            if n_targets:
-                scaler.step(optimizer)
-            scaler.update()
+            # the step; the device leaves out one that is not finite, so that the host may look later
+            loss_sum, grad_norm = add_up(losses), clip_gradients(state, config.grad_clip)
+            update_weights(state, torch.isfinite(loss_sum) & torch.isfinite(grad_norm), n_targets)
             optimizer.zero_grad(set_to_none=True)
+            following = following or next(windows)  # collated while the device works
 
-            # the books
-            seconds = time.perf_counter() - began
-            tokens, flops = (
-                sum(sum(b.lengths) for b in batches),
-                sum(training_flops(model, b.lengths, b.n_targets) for b in batches),
-            )
-            progress.step, progress.window = progress.step + 1, progress.window + 1
-            progress.seconds, progress.flops = progress.seconds + seconds, progress.flops + flops
-            progress.loss_sum, progress.targets = progress.loss_sum + loss_sum, progress.targets + n_targets
-            progress.tokens += tokens
-            progress.examples += sum(len(b.records) for b in batches)
-            if progress.window == len(windows):
-                progress.epoch, progress.window = progress.epoch + 1, 0
-            pace = (time.perf_counter() - started[0]) / (progress.step - started[1])  # evaluations and saves included
-            yield Step(
-                progress.step,
-                progress.step / per_epoch,
-                loss_sum / max(n_targets, 1),
-                rate,
-                grad_norm,
-                seconds,
-                tokens / seconds,
-                flops / seconds,
-                pace * (total - progress.step),
-            )
-            if progress.step >= total or progress.step % eval_every == 0:
+            # the one time in a step that the host waits for the device
+            loss_sum, grad_norm = torch.stack((loss_sum, grad_norm.to(loss_sum.dtype))).tolist()
+            if math.isfinite(loss_sum) and math.isfinite(grad_norm):
                 break
-            began = time.perf_counter()
+            if not scaler.is_enabled() or scaler.get_scale() < 1.0 or not math.isfinite(loss_sum):
+                raise NonFinite(describe_non_finite(step, loss_sum, grad_norm, batches, losses), 1)
+            set_random_state(before, model.device)  # fp16 overflowed: a lower scale, and the same window again
+
+        # the books
+        seconds = time.perf_counter() - began
+        tokens, flops = keep_books(progress, model, batches, loss_sum, seconds, per_epoch)
+        pace = (time.perf_counter() - started) / (step - first_step)  # evaluations and saves included
+        yield Step(
+            step=step,
+            epoch=step / per_epoch,
+            loss=loss_sum / max(n_targets, 1),
+            learning_rate=optimizer.param_groups[0]["lr"],
+            grad_norm=grad_norm,
+            iter_time=seconds,
+            tokens_per_second=tokens / seconds,
+            flops=flops / seconds,
+            remaining_time=pace * (total - step),
+        )
+        batches = following
 
 
-def non_finite_records(batch: Batch, losses: torch.Tensor) -> list[tuple[str, int]]:
-    """The (file, line) of every row of a batch with a loss that is NaN or infinite; all tensors on the CPU."""
-    wrong = ~torch.isfinite(losses)
-    if not wrong.any():
-        return []
-    rows = (batch.targets != IGNORE).nonzero()[:, 0]  # the row of each target, in the order of the losses
-    return [batch.records[row] for row in sorted(set(rows[wrong].tolist()))]
+def upcoming_windows(
+    train_set: Split, config: Config, progress: Progress, to_batch: ToBatch, device: torch.device
+) -> Iterator[list[Batch]]:
+    """The windows still to come, epoch after epoch without end, collated and on their way to the device."""
+    epoch, done = progress.epoch, progress.window
+    while True:
+        windows = plan(train_set.lengths, config.batch_size, config.grad_accum, config.seed, epoch, config.batching)
+        for window in windows[done:]:
+            yield [to_batch([train_set[i] for i in chosen]).to(device) for chosen in window]
+        epoch, done = epoch + 1, 0
 
 
-def describe_non_finite(step: int, loss_sum: float, grad_norm: float, records: list[tuple[str, int]]) -> str:
-    what = f"the loss is {loss_sum}" if not math.isfinite(loss_sum) else f"the gradient norm is {grad_norm}"
-    named = ", ".join(f"{file}, line {line}" for file, line in records[:8])
-    more = f" and {len(records) - 8} more" if len(records) > 8 else ""
-    return (
-        f"step {step}: {what}; weights are as after step {step - 1} and nothing was saved. "
-        f"The examples: {named}{more}. A lower --lr or more --warmup_steps may help."
-    )
-
-
-def rehearse(
-    state: TrainState, objective: Objective, config: Config, train_set: Split, val_set: Split, pad_id: int
-) -> None:
-    """Forward and backward of the longest training batch with optimizer state allocated, and forward of the longest
-    validation batch: what will not fit fails now. Weights, optimizer state and random state are as before.
-
-    Raises UserError when memory runs out.
-    """
-    model, optimizer, before = state.model, state.optimizer, random_state(state.model.device)
-    batch = collate(
-        [train_set[i] for i in by_length(train_set.lengths, config.batch_size)[0]], pad_id, config.mask_prompt
-    )
-    try:
-        model.train()
-        allocate_state(optimizer)  # before the activations, as in every step but the first
+def backward(
+    state: TrainState, objective: Objective, batches: list[Batch], n_targets: int, should_stop: Callable[[], bool]
+) -> list[Tensor]:
+    """Add up the gradients of the window's mean loss a target -> per batch, each target's loss. Raises Interrupted."""
+    losses = []
+    for batch in batches:
         with state.precision.autocast():
-            loss, _ = objective(batch.to(model.device))
-        loss.backward()
-        optimizer.zero_grad(set_to_none=True)
-        if len(val_set):
-            chosen = by_length(val_set.lengths, config.eval_batch_size)[0]
-            batch = collate([val_set[i] for i in chosen], pad_id, config.mask_prompt)
-            with torch.no_grad(), state.precision.autocast():
-                objective(batch.to(model.device))
-    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        if isinstance(error, torch.OutOfMemoryError | MemoryError) or "alloc" in str(error):
-            raise UserError(
-                f"out of memory on {model.device} with the longest batch ({batch.idx.size(0)} examples of "
-                f"{batch.idx.size(1)} tokens): lower --batch_size (and raise --grad_accum) or --max_length, or set "
-                "--checkpoint_activations",
-                1,
-            ) from None
-        raise
-    finally:
-        set_random_state(before, model.device)
+            loss, each = objective(batch)
+        state.precision.scaler.scale(loss / max(n_targets, 1)).backward()
+        losses.append(each)
+        if should_stop():
+            raise Interrupted
+    return losses
 
 
-def allocate_state(optimizer: torch.optim.Optimizer) -> None:
-    """Make the optimizer allocate its state without moving a weight: one step of zero gradients at learning rate 0,
-    after which its counters and moments are set back to zero."""
-    rates = [group["lr"] for group in optimizer.param_groups]
-    for group in optimizer.param_groups:
-        group["lr"] = 0.0
-        for parameter in group["params"]:
-            parameter.grad = torch.zeros_like(parameter)
-    optimizer.step()
-    for group, rate in zip(optimizer.param_groups, rates, strict=True):
-        group["lr"] = rate
-    for tensor in itertools.chain.from_iterable(values.values() for values in optimizer.state.values()):
-        if isinstance(tensor, torch.Tensor):
-            tensor.zero_()
-    optimizer.zero_grad(set_to_none=True)
+def add_up(losses: list[Tensor]) -> Tensor:
+    """The sum of all losses, a scalar on their device; in fp64, but for MPS, which has none."""
+    dtype = torch.float32 if losses[0].device.type == "mps" else torch.float64
+    return torch.stack([each.sum(dtype=dtype) for each in losses]).sum()
+
+
+def clip_gradients(state: TrainState, limit: float) -> Tensor:
+    """Scale the gradients down to a norm of `limit` (0: leave them) -> the norm before, a scalar on the device. After
+    unscaling, so that the limit means the same in every precision."""
+    state.precision.scaler.unscale_(state.optimizer)
+    return torch.nn.utils.clip_grad_norm_(state.model.parameters(), limit or math.inf)
+
+
+def update_weights(state: TrainState, finite: Tensor, n_targets: int) -> None:
+    """The optimizer's step; left out where the window had no target, and where a loss or a gradient is not finite.
+    Under fp16 the scaler leaves out what overflowed, and sets the scale for the next step."""
+    scaler = state.precision.scaler
+    if n_targets and scaler.is_enabled():
+        scaler.step(state.optimizer)
+    elif n_targets:
+        step_where_finite(state.optimizer, finite)
+    scaler.update()
+
+
+def keep_books(
+    progress: Progress, model: GPT, batches: list[Batch], loss_sum: float, seconds: float, per_epoch: int
+) -> tuple[int, float]:
+    """Write a completed step into `progress` -> its tokens, and its floating-point operations on them."""
+    tokens = sum(sum(batch.lengths) for batch in batches)
+    flops = sum(training_flops(model, batch.lengths, batch.n_targets) for batch in batches)
+    progress.step, progress.window = progress.step + 1, progress.window + 1
+    if progress.window == per_epoch:
+        progress.epoch, progress.window = progress.epoch + 1, 0
+    progress.seconds, progress.flops = progress.seconds + seconds, progress.flops + flops
+    progress.loss_sum += loss_sum
+    progress.targets += sum(batch.n_targets for batch in batches)
+    progress.tokens += tokens
+    progress.examples += sum(len(batch.records) for batch in batches)
+    return tokens, flops
+
+
+def evaluate(
+    state: TrainState,
+    objective: Objective,
+    config: Config,
+    val_set: Split,
+    to_batch: ToBatch,
+    epoch: float,
+    should_stop: Callable[[], bool],
+) -> Evaluation:
+    """Measure the validation loss and note it in the progress. Raises NonFinite, and Interrupted as `evaluate_loss`
+    does."""
+    progress = state.progress
+    loss = evaluate_loss(objective, val_set, config.eval_batch_size, to_batch, state.precision, should_stop)
+    if not math.isfinite(loss):
+        raise NonFinite(f"step {progress.step}: the validation loss is {loss}", 1)
+    improved = loss < progress.best_loss
+    progress.evaluated = progress.step
+    progress.waited = 0 if improved else progress.waited + 1
+    if improved:
+        progress.best_loss, progress.best_step = loss, progress.step
+    return Evaluation(progress.step, epoch, loss, improved)
 
 
 @torch.no_grad()
@@ -335,9 +301,8 @@ def evaluate_loss(
     objective: Objective,
     split: Split,
     batch_size: int,
-    pad_id: int,
+    to_batch: ToBatch,
     precision: Precision,
-    mask_prompt: bool = True,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> float:
     """Mean loss a target over the whole split, in nats: (sum of all losses) / (number of all targets).
@@ -348,16 +313,34 @@ def evaluate_loss(
     model = objective.model
     was_training = model.training
     model.eval()
-    total, n_targets = 0.0, 0
+    losses, n_targets = [], 0
     try:
         for chosen in by_length(split.lengths, batch_size):
             if should_stop():
                 raise Interrupted
-            batch = collate([split[i] for i in chosen], pad_id, mask_prompt)
+            batch = to_batch([split[i] for i in chosen]).to(model.device)
             with precision.autocast():
-                _, losses = objective(batch.to(model.device))
-            total += losses.cpu().double().sum().item()  # on the host: MPS has no fp64
+                _, each = objective(batch)
+            losses.append(add_up([each]))
             n_targets += batch.n_targets
     finally:
         model.train(was_training)
-    return total / n_targets
+    return torch.stack(losses).sum().item() / n_targets
+
+
+def describe_non_finite(
+    step: int, loss_sum: float, grad_norm: float, batches: list[Batch], losses: list[Tensor]
+) -> str:
+    """What is not finite, and the examples behind it: those with such a loss, or else all of the window."""
+    records = []
+    for batch, each in zip(batches, losses, strict=True):
+        rows = batch.scored.cpu()[~torch.isfinite(each.cpu())] // batch.idx.size(1)
+        records += [batch.records[row] for row in sorted(set(rows.tolist()))]
+    records = records or [record for batch in batches for record in batch.records]
+    what = f"the loss is {loss_sum}" if not math.isfinite(loss_sum) else f"the gradient norm is {grad_norm}"
+    named = ", ".join(f"{file}, line {line}" for file, line in records[:8])
+    more = f" and {len(records) - 8} more" if len(records) > 8 else ""
+    return (
+        f"step {step}: {what}; weights are as after step {step - 1}. The examples: {named}{more}. A lower --lr or more "
+        "--warmup_steps may help"
+    )

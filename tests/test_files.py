@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from gptft.errors import UserError, nearest, need_extra
-from gptft.files import atomic_write, json_line, resource, sha256_file
+from gptft.files import atomic_write, json_line, read_json_lines, resource, sha256_file, write_json_lines
 
 
 def names(folder):
@@ -109,3 +109,10 @@ def test_a_resource_that_is_not_there_is_a_clear_error():
 def test_sha256_is_of_the_bytes(tmp_path):
     (tmp_path / "x").write_bytes(b"abc")
     assert sha256_file(tmp_path / "x") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+def test_json_lines_come_back_as_they_were_written(tmp_path):
+    """A response may hold line separators other than the newline, and half of a surrogate pair."""
+    rows = [{"after": "a\u2028b\x85c\nd"}, {"after": "\ud83d half"}, {}]
+    write_json_lines(tmp_path / "rows.jsonl", rows)
+    assert read_json_lines(tmp_path / "rows.jsonl") == rows

@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -6,7 +7,7 @@ import torch
 from torch.nn import functional as F
 from toys import difference, gradients, toy_examples, toy_model
 
-from gptft.collate import IGNORE, Batch, collate
+from gptft.collate import IGNORE, collate
 from gptft.data.examples import Example
 from gptft.loss import Objective
 
@@ -72,7 +73,7 @@ def test_all_masked_batch_changes_nothing():
     batch = collate(toy_examples([5, 8]), pad_id=0)
     Objective(model)(batch)[0].backward()
     without = gradients(model)
-    masked = Batch(batch.idx, torch.full_like(batch.targets, IGNORE), 0, batch.lengths, batch.records)
+    masked = replace(batch, targets=torch.full_like(batch.targets, IGNORE), scored=batch.scored[:0])
     loss, losses = Objective(model)(masked)
     loss.backward()
     assert loss.item() == 0.0 and len(losses) == 0

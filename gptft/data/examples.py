@@ -159,6 +159,14 @@ class Split:
         """Tokens of each example."""
         return np.diff(self.dataset.offsets)[self.indices]
 
+    @property
+    def target_counts(self) -> np.ndarray:
+        """Targets of each example, its prompt masked."""
+        starts, ends = self.dataset.spans[:, 0], self.dataset.spans[:, 1]
+        counts = ends - np.maximum(starts, 1)  # position 0 is predicted by nothing
+        sums = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
+        return np.diff(sums[self.dataset.span_offsets])[self.indices]
+
     def records(self, chosen: Iterable[int]) -> list[dict]:
         return self.dataset.fetch(int(self.indices[i]) for i in chosen)
 

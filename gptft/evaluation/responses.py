@@ -27,6 +27,13 @@ def prompt_and_expected(record: dict, fields: dict[str, str] | None = None) -> t
     return {part: text for part, text in parts.items() if part != "response"}, parts["response"]
 
 
+def shown_prompt(parts: dict) -> str:
+    """A prompt on one line, without the template around it."""
+    if "messages" in parts:
+        return parts["messages"][-1]["content"]
+    return " / ".join(text for name in ("instruction", "input") if (text := parts.get(name)))
+
+
 def answer(
     model: GPT,
     tokenizer: Tokenizer,

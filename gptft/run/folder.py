@@ -1,20 +1,23 @@
-"""A run's folder: choosing it, going on from it, and filling it while the loop goes on."""
+"""A run's folder: choosing it, and filling it while the loop goes on."""
 
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
 from pathlib import Path
+
+import torch
 
 from gptft import checkpoint
 from gptft.config import Config
-from gptft.data.examples import Split
-from gptft.errors import UserError
-from gptft.loss import Objective
+from gptft.device import is_out_of_memory
+from gptft.errors import NonFinite, UserError
 from gptft.run import console
 from gptft.run.console import say
+from gptft.run.rehearsal import LESS_TO_TRAIN
 from gptft.run.signals import Interruption, catch_signals
 from gptft.tokenizer import Tokenizer
-from gptft.training import Evaluation, Step, Stopped, TrainState, total_steps, train
+from gptft.training import Evaluation, Event, Step, Stopped, TrainState
 
 
 def choose_out_dir(config: Config) -> Path:
@@ -47,39 +50,81 @@ def holds_run(path: Path) -> bool:
     return path.is_dir() and any((path / name).exists() for name in ("config.toml", "metrics.jsonl", "last", "best"))
 
 
-def run_loop(
-    state: TrainState,
-    objective: Objective,
-    config: Config,
-    splits: tuple[Split, Split],
-    pad_id: int,
-    out_dir: Path,
-    tokenizer: Tokenizer,
-    fingerprint: dict,
-) -> None:
-    """Consume the loop's events: metrics, progress bar, checkpoints. Raises Interruption after Ctrl-C or SIGTERM."""
+class Keeper:
+    """Keeps what the loop's events tell: lines of metrics.jsonl, the progress bar, and checkpoints."""
 
-    def save(name: str, with_state: bool = True) -> None:
-        extra = {"state": state.state_dict(), "fingerprint": fingerprint} if with_state else None
-        checkpoint.save(out_dir / name, state.model, tokenizer, state.progress.step, extra)
+    def __init__(
+        self, out_dir: Path, state: TrainState, tokenizer: Tokenizer, config: Config, fingerprint: dict, total: int
+    ) -> None:
+        self.out_dir, self.state, self.tokenizer, self.config = out_dir, state, tokenizer, config
+        self.fingerprint = fingerprint
+        self.metrics = console.Metrics(out_dir / "metrics.jsonl", state.progress, config.log_every)
+        self.bar = console.Bar(total, state.progress.step)
+        self.signals: list[int] = []
 
-    metrics = console.Metrics(out_dir / "metrics.jsonl", state.progress, config.log_every)
-    bar = console.Bar(total_steps(len(splits[0]), config), state.progress.step)
-    with contextlib.closing(metrics), contextlib.closing(bar), catch_signals() as caught:
-        for event in train(state, objective, config, *splits, pad_id, lambda: bool(caught)):
-            if isinstance(event, Stopped):
-                if event.reason == "interrupt":
-                    save("last")
-                    raise Interruption(
-                        f"stopped after step {event.step}; saved in {out_dir / 'last'}", caught[0], out_dir
-                    )
-                say(f"stopped early at step {event.step}: {config.patience} evaluations without improvement")
-                continue
-            metrics.write(event)
-            bar.show(event)
-            if isinstance(event, Evaluation) and event.improved:
-                save("best", with_state=False)
-            if isinstance(event, Step) and config.save_every and event.step % config.save_every == 0:
-                save(f"step-{event.step:06}")
-                checkpoint.prune(out_dir, config.keep, event.step)
-        save("last")
+    def should_stop(self) -> bool:
+        """Whether Ctrl-C or SIGTERM asked for it."""
+        return bool(self.signals)
+
+    def keep(self, event: Event) -> None:
+        """Log and show an event, and save what it makes worth saving. Raises Interruption where the loop was stopped by
+        a signal, once that can be gone on from."""
+        if isinstance(event, Stopped):
+            if event.reason == "interrupt":
+                self.save("last")
+                raise Interruption(
+                    f"stopped after step {event.step}; saved in {self.out_dir / 'last'}", self.signals[0], self.out_dir
+                )
+            say(f"stopped early at step {event.step}: {self.config.patience} evaluations without improvement")
+            return
+        self.metrics.write(event)
+        self.bar.show(event)
+        if isinstance(event, Evaluation) and event.improved and event.step:  # the start is on the user's disk already
+            self.save("best", resumable=False)
+        every = self.config.save_every
+        if isinstance(event, Step) and every and event.step % every == 0:
+            self.save(f"step-{event.step:06}")
+            checkpoint.prune(self.out_dir, self.config.keep, event.step)
+
+    def save(self, name: str, resumable: bool = True) -> Path:
+        """Write a checkpoint of the state as it is; `resumable`: with all that going on takes."""
+        extra = {"state": self.state.state_dict(), "fingerprint": self.fingerprint} if resumable else None
+        path = self.out_dir / name
+        checkpoint.save(path, self.state.model, self.tokenizer, self.state.progress.step, extra)
+        return path
+
+    def save_last_good(self) -> str:
+        """After a loss that is not finite: save the state before it, if it is sound itself -> words on where it is."""
+        step, weights = self.state.progress.step, self.state.model.parameters()
+        if not all(torch.isfinite(parameter).all() for parameter in weights):
+            return f"The weights of step {step} are not finite themselves, so they were not saved"
+        return f"The state after step {step} is saved in {self.save('last')}"
+
+
+@contextlib.contextmanager
+def open_run(
+    out_dir: Path, state: TrainState, tokenizer: Tokenizer, config: Config, fingerprint: dict, total: int
+) -> Iterator[Keeper]:
+    """A Keeper for the loop's events; when the loop has ended, however it did, the state is in `last`.
+
+    Raises Interruption after a signal, also one that came during the last save; NonFinite with the words where the
+    last good state is.
+    """
+    keeper = Keeper(out_dir, state, tokenizer, config, fingerprint, total)
+    with contextlib.closing(keeper.metrics), contextlib.closing(keeper.bar), catch_signals() as keeper.signals:
+        try:
+            yield keeper
+        except NonFinite as error:
+            raise NonFinite(f"{error}. {keeper.save_last_good()}", error.status) from None
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            step, path = state.progress.step, keeper.save("last")
+            raise UserError(
+                f"out of memory on {state.model.device} in step {step + 1}: {LESS_TO_TRAIN}. The state after step "
+                f"{step} is saved in {path}",
+                1,
+            ) from None
+        path = keeper.save("last")
+        if keeper.signals:
+            raise Interruption(f"stopped after the last step; saved in {path}", keeper.signals[0], out_dir)

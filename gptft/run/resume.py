@@ -1,8 +1,9 @@
-"""Going on with a run: what must be the same, and the checkpoint to go on from."""
+"""Going on with a run: what must be the same, what may change and is said, and the checkpoint to go on from."""
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from pathlib import Path
 
 import torch
@@ -12,30 +13,42 @@ from gptft.adapters.lora import adapters_of
 from gptft.config import Config
 from gptft.data.examples import Split
 from gptft.errors import UserError
-from gptft.model import GPT
 from gptft.run.console import say
 from gptft.tokenizer import Tokenizer
 from gptft.training import TrainState
 
+# What fixes the order of the data and the meaning of the optimizer's state: another value is another run.
+FIXED = ("seed", "batch_size", "grad_accum", "batching", "mask_prompt", "optimizer")
+# What may be changed on the way, from the next step on.
+FREE = ("epochs", "max_steps", "lr", "min_lr", "warmup_steps", "schedule", "grad_clip", "dropout", "precision",
+        "eval_every", "patience")  # fmt: skip
 
-def describe_inputs(config: Config, model: GPT, tokenizer: Tokenizer, train_set: Split, val_set: Split) -> dict:
-    """What must be the same for a run to go on, and where it ran: bit for bit is promised for the same machine only."""
-    settings = ("seed", "batch_size", "grad_accum", "batching", "mask_prompt", "optimizer")
+
+def describe_inputs(config: Config, state: TrainState, tokenizer: Tokenizer, train_set: Split, val_set: Split) -> dict:
+    """What must be the same for a run to go on, its other settings, and where it ran: bit for bit is promised for the
+    same machine only."""
+    model = state.model
     lora = adapters_of(model)
     return {
         "model it starts from": lora.base.id if lora else checkpoint.model_id(model, tokenizer),
         "adapters (--lora_...)": [dataclasses.asdict(lora.config), lora.held] if lora else None,
         "training data": train_set.digest(),
         "validation data": val_set.digest(),
-        **{name: getattr(config, name) for name in settings},
+        **{name: getattr(config, name) for name in FIXED},
+        "settings": {name: getattr(config, name) for name in FREE} | optimizer_settings(state.optimizer.param_groups),
         "machine": {"torch": str(torch.__version__), "threads": torch.get_num_threads(), "device": model.device.type},
     }
+
+
+def optimizer_settings(groups: list[dict]) -> dict:
+    """Decay, betas and epsilon, of an optimizer or as one was saved."""
+    return {name: groups[0][name] for name in ("weight_decay", "betas", "eps") if name in groups[0]}
 
 
 def find_checkpoint(out_dir: Path, fingerprint: dict) -> Path | None:
     """The newest valid checkpoint to go on from; with none, say so: the run starts at step 0.
 
-    Raises UserError, naming what differs, when data or model have changed.
+    Raises UserError, naming what differs, when data or model have changed; settings that may change are said.
     """
     path, problems = checkpoint.newest(out_dir) if out_dir.is_dir() else (None, [])
     for problem in problems:
@@ -43,18 +56,42 @@ def find_checkpoint(out_dir: Path, fingerprint: dict) -> Path | None:
     if path is None:
         say(f"{out_dir} has no valid checkpoint to go on from: starting at step 0")
         return None
-    was = checkpoint.load_tensors(path / "resume.pt")["fingerprint"]
+    saved = checkpoint.load_tensors(path / "resume.pt")
+    was = saved["fingerprint"]
     for name, value in fingerprint.items():
-        if name != "machine" and was.get(name) != value:
+        if name not in ("machine", "settings") and was.get(name) != value:
             raise UserError(f"--resume: the {name} changed since {path} was saved; start anew in another --out_dir")
+    # a run of an earlier version kept the optimizer's settings alone
+    settings = was.get("settings") or optimizer_settings(saved["state"]["optimizer"]["param_groups"])
+    for name, value in settings.items():
+        now = fingerprint["settings"].get(name)
+        if plain(now) != plain(value):
+            say(f"note: --{name} was {plain(value)}, now {plain(now)}: it holds from here on")
+    if "settings" not in was and fingerprint["settings"]["schedule"] != "constant":
+        say("note: the run was begun by an earlier version, whose learning rate fell one step sooner than it does now")
     for name, value in fingerprint["machine"].items():
         if was["machine"][name] != value:
             say(f"note: {name} was {was['machine'][name]}, now {value}: results will be close, not the same bits")
     return path
 
 
-def go_on(state: TrainState, path: Path) -> None:
-    """Bring weights, optimizer, progress and random state back from a checkpoint."""
+def plain(value):
+    """A setting as it is compared and shown: tuples as lists."""
+    return list(value) if isinstance(value, tuple) else value
+
+
+def load_run_state(state: TrainState, path: Path, out_dir: Path) -> None:
+    """Bring weights, optimizer, progress and random state back from a checkpoint.
+
+    A `best` that was saved after this checkpoint belongs to steps that are taken anew, perhaps otherwise: it is set
+    aside, and the best is looked for again from here on.
+    """
     checkpoint.load_weights(state.model, path)
     state.load_state_dict(checkpoint.load_tensors(path / "resume.pt")["state"])
     say(f"going on from {path}, step {state.progress.step}")
+    progress, best_step = state.progress, checkpoint.step_of(out_dir / "best")
+    if best_step != progress.best_step:
+        if aside := checkpoint.set_aside(out_dir / "best"):
+            say(f"note: the best weights were of step {best_step}, which is taken anew: they are in {aside} now")
+        if progress.best_step:  # those that stood before are overwritten; the start's can be had again
+            progress.best_loss, progress.best_step = math.inf, 0

@@ -1,0 +1,41 @@
+"""What a run has come to: its last files written, and said on the console."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from gptft.data.examples import Dataset
+from gptft.evaluation.responses import shown_prompt
+from gptft.files import atomic_write, write_json_lines
+from gptft.report.plot import plot_losses
+from gptft.run import console
+from gptft.run.console import say
+
+
+def write_results(
+    out_dir: Path, rows: list[dict], prompts: list[dict], summary: dict, datasets: dict[str, Dataset]
+) -> None:
+    """Write the run's files, and print what they hold and where they are."""
+    lost = [{"split": name, **entry} for name, dataset in datasets.items() for entry in dataset.lost()]
+    if lost:
+        write_json_lines(out_dir / "lost.jsonl", lost)
+    if rows:
+        write_json_lines(out_dir / "responses.jsonl", rows)
+        say("\n" + console.response_table(rows, [shown_prompt(prompt) for prompt in prompts]))
+        say("\n" + console.match_table(summary["exact_match"]))
+    with atomic_write(out_dir / "summary.json") as file:
+        json.dump(summary, file, indent=1)
+    if not plot_losses(console.read_metrics(out_dir / "metrics.jsonl"), out_dir / "loss.png"):
+        say("no loss.png: drawing it needs matplotlib (pip install 'gptft[plot]')")
+    for name in ("eval_loss", "test_loss"):
+        if summary[name] is not None:
+            say(f"{name.replace('_', ' ')} {summary[name]:.4f}" + (" (best)" if name == "eval_loss" else ""))
+    say(
+        f"{summary['steps']:,} steps in {console.clock(summary['train_runtime'])} (m:ss), "
+        f"{summary['train_samples_per_second']:.1f} examples a second"
+    )
+    for path in sorted(out_dir.iterdir()):
+        if not path.name.startswith("."):
+            inside = f"/{{{', '.join(sorted(entry.name for entry in path.iterdir()))}}}" if path.is_dir() else ""
+            say(f"  {path}{inside}")

@@ -1,0 +1,68 @@
+"""The estimate before the first step, and the summary after the last."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from gptft import checkpoint
+from gptft.adapters.lora import adapters_of, count_parameters, describe_lora, training_flops
+from gptft.config import Config
+from gptft.data.examples import Split
+from gptft.optim import unused_settings
+from gptft.run import console
+from gptft.run.console import say
+from gptft.run.memory import peak_memory
+from gptft.tokenizer import Tokenizer
+from gptft.training import TrainState, total_steps
+
+
+def print_estimate(state: TrainState, config: Config, train_set: Split) -> None:
+    """Say what is about to happen, and which settings will do nothing."""
+    optimizer_bytes = sum(
+        tensor.numel() * tensor.element_size()
+        for values in state.optimizer.state.values()
+        for tensor in values.values()
+        if isinstance(tensor, torch.Tensor)
+    )
+    total, examples = total_steps(len(train_set), config), config.batch_size * config.grad_accum
+    ledger = train_set.dataset.ledger
+    lengths, targets = [float(train_set.lengths.mean())] * examples, examples * ledger["targets"] / ledger["examples"]
+    flops = training_flops(state.model, lengths, targets)
+    say(console.describe_model(state.model, optimizer_bytes))
+    say(
+        f"training: {total:,} steps of {examples} examples, about {console.amount(flops, 'FLOP')} a step, "
+        f"in {state.precision.name} on {state.model.device}"
+    )
+    for name in unused_settings(state.optimizer, config):
+        say(f"note: {config.optimizer} has no {name}: --{name} does nothing")
+
+
+def summarise(state: TrainState, tokenizer: Tokenizer, out_dir: Path) -> dict:
+    """What `summary.json` says of the training; of the test, None where it is not measured. Losses in nats a target,
+    times in seconds."""
+    progress = state.progress
+    seconds = max(progress.seconds, 1e-9)
+    trained, parameters = count_parameters(state.model)
+    lora = {"lora": describe_lora(state.model)} if adapters_of(state.model) else {}
+    return {
+        "model_id": checkpoint.model_id(state.model, tokenizer),
+        "steps": progress.step,
+        "best_step": progress.best_step if (out_dir / "best").exists() else progress.step,
+        "train_runtime": progress.seconds,
+        "train_samples_per_second": progress.examples / seconds,
+        "train_steps_per_second": progress.step / seconds,
+        "train_tokens": progress.tokens,
+        "total_flos": progress.flops,
+        "train_loss": progress.loss_sum / max(progress.targets, 1),
+        "eval_loss": progress.best_loss if progress.evaluated >= 0 else None,
+        "test_loss": None,
+        "test_exact_match": None,
+        "parameters": parameters,
+        "trainable_parameters": trained,
+        **lora,
+        "peak_memory_bytes": peak_memory(state.model.device),
+        "precision": state.precision.name,
+        "device": str(state.model.device),
+    }
