@@ -106,7 +106,7 @@ def steps(model, n=3, precision="fp32", **changes):
     ids=str,
 )
 def test_training_starts_from_exactly_the_model_that_was_given(kind, dtype, precision):
-    """Row 18: B random, or DoRA's norm computed in another way than its magnitude, would start from another model."""
+    """B random, or DoRA's norm computed in another way than its magnitude, would start from another model."""
     model = toy_model(dtype)
     with torch.no_grad(), Precision(precision, CPU).autocast():
         before = model(IDX)
@@ -119,7 +119,7 @@ def test_training_starts_from_exactly_the_model_that_was_given(kind, dtype, prec
 @pytest.mark.parametrize("kind", ["lora", "everything"])
 @pytest.mark.parametrize("held", ["fp32", "bf16", "int8"])
 def test_training_changes_the_adapters_and_nothing_else(checkpointed, kind, held):
-    """Row 18: checkpointed blocks whose input needs no gradient have trained nothing elsewhere, and a frozen norm or
+    """Checkpointed blocks whose input needs no gradient have trained nothing elsewhere, and a frozen norm or
     embedding has moved."""
     model = add_lora(toy_model(torch.float32), settings(**KINDS[kind]), held=held)
     model.checkpoint_activations = checkpointed
@@ -300,7 +300,7 @@ def test_adapters_begin_as_pefts_do():
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("kind", KINDS)
 def test_merged_is_unmerged(kind, shape):
-    """Row 18, in fp64: the merged model is an ordinary one that computes the same, and only the targets changed."""
+    """In fp64: the merged model is an ordinary one that computes the same, and only the targets changed."""
     model = toy_model(**SHAPES[shape])
     before, config = tensors(model), settings(**KINDS[kind])
     trained(add_lora(model, config))
@@ -592,7 +592,7 @@ def test_settings_survive_json():
 @pytest.mark.parametrize("held", ["fp32", "bf16", "int8"])
 @pytest.mark.parametrize("dora", [False, True])
 def test_a_batch_without_targets_changes_nothing(held, dora):
-    """Row 6 with adapters: nothing is asked of the last block, and a shape of (0, -1) once had two meanings."""
+    """With adapters too: nothing is asked of the last block, and a shape of (0, -1) once had two meanings."""
     from gptft.collate import collate
     from gptft.loss import Objective
 

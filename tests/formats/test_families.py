@@ -166,7 +166,7 @@ def record(case, dtype, what, value):
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["fp64", "fp32"])
 @pytest.mark.parametrize("case", CASES)
 def test_logits_hidden_states_and_gradients_equal_transformers(tmp_path, case, dtype):
-    """Row 15, for each family: a wrong pairing of rotary channels, an approximated GELU, a window off by one, or heads
+    """For each family: a wrong pairing of rotary channels, an approximated GELU, a window off by one, or heads
     mixed up in a fused matrix would be off by 1e-3 and more."""
     theirs = reference(case, dtype, tmp_path)
     ours = load_hf(tmp_path, dtype)
@@ -200,7 +200,7 @@ def test_logits_hidden_states_and_gradients_equal_transformers(tmp_path, case, d
 
 @pytest.mark.parametrize("case", CASES)
 def test_generation_with_the_cache_gives_transformers_greedy_ids(tmp_path, case):
-    """Row 16: two prompts of unequal length side by side, past the window, against each alone in transformers."""
+    """Two prompts of unequal length side by side, past the window, against each alone in transformers."""
     theirs = reference(case, torch.float64, tmp_path)
     ours = load_hf(tmp_path, torch.float64).eval()
     prompts = [list(range(5, 19)), [3, 50, 7]]

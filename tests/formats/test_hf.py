@@ -42,7 +42,7 @@ def hf_gpt2(directory, dtype=torch.float32, seed=0, save=True, **changes):
     ids=["gpt2", "untied", "exact_gelu", "inner"],
 )
 def test_logits_hidden_states_and_gradients_equal_transformers(tmp_path, dtype, limit, changes):
-    """Row 15: an exact-GELU or a wrong epsilon would be off by 1e-3, a transposed weight by far more."""
+    """An exact-GELU or a wrong epsilon would be off by 1e-3, a transposed weight by far more."""
     theirs = hf_gpt2(tmp_path, dtype, **changes)
     ours = load_hf(tmp_path, dtype)
     idx = torch.randint(0, 97, (3, 40), generator=torch.Generator().manual_seed(1))
