@@ -27,6 +27,7 @@ import json
 import os
 import re
 import shutil
+from collections.abc import Collection
 from pathlib import Path
 
 import torch
@@ -100,8 +101,9 @@ def recover(path: Path) -> None:
         os.rename(old, path)
 
 
-def verify(path: Path) -> dict:
-    """The manifest of a checkpoint, once every file has been found to be as it was written. Raises UserError."""
+def verify(path: Path, names: Collection[str] | None = None) -> dict:
+    """The manifest of a checkpoint, once every file that it lists has been found to be as it was written. `names`: only
+    these files, which it must list. Raises UserError."""
     recover(path)
     try:
         manifest = json.loads((path / "manifest.json").read_text())
@@ -110,22 +112,41 @@ def verify(path: Path) -> dict:
             raise ValueError("it has another form")
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{path}: not a checkpoint of gptft, or a broken one ({error!r})") from None
-    for name, digest in wanted.items():
-        if not (path / name).exists():
+    for name in wanted if names is None else names:
+        file = listed_file(path, manifest, name)
+        if not file.exists():
             raise UserError(f"{path}: {name} is missing")
-        if sha256_file(path / name) != digest:
+        if sha256_file(file) != wanted[name]:
             raise UserError(f"{path}: {name} is damaged: it is not what was saved")
     return manifest
 
 
-def load_weights(model: GPT, path: Path, dtype: torch.dtype = torch.float32) -> None:
+def listed_file(path: Path, manifest: dict, name: str) -> Path:
+    """Where a file of checkpoint `path` lies. Raises UserError where the manifest does not list it: it is none that was
+    saved, and is not read."""
+    if name not in manifest["sha256"]:
+        raise UserError(f"{path}: manifest.json lists no {name}, and what it does not list is not read")
+    return path / name
+
+
+def step_of(path: Path) -> int | None:
+    """The step of a checkpoint, verified; None where there is none, or a damaged one."""
+    try:
+        return verify(path)["step"]
+    except UserError:
+        return None
+
+
+def load_weights(model: GPT, path: Path, dtype: torch.dtype = torch.float32, verified: bool = False) -> None:
     """Put the weights of checkpoint `path` into `model`, or its adapters where `model` has some; a missing, extra or
     misshapen tensor is named. A model on the "meta" device is allocated in `dtype` and filled piece by piece, so that
-    its weights are never held in another."""
-    if next(model.parameters()).is_meta:
-        model.to(dtype).to_empty(device="cpu")
+    its weights are never held in another. Raises UserError, with the model as it was.
+
+    The file is verified before it is read, unless it was `verified` a moment ago: hashing takes a while.
+    """
     file, wanted = weights_of(model)
-    found = {stored.name: stored for stored in read_bin(path / file)}
+    manifest = verify(path, () if verified else (file,))
+    found = {stored.name: stored for stored in read_bin(listed_file(path, manifest, file))}
     for name in wanted.keys() | found.keys():
         if name not in found or name not in wanted:
             which = "lacks the tensor" if name not in found else "has an unexpected tensor"
@@ -135,6 +156,9 @@ def load_weights(model: GPT, path: Path, dtype: torch.dtype = torch.float32) -> 
                 f"{path}: a checkpoint of another architecture: {name!r} has shape {found[name].shape} "
                 f"where {tuple(wanted[name].shape)} is due"
             )
+    if next(model.parameters()).is_meta:
+        model.to(dtype).to_empty(device="cpu")
+        _, wanted = weights_of(model)
     with torch.no_grad():
         for name, tensor in wanted.items():
             for start, stop, piece in found[name].pieces():

@@ -8,7 +8,7 @@ import torch
 
 from gptft.adapters.lora import Base, LoraConfig, adapters_of, add_lora, lora_state, merge_lora
 from gptft.architecture import PRESETS, GPTConfig
-from gptft.checkpoint import load_weights, model_id, recover, save, verify
+from gptft.checkpoint import listed_file, load_weights, model_id, recover, save, verify
 from gptft.errors import UserError, nearest
 from gptft.files import read_json
 from gptft.formats.hf import download, hf_tokenizer, is_hf, load_hf
@@ -22,16 +22,28 @@ def load_ours(
     path: Path, dtype: torch.dtype = torch.float32, base: str | Path | None = None
 ) -> tuple[GPT, Tokenizer | None]:
     """Model (on the CPU) and tokenizer of one of our checkpoints, verified."""
-    verify(path)
-    values = read_json(path / "config.json")
+    manifest = verify(path)
+    values = read_json(listed_file(path, manifest, "config.json"))
     if "lora" in values:
-        return load_adapters(path, values, dtype, base)
+        model, tokenizer = load_adapters(path, values, dtype, base)
+        if tokenizer and "template.json" in manifest["sha256"]:  # adapters bring the one that they were trained with
+            tokenizer.template = saved_template(read_json(path / "template.json"), str(path / "template.json"))
+        return model, tokenizer
     config = GPTConfig.from_dict(values.get("gptft", {}), str(path / "config.json"))
     with torch.device("meta"):
         model = GPT(config)
-    load_weights(model, path, dtype)
-    tokenizer = Tokenizer.load(path) if (path / "gptft_tokenizer.json").exists() else None
-    return model, tokenizer
+    load_weights(model, path, dtype, verified=True)
+    return model, load_tokenizer(path, manifest)
+
+
+def load_tokenizer(path: Path, manifest: dict) -> Tokenizer | None:
+    """The tokenizer of one of our checkpoints, if it has one. Raises UserError where its vocabulary is none that the
+    manifest lists."""
+    if "gptft_tokenizer.json" not in manifest["sha256"]:
+        return None
+    values = read_json(path / "gptft_tokenizer.json")
+    listed_file(path, manifest, "tokenizer.json" if values.get("engine") == "tokenizers" else "vocab.tiktoken")
+    return Tokenizer.load(path)
 
 
 def load_adapters(
@@ -63,15 +75,8 @@ def load_adapters(
             f"{name} has {found}; {give}"
         )
     add_lora(model.to(dtype), settings, base=recorded)
-    load_weights(model, path)
-    _set_template(tokenizer, path / "template.json")
+    load_weights(model, path, verified=True)
     return model, tokenizer
-
-
-def _set_template(tokenizer: Tokenizer | None, path: Path) -> None:
-    """Adapters bring the template that they were trained with."""
-    if tokenizer and path.exists():
-        tokenizer.template = saved_template(read_json(path), str(path))
 
 
 def merge(path: str | Path, out: str | Path, base: str | Path | None = None) -> None:
@@ -80,12 +85,13 @@ def merge(path: str | Path, out: str | Path, base: str | Path | None = None) -> 
     inner, out = find_ours(Path(path)), Path(out)
     if out.exists():
         raise UserError(f"{out} exists already: name another place for the merged model")
+    manifest = verify(inner, ["config.json"]) if inner else {}
     if inner and "lora" not in read_json(inner / "config.json"):
         raise UserError(f"{path} is a whole model: there are no adapters to merge")
     model, tokenizer = load(path, base=base)
     if adapters_of(model) is None:
         raise UserError(f"{path} is a whole model: there are no adapters to merge")
-    save(out, merge_lora(model), tokenizer, verify(inner)["step"] if inner else 0)
+    save(out, merge_lora(model), tokenizer, manifest.get("step", 0))
 
 
 def base_of(model: GPT, tokenizer: Tokenizer | None, name: str, seed: int = 0) -> Base:
@@ -172,7 +178,8 @@ def load_peft(path: Path, dtype: torch.dtype, base: str | Path | None) -> tuple[
         for name, tensor in lora_state(model).items():
             if name in state:  # a layer that PEFT left alone: a fresh adapter changes nothing
                 tensor.copy_(state[name])
-    _set_template(tokenizer, path / TEMPLATE)
+    if tokenizer and (path / TEMPLATE).exists():
+        tokenizer.template = saved_template(read_json(path / TEMPLATE), str(path / TEMPLATE))
     return model, tokenizer
 
 

@@ -152,20 +152,83 @@ def test_a_really_full_device_is_reported(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def flip_a_byte(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
 @pytest.mark.parametrize("name", ["model.pt", "config.json", "resume.pt", "vocab.tiktoken"])
 def test_damage_is_found(tmp_path, name):
     """A flipped byte anywhere is found before the file is used, and going on picks the checkpoint before."""
     model, tokenizer = small()
     save(tmp_path / "step-000010", model, tokenizer, 10, {"a": torch.zeros(3)})
     save(tmp_path / "last", model, tokenizer, 20, {"a": torch.zeros(3)})
-    path = tmp_path / "last" / name
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(content)
+    flip_a_byte(tmp_path / "last" / name)
     with pytest.raises(UserError, match=rf"{name} is damaged"):
         load(tmp_path / "last")
     found, problems = newest(tmp_path)
     assert found == tmp_path / "step-000010" and f"{name} is damaged" in problems[0]
+
+
+def test_weights_are_verified_before_they_are_read(tmp_path):
+    """A flipped byte in `best` once gave a test loss of nan at the end of a run. The model stays as it was."""
+    model, tokenizer = small()
+    save(tmp_path / "best", model, tokenizer, 1)
+    flip_a_byte(tmp_path / "best" / "model.pt")
+    other, _ = small(seed=1)
+    with pytest.raises(UserError, match=r"best: model.pt is damaged: it is not what was saved"):
+        checkpoint.load_weights(other, tmp_path / "best")
+    assert same(other, small(seed=1)[0])
+
+
+def test_what_was_verified_is_not_hashed_again(tmp_path, monkeypatch):
+    """Loading hashes every file once, resuming, which verified all, none, and weights alone are hashed alone."""
+    model, tokenizer = small()
+    save(tmp_path / "last", model, tokenizer, 1, {"a": torch.zeros(3)})
+    hashed, original = [], checkpoint.sha256_file
+    monkeypatch.setattr(checkpoint, "sha256_file", lambda path: hashed.append(path.name) or original(path))
+    load(tmp_path / "last")
+    names = {path.name for path in (tmp_path / "last").iterdir()} - {"manifest.json"}
+    assert sorted(hashed) == sorted(names)
+    hashed.clear()
+    checkpoint.load_weights(model, tmp_path / "last", verified=True)
+    assert not hashed
+    checkpoint.load_weights(model, tmp_path / "last")
+    assert hashed == ["model.pt"]
+
+
+def unlist(path, name):
+    """Take a file out of a checkpoint's manifest, as one that something else put there."""
+    manifest = json.loads((path / "manifest.json").read_text())
+    del manifest["sha256"][name]
+    (path / "manifest.json").write_text(json.dumps(manifest))
+
+
+@pytest.mark.parametrize("verified", [False, True])
+def test_weights_that_the_manifest_does_not_list_are_not_read(tmp_path, verified):
+    model, tokenizer = small()
+    save(tmp_path / "a", model, tokenizer, 1)
+    unlist(tmp_path / "a", "model.pt")
+    with pytest.raises(UserError, match=r"manifest.json lists no model.pt, and what it does not list is not read"):
+        checkpoint.load_weights(model, tmp_path / "a", verified=verified)
+
+
+def test_a_state_that_the_manifest_does_not_list_is_not_gone_on_from(tmp_path):
+    """Left behind by another run, it would go on with that run's optimizer."""
+    model, tokenizer = small()
+    save(tmp_path / "last", model, tokenizer, 30)
+    torch.save({"state": 1}, tmp_path / "last" / "resume.pt")
+    assert newest(tmp_path) == (None, [])
+
+
+def test_the_step_of_a_checkpoint_is_known_where_it_is_whole(tmp_path):
+    model, tokenizer = small()
+    assert checkpoint.step_of(tmp_path / "best") is None
+    save(tmp_path / "best", model, tokenizer, 40)
+    assert checkpoint.step_of(tmp_path / "best") == 40
+    flip_a_byte(tmp_path / "best" / "model.pt")
+    assert checkpoint.step_of(tmp_path / "best") is None
 
 
 def test_newest_is_by_steps_and_needs_a_state(tmp_path):
@@ -261,10 +324,7 @@ def test_the_id_of_adapters_is_of_base_settings_and_adapters(tmp_path, adapted):
 
 @pytest.mark.parametrize("name", ["adapter.pt", "config.json", "template.json"])
 def test_damage_to_adapters_is_found(tmp_path, adapted, name):
-    path = tmp_path / "adapter" / name
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(content)
+    flip_a_byte(tmp_path / "adapter" / name)
     with pytest.raises(UserError, match=rf"{name} is damaged"):
         load(tmp_path / "adapter")
 

@@ -1,5 +1,6 @@
 """What can be loaded, and what is said where it cannot."""
 
+import json
 import shutil
 
 import pytest
@@ -31,6 +32,36 @@ def test_a_checkpoint_alone_is_enough_to_generate(tmp_path):
     assert same(model, loaded) and not loaded.training
     assert its_tokenizer.template == TEMPLATES["qa"] and its_tokenizer.digest == tokenizer.digest
     assert generate(loaded, its_tokenizer, ["What is red?"], 8) == expected
+
+
+def unlist(path, name):
+    """Take a file out of a checkpoint's manifest, as one that something else put there."""
+    manifest = json.loads((path / "manifest.json").read_text())
+    del manifest["sha256"][name]
+    (path / "manifest.json").write_text(json.dumps(manifest))
+
+
+@pytest.mark.parametrize("name", ["model.pt", "config.json", "vocab.tiktoken"])
+def test_a_file_that_the_manifest_does_not_list_is_not_read(tmp_path, name):
+    """Nobody vouches for it: it may be of another model, or cut off."""
+    save(tmp_path / "a", *small(), 1)
+    unlist(tmp_path / "a", name)
+    with pytest.raises(UserError, match=rf"a: manifest.json lists no {name}, and what it does not list is not read"):
+        load(tmp_path / "a")
+
+
+def test_a_tokenizer_that_the_manifest_does_not_list_is_none(tmp_path):
+    model, tokenizer = small()
+    save(tmp_path / "a", model, None, 1)
+    tokenizer.save(tmp_path / "a")
+    assert load(tmp_path / "a")[1] is None
+
+
+def test_a_template_that_the_manifest_does_not_list_is_not_taken(tmp_path, adapted):
+    """Prompts would be sent in another form than the adapters were trained on."""
+    unlist(tmp_path / "adapter", "template.json")
+    (tmp_path / "adapter" / "template.json").write_text(json.dumps(TEMPLATES["chatml"].to_dict()))
+    assert load(tmp_path / "adapter")[1].template == load(tmp_path / "base")[1].template == TEMPLATES["qa"]
 
 
 def test_load_takes_a_runs_folder_and_a_dtype(tmp_path):

@@ -86,7 +86,7 @@ def load_run_state(state: TrainState, path: Path, out_dir: Path) -> None:
     A `best` that was saved after this checkpoint belongs to steps that are taken anew, perhaps otherwise: it is set
     aside, and the best is looked for again from here on.
     """
-    checkpoint.load_weights(state.model, path)
+    checkpoint.load_weights(state.model, path, verified=True)  # by `find_checkpoint`
     state.load_state_dict(checkpoint.load_tensors(path / "resume.pt")["state"])
     say(f"going on from {path}, step {state.progress.step}")
     progress, best_step = state.progress, checkpoint.step_of(out_dir / "best")
