@@ -137,6 +137,20 @@ def step_of(path: Path) -> int | None:
         return None
 
 
+def set_aside(path: Path) -> Path | None:
+    """Rename a folder to NAME-set-aside, or NAME-set-aside-2 and so on where that is taken: it is kept, and nothing
+    takes it for what it was. -> its new place; None where there was no folder."""
+    recover(path)
+    if not path.exists():
+        return None
+    place, number = path.with_name(f"{path.name}-set-aside"), 2
+    while place.exists():
+        place, number = path.with_name(f"{path.name}-set-aside-{number}"), number + 1
+    os.rename(path, place)
+    sync_directory(path.parent)
+    return place
+
+
 def load_weights(model: GPT, path: Path, dtype: torch.dtype = torch.float32, verified: bool = False) -> None:
     """Put the weights of checkpoint `path` into `model`, or its adapters where `model` has some; a missing, extra or
     misshapen tensor is named. A model on the "meta" device is allocated in `dtype` and filled piece by piece, so that

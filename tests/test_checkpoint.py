@@ -231,6 +231,27 @@ def test_the_step_of_a_checkpoint_is_known_where_it_is_whole(tmp_path):
     assert checkpoint.step_of(tmp_path / "best") is None
 
 
+def test_what_is_set_aside_is_kept_and_taken_for_nothing_else(tmp_path):
+    """A run that starts anew once deleted the best model of the run before it."""
+    tokenizer = small()[1]
+    assert checkpoint.set_aside(tmp_path / "best") is None and not list(tmp_path.iterdir())
+    for seed, name in enumerate(["best-set-aside", "best-set-aside-2", "best-set-aside-3"]):
+        save(tmp_path / "best", small(seed)[0], tokenizer, seed, {})
+        if seed == 2:  # a save was cut off between its two renames
+            (tmp_path / "best").rename(tmp_path / ".best.old")
+        assert checkpoint.set_aside(tmp_path / "best") == tmp_path / name
+    assert [entry.name for entry in sorted(tmp_path.iterdir())] == [
+        "best-set-aside",
+        "best-set-aside-2",
+        "best-set-aside-3",
+    ]
+    for seed, entry in enumerate(sorted(tmp_path.iterdir())):
+        assert same(load(entry)[0], small(seed)[0])
+    assert newest(tmp_path) == (None, [])
+    with pytest.raises(UserError, match="neither a checkpoint"):
+        load(tmp_path)
+
+
 def test_newest_is_by_steps_and_needs_a_state(tmp_path):
     model, tokenizer = small()
     for name, step, state in (("best", 90, None), ("last", 30, {}), ("step-000040", 40, {}), ("step-000020", 20, {})):
