@@ -29,8 +29,10 @@ import re
 import shutil
 from collections.abc import Collection
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
+from torch import Tensor
 
 from gptft.adapters.lora import adapters_of, lora_state
 from gptft.errors import UserError
@@ -61,13 +63,18 @@ def save(path: Path, model: GPT, tokenizer: Tokenizer | None, step: int, resume:
                 (temporary / "template.json").write_text(json.dumps(tokenizer.template.to_dict(), indent=1))
         elif tokenizer:
             tokenizer.save(temporary)
-        file, state = weights_of(model)
-        torch.save({name: tensor.detach().cpu() for name, tensor in state.items()}, temporary / file)
         (temporary / "config.json").write_text(json.dumps(values, indent=1))
+        weights, state = weights_of(model)
+        state = {name: tensor.detach().cpu() for name, tensor in state.items()}  # once, to be written and hashed
+        digests = {weights: write_tensors(state, temporary / weights)}
         if resume is not None:
-            torch.save(resume, temporary / "resume.pt")
-        files = {file.name: sha256_file(file) for file in sorted(temporary.iterdir())}
-        manifest = {"step": step, "model_id": model_id(model, tokenizer), "sha256": files}
+            digests["resume.pt"] = write_tensors(resume, temporary / "resume.pt")
+        files = sorted(temporary.iterdir())
+        manifest = {
+            "step": step,
+            "model_id": model_id(model, tokenizer, state=state),
+            "sha256": {file.name: digests.get(file.name) or sha256_file(file) for file in files},
+        }
         (temporary / "manifest.json").write_text(json.dumps(manifest, indent=1))
         sync_tree(temporary)
         recover(path)
@@ -85,7 +92,36 @@ def save(path: Path, model: GPT, tokenizer: Tokenizer | None, step: int, resume:
         raise UserError(f"the checkpoint {path} could not be written ({reason}); what was there is intact", 1) from None
 
 
-def weights_of(model: GPT) -> tuple[str, dict[str, torch.Tensor]]:
+def write_tensors(values: dict, path: Path) -> str:
+    """Write what torch.save can write -> the SHA-256 of the file, which need not be read again for it."""
+    with open(path, "wb") as file:
+        hashed = HashedFile(file)
+        try:
+            torch.save(values, hashed)
+        except RuntimeError as error:  # torch's own, in place of what the disk said
+            raise hashed.error or error from None
+    return hashed.digest.hexdigest()
+
+
+class HashedFile:
+    """A file open for writing, and the SHA-256 of what was written. torch.save writes from front to back."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file, self.digest, self.error = file, hashlib.sha256(), None
+
+    def write(self, data: memoryview) -> int:
+        self.digest.update(data)
+        try:
+            return self.file.write(data)
+        except OSError as error:
+            self.error = error
+            raise
+
+    def flush(self) -> None:
+        self.file.flush()
+
+
+def weights_of(model: GPT) -> tuple[str, dict[str, Tensor]]:
     """The file and the tensors that a checkpoint keeps of a model: all of them, or its adapters alone."""
     return ("adapter.pt", lora_state(model)) if adapters_of(model) else ("model.pt", model.state_dict())
 
@@ -151,12 +187,12 @@ def set_aside(path: Path) -> Path | None:
     return place
 
 
-def load_weights(model: GPT, path: Path, dtype: torch.dtype = torch.float32, verified: bool = False) -> None:
-    """Put the weights of checkpoint `path` into `model`, or its adapters where `model` has some; a missing, extra or
-    misshapen tensor is named. A model on the "meta" device is allocated in `dtype` and filled piece by piece, so that
-    its weights are never held in another. Raises UserError, with the model as it was.
+def load_weights(model: GPT, path: Path, dtype: torch.dtype = torch.float32, verified: bool = False) -> dict:
+    """Put the weights of checkpoint `path` into `model`, or its adapters where `model` has some; -> its manifest.
 
-    The file is verified before it is read, unless it was `verified` a moment ago: hashing takes a while.
+    The file is verified before it is read, unless it was `verified` a moment ago: hashing takes a while. A model on the
+    "meta" device is allocated in `dtype` and filled piece by piece, so that its weights are never held in another.
+    Raises UserError, with the model as it was; a missing, extra or misshapen tensor is named.
     """
     file, wanted = weights_of(model)
     manifest = verify(path, () if verified else (file,))
@@ -177,6 +213,7 @@ def load_weights(model: GPT, path: Path, dtype: torch.dtype = torch.float32, ver
         for name, tensor in wanted.items():
             for start, stop, piece in found[name].pieces():
                 tensor[start:stop].copy_(piece)
+    return manifest
 
 
 def load_tensors(path: Path) -> dict:
@@ -230,12 +267,15 @@ def prune(out_dir: Path, keep: int, step: int) -> None:
         shutil.rmtree(found[number], ignore_errors=True)
 
 
-def model_id(model: GPT, tokenizer: Tokenizer | None, rounded: torch.dtype | None = None) -> str:
+def model_id(
+    model: GPT, tokenizer: Tokenizer | None, rounded: torch.dtype | None = None, state: dict[str, Tensor] | None = None
+) -> str:
     """A hash of weights, architecture and tokenizer: the same wherever the checkpoint is loaded. With adapters: of
     their base's id, their settings and them.
 
     Every tensor is hashed as fp32 (fp64 stays), so that weights kept in bf16 have one id whatever they are loaded in.
-    `rounded`: the id that the model would have after its weights went through that dtype.
+    `rounded`: the id that the model would have after its weights went through that dtype. `state`: what a checkpoint
+    keeps of the model, where it was fetched from its device already.
     """
     # a field that a later version adds, with a default that changes nothing, changes no id
     config = {
@@ -248,7 +288,8 @@ def model_id(model: GPT, tokenizer: Tokenizer | None, rounded: torch.dtype | Non
         layers = sorted({name.split(".")[-2] for name in lora_state(model)})  # whichever names asked for them
         settings = [lora.base.id, {**dataclasses.asdict(lora.config), "targets": layers}]
         digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
-    state = lora_state(model) if lora and lora.base else model.state_dict()
+    if state is None:
+        state = lora_state(model) if lora and lora.base else model.state_dict()
     for name, tensor in sorted(state.items()):
         dtype = torch.float64 if tensor.dtype == torch.float64 and not rounded else torch.float32
         digest.update(f"{name} {dtype} {tuple(tensor.shape)}".encode())

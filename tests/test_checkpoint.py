@@ -152,6 +152,55 @@ def test_a_really_full_device_is_reported(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("size", [20_000, 150_000, 240_000])
+def test_a_disk_that_fills_up_in_the_middle_of_the_weights_is_told(tmp_path, size):
+    """torch answers a failed write with errors of its own format; what the disk said is what the user needs."""
+    resource = pytest.importorskip("resource")  # not on Windows
+    model, tokenizer = small()
+    save(tmp_path / "last", model, tokenizer, 1)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+        with pytest.raises(UserError, match=r"last could not be written \(File too large\); what was there is intact"):
+            save(tmp_path / "last", small(1)[0], None, 2)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["last"]
+    assert same(load(tmp_path / "last")[0], model)
+
+
+def test_a_save_reads_nothing_large_back_and_hashes_each_byte_as_often_as_it_must(tmp_path, monkeypatch):
+    """Once all files were read again for their sums. Two sums of the weights remain, of the file and of the numbers
+    (the model id), which are of different bytes; what resuming needs is hashed once, while it is written."""
+    model, tokenizer = small()
+    state = {"moments": torch.randn(100_000)}
+    model_id(model, tokenizer)  # the tokenizer's own sum is kept from here on
+    reread, hashed, original = [], [0], checkpoint.hashlib.sha256
+
+    class Counted:
+        def __init__(self, data=b""):
+            self.sum = original()
+            self.update(data)
+
+        def update(self, data):
+            hashed[0] += memoryview(data).nbytes
+            self.sum.update(data)
+
+        def hexdigest(self):
+            return self.sum.hexdigest()
+
+    sha256_file = checkpoint.sha256_file
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint.hashlib, "sha256", Counted)
+        patch.setattr(checkpoint, "sha256_file", lambda path: reread.append(path.name) or sha256_file(path))
+        save(tmp_path / "last", model, tokenizer, 1, state)
+    assert sorted(reread) == ["config.json", "gptft_tokenizer.json", "vocab.tiktoken"]
+    weights = sum(tensor.nbytes for tensor in model.state_dict().values())
+    files = sum((tmp_path / "last" / name).stat().st_size for name in ("model.pt", "resume.pt"))
+    assert files + weights <= hashed[0] < files + weights + 5_000
+    assert verify(tmp_path / "last")["model_id"] == model_id(model, tokenizer)
+
+
 def flip_a_byte(path):
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
@@ -192,7 +241,7 @@ def test_what_was_verified_is_not_hashed_again(tmp_path, monkeypatch):
     names = {path.name for path in (tmp_path / "last").iterdir()} - {"manifest.json"}
     assert sorted(hashed) == sorted(names)
     hashed.clear()
-    checkpoint.load_weights(model, tmp_path / "last", verified=True)
+    assert checkpoint.load_weights(model, tmp_path / "last", verified=True)["model_id"] == model_id(model, tokenizer)
     assert not hashed
     checkpoint.load_weights(model, tmp_path / "last")
     assert hashed == ["model.pt"]
