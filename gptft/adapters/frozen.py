@@ -12,6 +12,7 @@ from gptft.model import GPT
 
 # the linear layers of a block; a model without a gated MLP (GPT-2, Pythia) has no gate
 LAYERS = {"attn": ("q", "k", "v", "out"), "mlp": ("gate", "up", "down")}
+DENSE_AT_ONCE = 1 << 20  # numbers of a weight that are held at full width at a time
 
 
 def working_dtype(x: Tensor) -> torch.dtype:
@@ -78,11 +79,21 @@ class Int8Product(torch.autograd.Function):
         return (grad * scale).to(grad.dtype) @ q.to(grad.dtype), None, None
 
 
-def dense(layer: nn.Module, dtype: torch.dtype) -> Tensor:
-    """The weight (out, in) of a frozen layer, however it is held."""
+def dense(layer: nn.Module, dtype: torch.dtype, rows: slice = slice(None)) -> Tensor:
+    """The weight (out, in) of a frozen layer, or some of its rows, however it is held."""
     if isinstance(layer, Int8Linear):
-        return layer.q.to(dtype) * layer.scale[:, None].to(dtype)
-    return layer.weight.detach().to(dtype)
+        return layer.q[rows].to(dtype).mul_(layer.scale[rows, None].to(dtype))
+    return layer.weight.detach()[rows].to(dtype)
+
+
+def dense_pieces(layer: nn.Module, dtype: torch.dtype) -> Iterator[Tensor]:
+    """The same weight some rows (n, in) at a time, so that of one held in fewer bits there is never a copy at full
+    width; one that is held in `dtype` comes in one piece, which is no copy."""
+    n_rows = layer.out_features
+    if isinstance(layer, Int8Linear) or layer.weight.dtype != dtype:
+        n_rows = max(1, DENSE_AT_ONCE // layer.in_features)
+    for start in range(0, layer.out_features, n_rows):
+        yield dense(layer, dtype, slice(start, start + n_rows))
 
 
 def linear_layers(model: GPT) -> Iterator[tuple[str, nn.Module, str, nn.Module]]:

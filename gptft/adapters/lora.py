@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gptft.adapters.frozen import LAYERS, Int8Linear, dense, hold_base, linear_layers, working_dtype
+from gptft.adapters.frozen import LAYERS, Int8Linear, dense, dense_pieces, hold_base, linear_layers, working_dtype
 from gptft.config import FIELDS
 from gptft.errors import UserError, nearest
 from gptft.model import GPT, flops_of_head, flops_per_token
@@ -118,7 +118,8 @@ class LoraLinear(nn.Module):
         self.B = nn.Parameter(torch.zeros(n_out, config.rank, device=device, dtype=dtype))
         self.m = None
         if config.dora:
-            squares = dense(base, dtype).square().sum(1)  # (out,) of the frozen weights: they never change
+            # (out,) of the frozen weights: they never change
+            squares = torch.cat([rows.square().sum(1) for rows in dense_pieces(base, dtype)])
             self.register_buffer("squares", squares, persistent=False)
             self.m = nn.Parameter(squares.sqrt())
 
@@ -148,7 +149,8 @@ class LoraLinear(nn.Module):
         |W + sBA|^2 = |W|^2 + 2s <W A^T, B> + s^2 <B A A^T, B> by rows, without the (out, in) product."""
         with torch.no_grad(), torch.autocast(self.A.device.type, enabled=False):
             A, B = self.A, self.B * self.scale
-            squares = self.squares + (B * (2 * dense(self.base, A.dtype) @ A.t() + B @ (A @ A.t()))).sum(1)  # (out,)
+            WA = torch.cat([rows @ A.t() for rows in dense_pieces(self.base, A.dtype)])  # (out, r)
+            squares = self.squares + (B * (2 * WA + B @ (A @ A.t()))).sum(1)  # (out,)
             norm = squares.clamp_min(torch.finfo(A.dtype).tiny).sqrt()
         return self.m / norm
 

@@ -6,9 +6,12 @@ import dataclasses
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from toys import difference, toy_config, toy_examples, toy_model
 
-from gptft.adapters.frozen import HalfLinear, Int8Linear, dense, linear_layers
+import gptft.adapters.frozen
+from gptft.adapters.frozen import DENSE_AT_ONCE, HalfLinear, Int8Linear, dense, linear_layers
 from gptft.adapters.lora import (
     LoraConfig,
     LoraLinear,
@@ -507,6 +510,60 @@ def test_a_magnitude_near_1_is_not_rounded_away():
     with torch.no_grad():
         adapted.m.mul_(1.003)
     assert (adapted(x).float() / before).mean().item() == pytest.approx(1.003, abs=5e-4)
+
+
+class Allocations(TorchDispatchMode):
+    """The bytes of every new tensor that is made inside."""
+
+    def __init__(self):
+        super().__init__()
+        self.sizes = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        given = {t.untyped_storage().data_ptr() for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)}
+        made = function(*args, **(kwargs or {}))
+        for tensor in tree_leaves(made):
+            if isinstance(tensor, torch.Tensor) and tensor.untyped_storage().data_ptr() not in given:
+                self.sizes.append(tensor.nbytes)
+        return made
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("held", ["fp32", "bf16", "int8"])
+def test_dora_makes_no_dense_copy_of_the_frozen_weights(held, precision):
+    """Its norm once took them at full width, twice over, in every forward pass: the memory that a base in fewer bits
+    saves. A piece of them is at full width at a time."""
+    n_out, n_in = 2048, 1024
+    piece = 4 * DENSE_AT_ONCE
+    assert piece < 4 * n_out * n_in
+    largest = {}
+    for kind in ("lora", "dora"):
+        layer = {"fp32": lambda x: x, "bf16": HalfLinear, "int8": Int8Linear}[held](nn.Linear(n_in, n_out))
+        layer = LoraLinear(layer.requires_grad_(False), settings(**KINDS[kind]), torch.Generator().manual_seed(0))
+        x = torch.randn(3, n_in)
+        with Precision(precision, CPU).autocast(), Allocations() as made:
+            layer(x).sum().backward()
+        largest[kind] = max(made.sizes)
+    assert largest["dora"] <= max(largest["lora"], piece)
+    if held == precision == "fp32":
+        assert largest["dora"] < piece / 10
+
+
+@pytest.mark.parametrize("held", ["bf16", "int8"])
+def test_doras_norm_in_pieces_is_the_norm(monkeypatch, held):
+    """Of whole weights and of pieces that do not divide them."""
+    torch.manual_seed(0)
+    frozen = {"bf16": HalfLinear, "int8": Int8Linear}[held](nn.Linear(40, 23))
+    layer = LoraLinear(frozen, settings(dora=True), torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        layer.B.normal_()
+        weight = dense(frozen, torch.float64)
+        expected = weight.norm(dim=1) / (weight + 2.0 * layer.B.double() @ layer.A.double()).norm(dim=1)
+        for numbers in (1, 100, 1000):
+            monkeypatch.setattr(gptft.adapters.frozen, "DENSE_AT_ONCE", numbers)
+            assert difference(layer.gain().double(), expected) < 1e-6
+            again = LoraLinear(frozen, settings(dora=True), torch.Generator().manual_seed(0))
+            assert difference(again.squares, layer.squares) < 1e-6
 
 
 # ---- targets, accounts, errors
