@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from gptft import checkpoint, loading
+from gptft.adapters.frozen import kind_for
 from gptft.adapters.lora import (
     LoraConfig,
     adapters_of,
@@ -179,7 +180,8 @@ def add_adapters(config: Config, model: GPT, tokenizer: Tokenizer) -> None:
         config.lora_dora,
     )
     base = loading.base_of(model, tokenizer, config.init, config.seed)  # before its weights are rounded
-    add_lora(model, settings, config.seed, base, config.lora_base)
+    precision = Precision(config.precision, pick_device(config.device)).name
+    add_lora(model, settings, config.seed, base, kind_for(config.lora_base, precision))
 
 
 def restore_best(state: TrainState, config: Config, tokenizer: Tokenizer, out_dir: Path) -> None:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from gptft.errors import UserError
 from gptft.model import GPT
 
 # the linear layers of a block; a model without a gated MLP (GPT-2, Pythia) has no gate
 LAYERS = {"attn": ("q", "k", "v", "out"), "mlp": ("gate", "up", "down")}
 DENSE_AT_ONCE = 1 << 20  # numbers of a weight that are held at full width at a time
+FP16_MAX = torch.finfo(torch.float16).max
 
 
 def working_dtype(x: Tensor) -> torch.dtype:
@@ -23,17 +26,21 @@ def working_dtype(x: Tensor) -> torch.dtype:
 
 
 class HalfLinear(nn.Module):
-    """A frozen linear layer held in bf16. Autocast would round fp32 weights to that anew at every pass."""
+    """A frozen linear layer held in 16 bits, bf16 or fp16. Autocast would round fp32 weights to that anew at every
+    pass, and would cast 16 bits of the other kind."""
 
-    def __init__(self, layer: nn.Linear) -> None:
+    def __init__(self, layer: nn.Linear, dtype: torch.dtype = torch.bfloat16) -> None:
         super().__init__()
         self.out_features, self.in_features = layer.weight.shape
-        self.weight = nn.Parameter(layer.weight.detach().bfloat16(), requires_grad=False)
-        self.bias = None if layer.bias is None else nn.Parameter(layer.bias.detach().bfloat16(), requires_grad=False)
+        self.weight = nn.Parameter(layer.weight.detach().to(dtype), requires_grad=False)
+        self.bias = None if layer.bias is None else nn.Parameter(layer.bias.detach().to(dtype), requires_grad=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., in) -> (..., out), multiplied in bf16, given back in the dtype that the caller computes in."""
-        return F.linear(x.to(self.weight.dtype), self.weight, self.bias).to(working_dtype(x))
+        """(..., in) -> (..., out), multiplied in what the weights are held in whatever autocast says, given back in the
+        dtype that the caller computes in."""
+        with torch.autocast(x.device.type, enabled=False):
+            y = F.linear(x.to(self.weight.dtype), self.weight, self.bias)
+        return y.to(working_dtype(x))
 
 
 class Int8Linear(nn.Module):
@@ -106,11 +113,26 @@ def linear_layers(model: GPT) -> Iterator[tuple[str, nn.Module, str, nn.Module]]
                     yield f"blocks.{n}.{part}.{name}", parent, name, getattr(parent, name)
 
 
-def hold_base(model: GPT, how: str) -> GPT:
-    """Hold the linear layers of the blocks in "bf16" or "int8"; "fp32" leaves them as they are. Embeddings, norms and
-    the head stay: they are where rounding hurts most, and few."""
-    if how != "fp32":
-        held = {"bf16": HalfLinear, "int8": Int8Linear}[how]
-        for _, parent, name, layer in linear_layers(model):
+def kind_for(lora_base: str, precision: str) -> str:
+    """What --lora_base stands for where products are in `precision`: 16 bits are those of the products, which spares
+    casts. From 6e-5 to 65504, where weights are, fp16 keeps 11 bits of a number and bf16 keeps 8."""
+    return "fp16" if (lora_base, precision) == ("bf16", "fp16") else lora_base
+
+
+def freeze_layers_as(model: GPT, kind: str) -> GPT:
+    """Hold the linear layers of the blocks in "bf16", "fp16" or "int8"; "fp32" leaves them as they are. Embeddings,
+    norms and the head stay: they are where rounding hurts most, and few. Raises UserError, with the model as it was,
+    for numbers beyond fp16's range."""
+    layers = list(linear_layers(model))
+    if kind == "fp16":
+        for path, _, _, layer in layers:
+            if not all(tensor.abs().max() <= FP16_MAX for tensor in layer.parameters()):
+                raise UserError(
+                    f"{path} holds numbers beyond fp16's {FP16_MAX:.0f}, and is not frozen in it: take another "
+                    "--precision, or --lora_base int8 or fp32"
+                )
+    if kind != "fp32":
+        held = {"bf16": HalfLinear, "fp16": partial(HalfLinear, dtype=torch.float16), "int8": Int8Linear}[kind]
+        for _, parent, name, layer in layers:
             setattr(parent, name, held(layer))
     return model

@@ -10,8 +10,8 @@ any other: `merge_lora`. DoRA (arXiv 2402.09353) trains the length of each row o
 
     W' = g * (W + s B A),   g = m / |W + s B A|, a number a row;   m (out,) is trained and starts at |W|
 
-Adapters are fp32 whatever holds the frozen weights (`hold_base`): what a small learning rate adds to a bf16 number
-would be rounded away.
+Adapters are fp32 whatever holds the frozen weights (adapters/frozen.py): what a small learning rate adds to a bf16
+number would be rounded away.
 """
 
 from __future__ import annotations
@@ -25,7 +25,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gptft.adapters.frozen import LAYERS, Int8Linear, dense, dense_pieces, hold_base, linear_layers, working_dtype
+from gptft.adapters.frozen import (
+    LAYERS,
+    Int8Linear,
+    dense,
+    dense_pieces,
+    freeze_layers_as,
+    linear_layers,
+    working_dtype,
+)
 from gptft.config import FIELDS
 from gptft.errors import UserError, nearest
 from gptft.model import GPT, flops_of_head, flops_per_token
@@ -85,22 +93,16 @@ class Base:
 
 @dataclass
 class Adapters:
-    """What a model with adapters remembers (`model.lora`). `held`: how its frozen linear layers are."""
+    """What a model with adapters remembers (`model.lora`). `frozen_as`: what holds its frozen linear layers."""
 
     config: LoraConfig
     base: Base | None = field(default=None)
-    held: str = "fp32"
+    frozen_as: str = "fp32"
 
 
 def adapters_of(model: GPT) -> Adapters | None:
     """The adapters that `add_lora` gave to a model, or None."""
     return getattr(model, "lora", None)
-
-
-# ---- frozen layers
-
-
-# ---- adapters
 
 
 class LoraLinear(nn.Module):
@@ -110,8 +112,8 @@ class LoraLinear(nn.Module):
         super().__init__()
         self.base, self.scale, self.dropout = base, config.scale, config.dropout
         n_out, n_in = base.out_features, base.in_features
-        held = next(base.buffers() if isinstance(base, Int8Linear) else base.parameters())
-        dtype, device = torch.float64 if held.dtype == torch.float64 else torch.float32, held.device
+        weight = base.q if isinstance(base, Int8Linear) else base.weight
+        dtype, device = torch.float64 if weight.dtype == torch.float64 else torch.float32, weight.device
         bound = 1 / math.sqrt(n_in)  # kaiming_uniform with a = sqrt(5), as the paper's code and PEFT have it
         A = torch.empty(config.rank, n_in).uniform_(-bound, bound, generator=generator)
         self.A = nn.Parameter(A.to(device, dtype))
@@ -168,8 +170,9 @@ class LoraLinear(nn.Module):
         return layer.train(self.training)
 
 
-def add_lora(model: GPT, config: LoraConfig, seed: int = 0, base: Base | None = None, held: str = "fp32") -> GPT:
-    """Freeze the model, hold its linear layers as `held` says, and put adapters beside the targets. Returns the model.
+def add_lora(model: GPT, config: LoraConfig, seed: int = 0, base: Base | None = None, frozen_as: str = "fp32") -> GPT:
+    """Freeze the model, hold its linear layers as `frozen_as` says, and put adapters beside the targets. Returns the
+    model.
 
     `base` names it in checkpoints. Raises UserError for a target that the model does not have, unless it was meant as
     part of `mlp` or `all`, and for a model that has adapters.
@@ -184,13 +187,12 @@ def add_lora(model: GPT, config: LoraConfig, seed: int = 0, base: Base | None = 
     for target in config.targets:
         if target not in ("all", *LAYERS) and target not in found:
             raise UserError(f"--lora_targets {target}: this model has no such layer; it has {', '.join(sorted(found))}")
-    model.requires_grad_(False)
-    hold_base(model, held)
+    freeze_layers_as(model, frozen_as).requires_grad_(False)
     generator = torch.Generator().manual_seed(seed)
     for _, parent, name, layer in linear_layers(model):
         if name in config.layers():
             setattr(parent, name, LoraLinear(layer, config, generator).train(layer.training))
-    model.lora = Adapters(config, base, held)
+    model.lora = Adapters(config, base, frozen_as)
     return model
 
 
@@ -203,9 +205,9 @@ def merge_lora(model: GPT) -> GPT:
     lora = adapters_of(model)
     if lora is None:
         return model
-    if lora.held != "fp32":
+    if lora.frozen_as != "fp32":
         raise UserError(
-            f"the frozen weights are held in {lora.held}: adapters are merged into exact weights; "
+            f"the frozen weights are held in {lora.frozen_as}: adapters are merged into exact weights; "
             "`python -m gptft merge ADAPTER OUT` takes those of the base"
         )
     for _, parent, name, layer in linear_layers(model):
@@ -260,4 +262,9 @@ def describe_lora(model: GPT) -> dict:
     """The adapters' settings and base as JSON has them, for a run's summary."""
     lora = adapters_of(model)
     base = dataclasses.asdict(lora.base) if lora.base else None
-    return {**dataclasses.asdict(lora.config), "targets": list(lora.config.targets), "held": lora.held, "base": base}
+    return {
+        **dataclasses.asdict(lora.config),
+        "targets": list(lora.config.targets),
+        "held": lora.frozen_as,
+        "base": base,
+    }

@@ -112,7 +112,7 @@ def describe_model(model: GPT, optimizer_bytes: int) -> str:
         kind = ("DoRA" if lora.config.dora else "LoRA") + (", rank-stabilised" if lora.config.rslora else "")
         line += (
             f"\nadapters: {kind} of rank {lora.config.rank} on {', '.join(lora.config.targets)}; {trained:,} parameters"
-            f" ({trained / parameters:.2%}) are trained, the others frozen, their linear layers in {lora.held}"
+            f" ({trained / parameters:.2%}) are trained, the others frozen, their linear layers in {lora.frozen_as}"
         )
     return line
 

@@ -31,7 +31,7 @@ def describe_inputs(config: Config, state: TrainState, tokenizer: Tokenizer, tra
     lora = adapters_of(model)
     return {
         "model it starts from": lora.base.id if lora else checkpoint.model_id(model, tokenizer),
-        "adapters (--lora_...)": [dataclasses.asdict(lora.config), lora.held] if lora else None,
+        "adapters (--lora_...)": [dataclasses.asdict(lora.config), lora.frozen_as] if lora else None,
         "training data": train_set.digest(),
         "validation data": val_set.digest(),
         **{name: getattr(config, name) for name in FIXED},

@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_leaves
 from toys import difference, toy_config, toy_examples, toy_model
 
 import gptft.adapters.frozen
-from gptft.adapters.frozen import DENSE_AT_ONCE, HalfLinear, Int8Linear, dense, linear_layers
+from gptft.adapters.frozen import DENSE_AT_ONCE, HalfLinear, Int8Linear, dense, kind_for, linear_layers
 from gptft.adapters.lora import (
     LoraConfig,
     LoraLinear,
@@ -124,7 +124,7 @@ def test_training_starts_from_exactly_the_model_that_was_given(kind, dtype, prec
 def test_training_changes_the_adapters_and_nothing_else(checkpointed, kind, held):
     """Checkpointed blocks whose input needs no gradient have trained nothing elsewhere, and a frozen norm or
     embedding has moved."""
-    model = add_lora(toy_model(torch.float32), settings(**KINDS[kind]), held=held)
+    model = add_lora(toy_model(torch.float32), settings(**KINDS[kind]), frozen_as=held)
     model.checkpoint_activations = checkpointed
     names, before = set(lora_state(model)), tensors(model)
     losses = steps(model, 4)
@@ -349,7 +349,7 @@ def test_tied_embeddings_survive_merging():
 @pytest.mark.parametrize("held", ["bf16", "int8"])
 def test_rounded_weights_are_not_merged_into(held):
     """Merging into quantised weights has ruined models: the rounding would be kept for good."""
-    model = add_lora(toy_model(torch.float32), settings(), held=held)
+    model = add_lora(toy_model(torch.float32), settings(), frozen_as=held)
     with pytest.raises(
         UserError, match=f"held in {held}: adapters are merged into exact weights; `python -m gptft mer"
     ):
@@ -373,12 +373,12 @@ def test_a_model_of_bf16_stays_one_when_merged():
 
 
 @pytest.mark.parametrize("kind", ["lora", "dora"])
-@pytest.mark.parametrize("held", ["fp32", "bf16", "int8"])
+@pytest.mark.parametrize("held", ["fp32", "bf16", "fp16", "int8"])
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 def test_every_precision_goes_with_every_way_to_hold_the_base(kind, held, precision):
     """Products of unequal dtypes crash, with or without autocast, in training or with the cache; or silently give
     another dtype than an ordinary layer would."""
-    model = trained(add_lora(toy_model(torch.float32), settings(**KINDS[kind], targets=("attn",)), held=held))
+    model = trained(add_lora(toy_model(torch.float32), settings(**KINDS[kind], targets=("attn",)), frozen_as=held))
     reference = trained(add_lora(toy_model(torch.float32), settings(**KINDS[kind], targets=("attn",))))
     with Precision(precision, CPU).autocast():
         logits = model(IDX)
@@ -398,7 +398,7 @@ def test_every_precision_goes_with_every_way_to_hold_the_base(kind, held, precis
 )
 def test_adapters_generate_with_and_without_the_cache(held, dtype):
     """The cache's dtype, one-token inputs and the pruned last block go through the adapters too."""
-    model = trained(add_lora(toy_model(dtype), settings(dora=True), held=held))
+    model = trained(add_lora(toy_model(dtype), settings(dora=True), frozen_as=held))
     prompts = [[3, 1, 4, 1, 5], [9, 2, 6], [5]]
     together: list[list[int]] = [[] for _ in prompts]
     for pairs in decode(model, prompts, 6, 0, 61):
@@ -470,7 +470,7 @@ def test_the_frozen_weights_take_less_memory():
     """`lora_base` that only rounds, and holds what it rounded in fp32, saves nothing."""
     sizes = {}
     for held in ("fp32", "bf16", "int8"):
-        model = add_lora(toy_model(torch.float32), settings(), held=held)
+        model = add_lora(toy_model(torch.float32), settings(), frozen_as=held)
         assert count_parameters(model) == count_parameters(add_lora(toy_model(torch.float32), settings()))
         sizes[held] = weight_bytes(model) - weight_bytes(toy_model(torch.float32))
         kinds = {type(layer.base) for _, _, _, layer in linear_layers(model)}
@@ -482,7 +482,7 @@ def test_the_frozen_weights_take_less_memory():
 
 def test_small_steps_are_not_swallowed_by_a_bf16_base():
     """Adapters in the base's bf16 would not move at a small learning rate: 0.1 + 1e-6 is 0.1 in 8 bits."""
-    model = add_lora(toy_model(torch.float32), settings(), held="bf16")
+    model = add_lora(toy_model(torch.float32), settings(), frozen_as="bf16")
     before = {name: tensor.detach().clone() for name, tensor in lora_state(model).items()}
     steps(model, 3, "bf16", lr=1e-6, weight_decay=0.0)
     for name, tensor in lora_state(model).items():
@@ -494,7 +494,7 @@ def test_bf16_training_follows_fp32():
     """The low-rank product in 8 bits of mantissa is close, and DoRA's gain near 1 is not rounded to 1."""
     losses = {}
     for held, precision in (("fp32", "fp32"), ("bf16", "bf16"), ("int8", "fp32")):
-        model = add_lora(toy_model(torch.float32), settings(dora=True), held=held)
+        model = add_lora(toy_model(torch.float32), settings(dora=True), frozen_as=held)
         losses[held] = steps(model, 10, precision, lr=3e-3)
     assert losses["fp32"][-1] < 0.9 * losses["fp32"][0]
     assert losses["bf16"] == pytest.approx(losses["fp32"], rel=0.02)
@@ -541,12 +541,61 @@ def test_dora_makes_no_dense_copy_of_the_frozen_weights(held, precision):
         layer = {"fp32": lambda x: x, "bf16": HalfLinear, "int8": Int8Linear}[held](nn.Linear(n_in, n_out))
         layer = LoraLinear(layer.requires_grad_(False), settings(**KINDS[kind]), torch.Generator().manual_seed(0))
         x = torch.randn(3, n_in)
-        with Precision(precision, CPU).autocast(), Allocations() as made:
-            layer(x).sum().backward()
+        with Allocations() as made:
+            with Precision(precision, CPU).autocast():
+                y = layer(x)
+            y.sum().backward()
         largest[kind] = max(made.sizes)
     assert largest["dora"] <= max(largest["lora"], piece)
     if held == precision == "fp32":
         assert largest["dora"] < piece / 10
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_weights_in_16_bits_are_never_cast(dtype, precision):
+    """Under fp16's autocast those in bf16 were, to fp16 at each use: a copy of every layer in every pass."""
+    layer, x = HalfLinear(nn.Linear(256, 128), dtype), torch.randn(2, 256, requires_grad=True)
+    with Allocations() as made:
+        with Precision(precision, CPU).autocast():
+            y = layer(x)
+        y.float().sum().backward()
+    assert y.dtype == Precision(precision, CPU).dtype
+    assert max(made.sizes) < layer.weight.nbytes / 10
+    assert difference(y.float(), x @ layer.weight.float().T + layer.bias.float()) < 0.01
+
+
+def test_16_bits_are_those_of_the_products():
+    """bf16 keeps 8 bits of a number where fp16 keeps 11: a base for fp16's products that went through bf16 has lost
+    eight times more than it had to."""
+    from gptft.finetuning import add_adapters
+    from gptft.tokenizer import embedded
+
+    exact = toy_model(torch.float32)
+    errors = {}
+    for precision, kind in (("bf16", "bf16"), ("fp16", "fp16")):
+        model = toy_model(torch.float32)
+        config = Config(lora_rank=2, lora_base="bf16", precision=precision, device="cpu", init="toy")
+        add_adapters(config, model, embedded())
+        assert adapters_of(model).frozen_as == kind
+        pairs = zip(linear_layers(model), linear_layers(exact), strict=True)
+        errors[kind] = max(difference(dense(ours.base, torch.float32), its.weight) for (*_, ours), (*_, its) in pairs)
+        with pytest.raises(UserError, match=f"held in {kind}: adapters are merged into exact weights"):
+            merge_lora(model)
+    assert errors["fp16"] < errors["bf16"] / 6
+    assert {kind: kind_for(kind, "fp16") for kind in ("fp32", "int8")} == {"fp32": "fp32", "int8": "int8"}
+
+
+@pytest.mark.parametrize("number", [7e4, -1e30, float("nan")])
+def test_numbers_beyond_fp16_are_refused_by_layer(number):
+    """As infinities they would make every loss a nan. The model is left as it was."""
+    model = toy_model(torch.float32)
+    with torch.no_grad():
+        model.blocks[1].mlp.up.weight[3, 4] = number
+    with pytest.raises(UserError, match=r"blocks.1.mlp.up holds numbers beyond fp16's 65504.*--lora_base int8 or fp32"):
+        add_lora(model, settings(), frozen_as="fp16")
+    assert all(p.requires_grad for p in model.parameters()) and adapters_of(model) is None
+    assert all(type(layer) is nn.Linear for _, _, _, layer in linear_layers(model))
 
 
 @pytest.mark.parametrize("held", ["bf16", "int8"])
@@ -653,7 +702,7 @@ def test_a_batch_without_targets_changes_nothing(held, dora):
     from gptft.collate import collate
     from gptft.loss import Objective
 
-    model = add_lora(toy_model(torch.float32), LoraConfig(2, dora=dora), held=held).train()
+    model = add_lora(toy_model(torch.float32), LoraConfig(2, dora=dora), frozen_as=held).train()
     batch = collate(toy_examples([6, 4], prompt=9), 0)
     batch.targets[:] = -100
     total, losses = Objective(model)(batch)
