@@ -64,13 +64,13 @@ def train_gptft(task: dict) -> dict:
     import numpy as np
     import torch
 
-    from gptft.adapters.lora import count_parameters
     from gptft.collate import collate, plan
     from gptft.config import resolve
     from gptft.data.examples import Split
     from gptft.device import Precision
     from gptft.finetuning import add_adapters
     from gptft.loss import Objective
+    from gptft.model import count_parameters
     from gptft.optim import make_optimizer
     from gptft.training import Progress, TrainState, train
 

@@ -217,9 +217,9 @@ def load_weights(model: GPT, path: Path, dtype: torch.dtype = torch.float32, ver
 
 
 def load_tensors(path: Path) -> dict:
-    """A file of tensors and plain values; anything that would run code is refused."""
+    """A file of tensors and plain values, mapped into memory as it is used; what would run code is refused."""
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # pickle, zip and runtime errors all come out of a wrong file
         raise UserError(f"{path} cannot be loaded as tensors ({type(error).__name__})") from None
 
@@ -236,26 +236,6 @@ def newest(out_dir: Path) -> tuple[Path | None, list[str]]:
             except UserError as error:
                 problems.append(str(error))
     return (max(found)[2] if found else None), problems
-
-
-def step_of(path: Path) -> int | None:
-    """The step that a checkpoint was saved after; None where there is no whole one."""
-    try:
-        return verify(path)["step"]
-    except UserError:
-        return None
-
-
-def set_aside(path: Path) -> Path | None:
-    """Rename a folder to NAME-set-aside, numbered where that is taken; None where there is nothing."""
-    recover(path)
-    if not path.exists():
-        return None
-    aside, number = path.with_name(f"{path.name}-set-aside"), 2
-    while aside.exists():
-        aside, number = path.with_name(f"{path.name}-set-aside-{number}"), number + 1
-    os.rename(path, aside)
-    return aside
 
 
 def prune(out_dir: Path, keep: int, step: int) -> None:

@@ -243,7 +243,7 @@ class GPT(nn.Module):
 
     def n_parameters(self) -> int:
         """Weights, the tied head counted once."""
-        return sum(parameter.numel() for parameter in self.parameters())
+        return count_parameters(self)[1]
 
 
 def flops_per_token(config: GPTConfig, context: float) -> int:
@@ -261,12 +261,34 @@ def flops_per_token(config: GPTConfig, context: float) -> int:
     return int(config.n_layer * 2 * (projections + mlp) + 4 * seen * config.n_head * hs)
 
 
-def training_flops(config: GPTConfig, lengths: Sequence[float], n_targets: float) -> float:
-    """Floating-point operations of training on rows of so many tokens: three forward passes, logits at targets."""
-    body = sum(length * flops_per_token(config, (length + 1) / 2) for length in lengths)
-    return 3.0 * (body + n_targets * flops_of_head(config))
-
-
 def flops_of_head(config: GPTConfig) -> int:
     """Floating-point operations of the logits at one position."""
     return 2 * config.n_embd * config.vocab_size
+
+
+def training_flops(model: GPT, lengths: Sequence[float], n_targets: float) -> float:
+    """Floating-point operations of training on rows of so many tokens, logits at targets.
+
+    A product costs as much again for each gradient it has to give: that of its input, and that of its weight. Frozen
+    weights ask for none of their own: two forward passes in all, where others cost three. Attention has no weights,
+    so it costs three, and so does what is trained beside frozen weights.
+    """
+    config, tokens = model.config, sum(lengths)
+    weights = tokens * flops_per_token(config, 0) + n_targets * flops_of_head(config)
+    attention = sum(n * (flops_per_token(config, (n + 1) / 2) - flops_per_token(config, 0)) for n in lengths)
+    if model.tok.weight.requires_grad:
+        return 3.0 * (weights + attention)
+    beside = tokens * 2 * count_parameters(model)[0]
+    return 2.0 * weights + 3.0 * (attention + beside)
+
+
+def count_parameters(model: GPT) -> tuple[int, int]:
+    """(those that are trained, all), a tied head counted once. Frozen weights in 8 bits are buffers, and count."""
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    in_8_bits = sum(buffer.numel() for buffer in model.buffers() if buffer.dtype == torch.int8)
+    return trained, in_8_bits + sum(parameter.numel() for parameter in model.parameters())
+
+
+def weight_bytes(model: GPT) -> int:
+    """Memory of the weights, and of what stands beside them."""
+    return sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))

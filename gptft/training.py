@@ -14,14 +14,13 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from gptft.adapters.lora import training_flops
 from gptft.collate import Batch, by_length, plan
 from gptft.config import Config
 from gptft.data.examples import Example, Split
 from gptft.device import Precision, random_state, set_random_state
 from gptft.errors import Interrupted, NonFinite
 from gptft.loss import Objective
-from gptft.model import GPT
+from gptft.model import GPT, training_flops
 from gptft.optim import learning_rate, load_optimizer_state, step_where_finite
 
 ToBatch = Callable[[Sequence[Example]], Batch]  # `collate` with the run's pad id and mask bound to it

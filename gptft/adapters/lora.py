@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -36,8 +35,7 @@ from gptft.adapters.frozen import (
 )
 from gptft.config import FIELDS
 from gptft.errors import UserError, nearest
-from gptft.model import GPT, flops_of_head, flops_per_token
-from gptft.model import training_flops as full_training_flops
+from gptft.model import GPT
 
 TARGETS = FIELDS["lora_targets"].metadata["choices"]  # all, these two, and each of their layers by name
 
@@ -225,37 +223,6 @@ def lora_state(model: GPT) -> dict[str, Tensor]:
         if isinstance(layer, LoraLinear)
         for name, parameter in layer.named_parameters(recurse=False)
     }
-
-
-# ---- accounts
-
-
-def count_parameters(model: GPT) -> tuple[int, int]:
-    """(those that are trained, all); int8 weights are buffers, and count."""
-    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    held = sum(layer.q.numel() for layer in model.modules() if isinstance(layer, Int8Linear))
-    return trained, held + sum(parameter.numel() for parameter in model.parameters())
-
-
-def weight_bytes(model: GPT) -> int:
-    """Memory of weights and adapters."""
-    tensors = [*model.parameters(), *model.buffers()]
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-
-
-def training_flops(model: GPT, lengths: Sequence[float], n_targets: float) -> float:
-    """Floating-point operations of training on rows of so many tokens, logits at targets.
-
-    A product costs as much again for each gradient it has to give. A frozen weight asks for none of its own: two
-    forward passes in all. Attention has no weights, so it costs three still, and so do the adapters.
-    """
-    config = model.config
-    if adapters_of(model) is None:
-        return full_training_flops(config, lengths, n_targets)
-    frozen = sum(lengths) * flops_per_token(config, 0) + n_targets * flops_of_head(config)
-    attention = sum(n * (flops_per_token(config, (n + 1) / 2) - flops_per_token(config, 0)) for n in lengths)
-    adapters = sum(lengths) * sum(2 * tensor.numel() for tensor in lora_state(model).values())
-    return 2.0 * frozen + 3.0 * (attention + adapters)
 
 
 def describe_lora(model: GPT) -> dict:

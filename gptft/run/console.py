@@ -12,10 +12,10 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from gptft.adapters.lora import adapters_of, count_parameters, weight_bytes
+from gptft.adapters.lora import adapters_of
 from gptft.evaluation.responses import is_exact
 from gptft.files import atomic_write
-from gptft.model import GPT
+from gptft.model import GPT, count_parameters, weight_bytes
 from gptft.training import Evaluation, Progress, Step
 
 

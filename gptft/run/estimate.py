@@ -7,9 +7,10 @@ from pathlib import Path
 import torch
 
 from gptft import checkpoint
-from gptft.adapters.lora import adapters_of, count_parameters, describe_lora, training_flops
+from gptft.adapters.lora import adapters_of, describe_lora
 from gptft.config import Config
 from gptft.data.examples import Split
+from gptft.model import count_parameters, training_flops
 from gptft.optim import unused_settings
 from gptft.run import console
 from gptft.run.console import say
