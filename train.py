@@ -4,8 +4,10 @@ With no config, data or init it runs the embedded default: a small GPT is pretra
 instructions, on any laptop. From here the story goes on in `gptft/finetuning.py`.
 """
 
-from gptft.__main__ import command_train
-from gptft.commands.common import run
+from functools import partial
+
+from gptft.commands import train
+from gptft.commands.common import run, run_command
 
 if __name__ == "__main__":
-    run(command_train)
+    run(partial(run_command, train))

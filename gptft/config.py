@@ -12,6 +12,7 @@ import math
 import tomllib
 import types
 import typing
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -141,6 +142,28 @@ class Config:
 FIELDS = {f.name: f for f in dataclasses.fields(Config)}
 TYPES = typing.get_type_hints(Config)
 
+# the headings of --help, each by the first field under it; they stand as comments in Config too
+HEADINGS = {
+    "init": "what is trained",
+    "data": "data",
+    "epochs": "how long",
+    "optimizer": "optimisation",
+    "lora_rank": "adapters",
+    "eval_every": "evaluation",
+    "save_every": "checkpoints and logging",
+    "device": "the machine",
+}
+
+
+def fields_by_heading() -> dict[str, list[str]]:
+    """{heading: the fields under it}, in the order of Config."""
+    groups: dict[str, list[str]] = {}
+    for name in FIELDS:
+        if name in HEADINGS:
+            groups[HEADINGS[name]] = names = []
+        names.append(name)
+    return groups
+
 
 # what other trainers call our fields: for hints only
 ELSEWHERE = {
@@ -176,12 +199,12 @@ ELSEWHERE = {
 }
 
 
-def hint(name: str, prefix: str = "") -> str:
-    """The valid name nearest to an unknown one, other trainers' names for the same thing included."""
-    valid = {f"{prefix}{word}": f"{prefix}{word}" for word in (*FIELDS, "config")}
-    valid |= {f"{prefix}{word}": f"{prefix}{ours}" for word, ours in ELSEWHERE.items()}
-    close = difflib.get_close_matches(f"{prefix}{name}", valid, n=1, cutoff=0.5)
-    return f"; did you mean {valid[close[0]]!r}?" if close else ""
+def hint(name: str, valid: Iterable[str], prefix: str = "") -> str:
+    """`; did you mean 'x'?` for the valid name nearest to an unknown one, other trainers' names for it included."""
+    meant = {f"{prefix}{word}": f"{prefix}{word}" for word in valid}
+    meant |= {f"{prefix}{word}": f"{prefix}{ours}" for word, ours in ELSEWHERE.items() if f"{prefix}{ours}" in meant}
+    close = difflib.get_close_matches(f"{prefix}{name}", meant, n=1, cutoff=0.5)
+    return f"; did you mean {meant[close[0]]!r}?" if close else ""
 
 
 def type_name(kind) -> str:
@@ -262,44 +285,8 @@ def check_names(values: dict, where: str) -> dict:
     """Coerce every value; an unknown key is refused with the nearest valid one."""
     for key in values:
         if key not in FIELDS:
-            raise UserError(f"{where}: unknown key {key!r}{hint(key)}")
+            raise UserError(f"{where}: unknown key {key!r}{hint(key, FIELDS)}")
     return {key: coerce(key, value, f"{where}: {key}") for key, value in values.items()}
-
-
-def parse_arguments(argv: list[str]) -> tuple[str, dict]:
-    """`--FIELD VALUE ...` -> (path of --config or "", the fields that were given).
-
-    Booleans take both forms, `--compile` and `--compile false`; `--lr=1e-4` works as `--lr 1e-4`.
-    """
-    config_path, given, words = "", {}, {}
-    position = 0
-    while position < len(argv):
-        word = argv[position]
-        position += 1
-        if not word.startswith("--"):
-            raise UserError(f"unexpected argument {word!r}: settings are given as --FIELD VALUE")
-        name, equals, attached = word[2:].partition("=")
-        name = name.replace("-", "_")
-        values = [attached] if equals else []
-        while not equals and position < len(argv) and not argv[position].startswith("--"):
-            values.append(argv[position])
-            position += 1
-        if name != "config" and name not in FIELDS:
-            raise UserError(f"unknown flag --{name}{hint(name, '--')}")
-        if not values:
-            if name == "config" or TYPES[name] is not bool:
-                raise UserError(f"--{name} needs a value")
-            values = ["true"]
-        many = name != "config" and isinstance(TYPES[name], types.GenericAlias)
-        if len(values) > 1 and not many:
-            raise UserError(f"--{name} takes one value, found {len(values)}: {' '.join(values)}")
-        if name == "config":
-            config_path = values[0]
-        else:
-            # a list given in pieces, `--data a --data b`, is one list: a file must not be left out without a word
-            words[name] = words.get(name, []) + values if many else values[0]
-            given[name] = coerce(name, words[name], f"--{name}")
-    return config_path, given
 
 
 def resolve(config_path: str = "", given: dict | None = None) -> Config:
@@ -401,18 +388,6 @@ def _toml_value(value) -> str:
         # JSON's escapes are TOML's, once every character beyond ASCII's controls stands for itself
         return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
     return json.dumps(value)
-
-
-def help_text(usage: str) -> str:
-    """The text of --help: every field with its unit and default."""
-    lines = [usage, "", f"  {'--config FILE':<28}a TOML file with any of these settings; the command line wins"]
-    for name, item in FIELDS.items():
-        value = item.default if item.default is not dataclasses.MISSING else {}
-        shown = " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
-        words = f" ({', '.join(item.metadata['choices'])})" if item.metadata["choices"] else ""
-        default = f" [{shown.lower()}]" if value not in ("", (), {}) else ""
-        lines.append(f"  --{name:<26}{item.metadata['doc']}{words}{default}")
-    return "\n".join(lines)
 
 
 def shipped(name: str) -> str:

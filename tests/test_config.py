@@ -7,8 +7,16 @@ import sys
 import pytest
 
 from gptft.architecture import GPTConfig
-from gptft.config import FIELDS, TYPES, Config, check, help_text, parse_arguments, resolve, shipped, to_toml
+from gptft.commands import train
+from gptft.commands.common import make_parser
+from gptft.config import FIELDS, TYPES, Config, check, fields_by_heading, resolve, shipped, to_toml
 from gptft.errors import UserError
+
+
+def parse_arguments(words):
+    """The command line of train.py -> (path of --config, the fields that were given)."""
+    options = make_parser(train).parse_args(words)
+    return options.config, options.settings
 
 
 def refused(message, *words, toml=None, tmp_path=None):
@@ -244,7 +252,7 @@ def test_a_path_that_config_toml_cannot_hold_is_refused():
 
 
 def test_help_lists_every_field_with_its_sentence_and_default():
-    text = help_text("usage")
+    text = make_parser(train).format_help()
     for name, item in FIELDS.items():
         (line,) = [line for line in text.splitlines() if line.split()[:1] == [f"--{name}"]]
         assert item.metadata["doc"] in line
@@ -255,6 +263,25 @@ def test_help_lists_every_field_with_its_sentence_and_default():
     assert "[false]" in text and "[true]" in text and "[0.9 0.999]" in text
 
 
+def test_every_field_stands_under_a_heading_of_help_and_in_the_order_of_config():
+    """A heading whose first field was renamed or moved would swallow its fields into the one above."""
+    groups = fields_by_heading()
+    assert list(groups) == [
+        "what is trained",
+        "data",
+        "how long",
+        "optimisation",
+        "adapters",
+        "evaluation",
+        "checkpoints and logging",
+        "the machine",
+    ]
+    assert [name for names in groups.values() for name in names] == list(FIELDS)
+    assert all(name.startswith("lora_") for name in groups["adapters"])
+    text = make_parser(train).format_help()
+    assert text.index("\nhow long:") < text.index("\n  --epochs") < text.index("\noptimisation:")
+
+
 def run_python(code):
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
 
@@ -263,8 +290,9 @@ def test_help_does_not_import_torch():
     """`python train.py --help` answers within a second; importing torch alone takes two."""
     out = run_python(
         "import sys\n"
-        "from gptft.__main__ import command_train, run\n"
-        "run(command_train, ['--help'])\n"
+        "from gptft.__main__ import main, run\n"
+        "try:\n    run(main, ['train', '--help'])\n"
+        "except SystemExit as error: assert not error.code\n"
         "print([name for name in ('torch', 'numpy', 'tiktoken', 'transformers') if name in sys.modules])"
     )
     assert out.splitlines()[-1] == "[]"
@@ -274,8 +302,8 @@ def test_help_does_not_import_torch():
 def test_a_misspelt_flag_is_answered_without_importing_torch():
     out = run_python(
         "import sys\n"
-        "from gptft.__main__ import command_train, run\n"
-        "try:\n    run(command_train, ['--bach_size', '3'])\n"
+        "from gptft.__main__ import main, run\n"
+        "try:\n    run(main, ['train', '--bach_size', '3'])\n"
         "except SystemExit as error: print(error.code, 'torch' in sys.modules)"
     )
     assert out.split() == ["2", "False"]

@@ -1,14 +1,20 @@
-"""What the commands share: running them, their options, and loading the model that one of them asks."""
+"""What the commands share: running one, the flags that several have, and loading the model that one of them asks.
+
+A command is a module with a docstring, which --help shows, `add_arguments(parser)` and `run(options)`. None imports
+torch before `run`, so that --help and a misspelt flag are answered at once.
+"""
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import os
 import sys
+from argparse import Namespace
 from collections.abc import Callable, Iterable
+from types import ModuleType
 
-from gptft.errors import BadRecord, UserError, nearest
+from gptft.commands.parser import Parser, number, whole_number
+from gptft.errors import BadRecord, UserError
 
 MODEL = "a checkpoint, a run's folder, a Hugging Face directory, PEFT's adapters, a hub id, or the preset tiny"
 
@@ -38,69 +44,62 @@ def run(command: Callable[[list[str]], None], argv: list[str] | None = None) -> 
         sys.exit(1)
 
 
-class Parser(argparse.ArgumentParser):
-    """argparse with our errors: one line, the nearest valid name, exit status 2."""
-
-    def __init__(self, **options) -> None:
-        super().__init__(allow_abbrev=False, **options)
-
-    def error(self, message: str) -> None:
-        prefix = "unrecognized arguments: "
-        if message.startswith(prefix):
-            word = message.removeprefix(prefix).split()[0]
-            message = f"unknown argument {word}{nearest(word, self._option_string_actions)}"
-        raise UserError(message)
+def make_parser(command: ModuleType) -> Parser:
+    """The parser of one command."""
+    parser = Parser(prog=f"python -m gptft {command.__name__.rpartition('.')[2]}", description=command.__doc__)
+    command.add_arguments(parser)
+    return parser
 
 
-def whole(least: int) -> Callable[[str], int]:
-    """An argparse type: a whole number of at least `least`."""
-
-    def convert(word: str) -> int:
-        if not word.lstrip("-").isdecimal() or int(word) < least:
-            raise argparse.ArgumentTypeError(f"must be a whole number of at least {least}, not {word!r}")
-        return int(word)
-
-    return convert
+def run_command(command: ModuleType, argv: list[str]) -> None:
+    """Parse the arguments of one command and run it."""
+    command.run(make_parser(command).parse_args(argv))
 
 
-def add_sampling(parser: Parser) -> None:
-    parser.add_argument("--max_new_tokens", type=whole(1), default=100, help="longest response, tokens [100]")
-    parser.add_argument(
-        "--max_input_tokens",
-        type=whole(0),
-        default=0,
-        help="cut the start of longer prompts; 0: refuse those beyond block_size",
+def add_decoding(parser: Parser) -> None:
+    """How responses are decoded."""
+    group = parser.group("decoding")
+    group.add_argument(
+        "--max_new_tokens", type=whole_number(at_least=1), default=100, help="longest response, tokens [100]"
     )
-    parser.add_argument("--temperature", type=float, default=0.0, help="0: greedy [0]")
-    parser.add_argument("--top_k", type=whole(0), default=0, help="draw among the k likeliest tokens; 0: all")
-    parser.add_argument("--top_p", type=float, default=1.0, help="draw among the fewest tokens that reach p [1]")
-    parser.add_argument("--seed", type=whole(0), default=0, help="seed of the draws [0]")
-    add_device(parser)
+    group.add_argument(
+        "--max_input_tokens",
+        type=whole_number(at_least=0),
+        default=0,
+        help="cut the start of longer prompts, tokens; 0: refuse those beyond block_size",
+    )
+    group.add_argument("--temperature", type=number, default=0.0, help="0: greedy [0]")
+    group.add_argument(
+        "--top_k", type=whole_number(at_least=0), default=0, help="draw among the k likeliest tokens; 0: all"
+    )
+    group.add_argument("--top_p", type=number, default=1.0, help="draw among the fewest tokens that reach p [1]")
+    group.add_argument("--seed", type=whole_number(at_least=0), default=0, help="seed of the draws [0]")
 
 
-def add_device(parser: Parser) -> None:
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps [auto]")
-    parser.add_argument("--template", default="", help="prompt template; empty: the checkpoint's own")
+def add_model(parser: Parser) -> None:
+    """Which model is asked, and where it runs."""
+    parser.add_argument("model", help=MODEL)
+    group = parser.group("the model")
+    group.add_argument("--template", default="", help="prompt template; empty: the checkpoint's own")
     add_base(parser)
+    parser.add_fields("the machine", "device")
 
 
 def add_base(parser: Parser) -> None:
-    parser.add_argument("--base", default="", help="of adapters: the model they were trained on; empty: where it was")
+    """Where the base of adapters is."""
+    parser.group("the model").add_argument(
+        "--base", default="", help="of adapters: the model they were trained on; empty: where it was"
+    )
 
 
-def add_reading(parser: Parser) -> None:
-    parser.add_argument("--fields", nargs="+", default=[], help="which key plays which part, as for training")
-    parser.add_argument("--bad_records", default="stop", help="stop, or drop: as for training [stop]")
-
-
-def load_model(options, parts: Iterable[str] = ()):
+def load_model(options: Namespace, device: str, parts: Iterable[str] = ()):
     """Model and tokenizer for a command that asks one. `parts`: those named with --fields, besides the usual."""
     from gptft.device import pick_device
     from gptft.loading import load
     from gptft.prompts import load_template
 
     template = load_template(options.template, parts) if options.template else None
-    model, tokenizer = load(options.model, pick_device(options.device), base=options.base)
+    model, tokenizer = load(options.model, pick_device(device), base=options.base)
     if tokenizer is None:
         raise UserError(f"{options.model} has no tokenizer")
     if template:

@@ -1,0 +1,60 @@
+"""Measure a model on data: loss a target, and the share of responses that are exactly as expected."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from functools import partial
+
+from gptft.commands.common import add_model, load_model
+from gptft.commands.parser import Parser, whole_number
+from gptft.config import resolve
+
+
+def add_arguments(parser: Parser) -> None:
+    """The model, the data, and how many records are answered."""
+    add_model(parser)
+    parser.add_fields("data", "data", "fields", "bad_records", required=("data",), data="files to measure on")
+    group = parser.group("evaluation")
+    group.add_argument("--samples", type=whole_number(at_least=0), default=100, help="records to answer; 0: none [100]")
+    group.add_argument(
+        "--batch_size", type=whole_number(at_least=1), default=16, help="examples a batch; changes no result [16]"
+    )
+    group.add_argument(
+        "--max_new_tokens", type=whole_number(at_least=1), default=100, help="longest response, tokens [100]"
+    )
+
+
+def run(options: Namespace) -> None:
+    """Print the ledger of the data, the loss and the scores of the answers."""
+    template = options.template or "auto"
+    nothing_held_out = {"val_fraction": 0.0, "test_fraction": 0.0}
+    config = resolve("", {**options.settings, **nothing_held_out, "init": options.model, "template": template})
+    from gptft.collate import collate
+    from gptft.device import Precision
+    from gptft.evaluation.responses import answer, is_exact, prompt_and_expected
+    from gptft.finetuning import check_inputs, load_data
+    from gptft.loss import Objective
+    from gptft.run.console import describe_ledger
+    from gptft.training import evaluate_loss
+
+    check_inputs(config)
+    model, tokenizer = load_model(options, config.device, config.fields)
+    datasets, (examples, _, _) = load_data(config, model, tokenizer)
+    print(describe_ledger("data", datasets["data"].ledger))
+    to_batch = partial(collate, pad_id=tokenizer.eot)
+    loss = evaluate_loss(Objective(model), examples, options.batch_size, to_batch, Precision("fp32", model.device))
+    print(f"loss {loss:.4f} nats a target, over {len(examples):,} examples")
+    asked = range(min(options.samples, len(examples)))
+    pairs = [prompt_and_expected(record, config.fields) for record in examples.records(asked)]
+    pairs = [pair for pair in pairs if pair]
+    if pairs:
+        responses = answer(
+            model,
+            tokenizer,
+            [prompt for prompt, _ in pairs],
+            options.max_new_tokens,
+            model.config.block_size,
+            options.batch_size,
+        )
+        right = sum(is_exact(text, expected) for text, (_, expected) in zip(responses, pairs, strict=True))
+        print(f"exact match {right / len(pairs):.1%}, over the first {len(pairs):,} records")

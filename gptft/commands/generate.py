@@ -1,0 +1,55 @@
+"""Answer prompts from the command line, or from standard input, a prompt a line."""
+
+from __future__ import annotations
+
+import sys
+from argparse import Namespace
+
+from gptft.commands.common import add_decoding, add_model, load_model
+from gptft.commands.parser import Parser, true_or_false
+from gptft.config import resolve
+from gptft.errors import UserError
+
+
+def add_arguments(parser: Parser) -> None:
+    """The model, the prompts and how they are answered."""
+    add_model(parser)
+    parser.add_argument("prompts", nargs="*", help="the prompts; none: read from standard input")
+    group = parser.group("prompts")
+    group.add_argument("--input", default="", help="the input that goes with the instruction")
+    group.add_argument(
+        "--raw",
+        nargs="?",
+        type=true_or_false,
+        const=True,
+        default=False,
+        help="send the prompt as it is, without the template [false]",
+    )
+    add_decoding(parser)
+
+
+def run(options: Namespace) -> None:
+    """Print a response for each prompt."""
+    config = resolve("", options.settings)
+    prompts = options.prompts or [line.rstrip("\n") for line in sys.stdin if line.strip()]
+    if not prompts:
+        raise UserError("there is no prompt")
+    model, tokenizer = load_model(options, config.device)
+    if options.input:
+        prompts = [{"instruction": prompt, "input": options.input} for prompt in prompts]
+    from gptft.generation import generate
+
+    responses = generate(
+        model,
+        tokenizer,
+        prompts,
+        options.max_new_tokens,
+        options.raw,
+        options.max_input_tokens,
+        temperature=options.temperature,
+        top_k=options.top_k,
+        top_p=options.top_p,
+        seed=options.seed,
+    )
+    for response in responses:
+        print(response)

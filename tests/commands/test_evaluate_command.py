@@ -1,0 +1,34 @@
+"""`python -m gptft evaluate`: the loss and the scores of the answers."""
+
+import json
+
+import torch
+from cli import GPTFT, write
+
+from gptft import generation, loading
+from gptft.prompts import TEMPLATES
+
+
+def test_evaluate_measures_loss_and_exact_matches(ask, saved):
+    """The loss is computed again here, a record at a time, from the logits."""
+    path = saved()
+    model, tokenizer = loading.load(path)
+    (said,) = generation.generate(model, tokenizer, ["Who is it?"], 5)
+    records = [{"q": "Who is it?", "a": said}, {"q": "How many?", "a": "Two of them."}, {"q": "Where?", "a": "There"}]
+    write("d.jsonl", "".join(json.dumps(record) + "\n" for record in records))
+    total, n = 0.0, 0
+    for record in records:
+        segments = TEMPLATES["qa"].segments({"instruction": record["q"], "response": record["a"]})
+        ids, [(start, end)] = tokenizer.encode_segments(segments)
+        with torch.no_grad():
+            logits = model(torch.tensor([ids[:-1]]))[0].log_softmax(-1)
+        total -= sum(logits[t - 1, ids[t]].item() for t in range(start, end))
+        n += end - start
+    words = ["evaluate", path, "--data", "d.jsonl", "--fields", "instruction=q", "response=a", "--max_new_tokens", "5"]
+    outputs = {ask(GPTFT, *words, "--batch_size", size) for size in ("1", "2", "16")}
+    ((status, out, err),) = outputs
+    assert (status, err) == (0, "")
+    assert "3 records read, 3 kept" in out
+    assert f"loss {total / n:.4f} nats a target, over 3 examples" in out
+    if said.strip():
+        assert "exact match 33.3%, over the first 3 records" in out
