@@ -27,13 +27,14 @@ from gptft.collate import collate
 from gptft.config import Config, check, check_names, resolve, to_toml
 from gptft.data import sources
 from gptft.data.examples import Dataset, Recipe, Split, load_dataset, split
+from gptft.data.readings import choose_template
 from gptft.device import Precision, keep_freed_memory, pick_device
 from gptft.errors import UserError
 from gptft.files import atomic_write
 from gptft.loss import Objective
 from gptft.model import GPT
 from gptft.optim import make_optimizer
-from gptft.prompts import TEMPLATES, load_template
+from gptft.prompts import load_template
 from gptft.report.results import write_results
 from gptft.run import console
 from gptft.run.answers import ask_after, ask_before
@@ -205,10 +206,11 @@ def load_data(
     for name in ("val_data", "test_data"):
         if getattr(config, name):
             files[name] = sources.find(getattr(config, name), name)
-    set_template(config, tokenizer, [sources.first_record([path]) for path in files["data"]])
+    choice = set_template(config, tokenizer, [path for paths in files.values() for path in paths])
     max_length = config.max_length or min(model.config.block_size, 1024)
     recipe = Recipe(tokenizer.template, max_length, config.truncation, config.bad_records, config.fields)
     datasets = {name: load_dataset(paths, tokenizer, recipe) for name, paths in files.items()}
+    datasets["data"].ledger["template"] = choice
     if not config.mask_prompt:
         for dataset in datasets.values():
             dataset.score_prompts()
@@ -229,18 +231,10 @@ def load_data(
     return datasets, tuple(splits.values())
 
 
-def set_template(config: Config, tokenizer: Tokenizer, first: list[dict]) -> None:
-    """`auto`: the checkpoint's own template, else by the keys of the files' first records.
-
-    `plain` is what training on text alone leaves in a checkpoint, so it gives way to what records ask for.
-    """
-    if config.template != "auto":
-        tokenizer.template = load_template(config.template, config.fields)
-    elif tokenizer.template is None or tokenizer.template.name == "plain":
-        keys = next((record.keys() for record in first if "text" not in record), {"text": ""}.keys())
-        names = {"messages": "chatml", "text": "plain", "question": "qa"}
-        tokenizer.template = TEMPLATES[next((name for key, name in names.items() if key in keys), "alpaca")]
-    tokenizer.template.check_fields(config.fields)
+def set_template(config: Config, tokenizer: Tokenizer, paths: list[Path]) -> dict:
+    """Give the tokenizer the template that config, model and records ask for; -> how it was chosen."""
+    tokenizer.template, choice = choose_template(config.template, config.fields, tokenizer.template, paths)
+    return choice
 
 
 def describe_data(datasets: dict[str, Dataset], train_set: Split, val_set: Split, test_set: Split) -> None:

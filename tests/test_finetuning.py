@@ -211,6 +211,18 @@ def test_plain_text_trains_on_every_token(tmp_path):
     assert run.summary["test_exact_match"] is None and run.summary["test_loss"] > 0
 
 
+def test_the_template_and_the_keys_that_chose_it_are_said_and_kept(tmp_path, write_lines, capsys):
+    """alpaca's `text` beside its instructions once gave the template of plain text, silently."""
+    records = [{"instruction": f"Say {i}.", "input": "", "output": f"{i}", "text": f"... {i}"} for i in range(30)]
+    run = finetune(data=write_lines(records), out_dir=tmp_path / "run", **{**QUICK, "max_length": 160})
+    assert run.tokenizer.template.name == "alpaca"
+    choice = json.loads((run.path / "summary.json").read_text())["ledger"]["data"]["template"]
+    assert (choice["template"], choice["records"], choice["unused_keys"]) == ("alpaca", 30, {"text": 30})
+    said = capsys.readouterr().out
+    assert "template: alpaca (by the records' keys); keys instruction, input, output (as response); 30 records" in said
+    assert "not used: the key 'text' of 30 records" in said
+
+
 def test_lost_records_are_named_in_a_file(tmp_path, write_lines, pairs):
     """What was cut or dropped stands in lost.jsonl with file, line and tokens, and adds up with the ledger."""
     records = pairs(40)

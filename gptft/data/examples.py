@@ -23,6 +23,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from gptft.data.cache import cache_directory
 from gptft.data.shapes import recognise, used_keys
 from gptft.data.sources import Unreadable, parse, raw_records
 from gptft.errors import BadRecord, UserError
@@ -174,12 +175,6 @@ class Split:
         """SHA-256 of which examples these are and in which order: a resumed run must find the same."""
         content = self.dataset.meta["key"].encode() + np.ascontiguousarray(self.indices, dtype="<i8").tobytes()
         return hashlib.sha256(content).hexdigest()
-
-
-def cache_directory() -> Path:
-    """Where tokenised data is kept: $GPTFT_CACHE, else the user's cache folder."""
-    base = os.environ.get("GPTFT_CACHE")
-    return Path(base) if base else Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "gptft"
 
 
 def is_whole(directory: Path) -> bool:

@@ -2,24 +2,45 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from functools import cache
+from typing import NamedTuple
+
 from gptft.errors import BadRecord
 
-# The sets of keys that are recognised without --fields, and the part that each key plays.
-RECOGNISED = (
-    {"messages": "messages"},
-    {"instruction": "instruction", "input": "input", "output": "response"},
-    {"instruction": "instruction", "output": "response"},
-    {"instruction": "instruction", "input": "input", "response": "response"},
-    {"instruction": "instruction", "response": "response"},
-    {"question": "instruction", "answer": "response"},
-    {"prompt": "instruction", "completion": "response"},
-    {"input": "instruction", "output": "response"},
-    {"text": "text"},
+
+class Reading(NamedTuple):
+    """A set of keys that makes a record without --fields: the part that each key plays, and the template that such
+    records ask for under --template auto."""
+
+    parts: dict[str, str]
+    template: str
+
+    def __str__(self) -> str:
+        return ", ".join(map(repr, self.parts))
+
+
+READINGS = (
+    Reading({"messages": "messages"}, "chatml"),
+    Reading({"instruction": "instruction", "input": "input", "output": "response"}, "alpaca"),
+    Reading({"instruction": "instruction", "output": "response"}, "alpaca"),
+    Reading({"instruction": "instruction", "input": "input", "response": "response"}, "alpaca"),
+    Reading({"instruction": "instruction", "response": "response"}, "alpaca"),
+    Reading({"question": "instruction", "answer": "response"}, "qa"),
+    Reading({"prompt": "instruction", "completion": "response"}, "alpaca"),
+    Reading({"input": "instruction", "output": "response"}, "alpaca"),
+    Reading({"text": "text"}, "plain"),
 )
+# Every key that decides how a record is read.
+KNOWN = frozenset(key for reading in READINGS for key in reading.parts) | {"system"}
 ROLES = ("system", "user", "assistant")
 
 
-def recognise(record: dict, fields: dict[str, str] | None = None) -> dict:
+class Parts(dict):
+    """{part: text} of a record that is recognised already; whoever is given it need not look for keys again."""
+
+
+def recognise(record: dict, fields: dict[str, str] | None = None) -> Parts:
     """A user's record -> {part: text} with the parts of PARTS (plus any further part that `fields` names).
 
     `fields` maps parts to the record's keys; without it the keys decide. Raises BadRecord naming the key.
@@ -29,16 +50,11 @@ def recognise(record: dict, fields: dict[str, str] | None = None) -> dict:
         if key not in record and part not in ("input", "system"):
             raise BadRecord(f"key {key!r} (for {part}) is missing; it has {_keys(record)}")
     if not keys:
-        # the set that is nearest to being complete tells which key is missing
-        names = max(RECOGNISED, key=lambda names: (len(names.keys() & record.keys()), -len(names)))
-        missing = [name for name in names if name not in record]
-        if len(missing) < len(names):
-            raise BadRecord(f"key {missing[0]!r} is missing; it has {_keys(record)}; or name its keys with --fields")
-        raise BadRecord(f"no known set of keys; it has {_keys(record)}; name them with --fields")
+        raise BadRecord(_why_unread(record))
     if "messages" in keys.values():
         key = next(key for key, part in keys.items() if part == "messages")
-        return {"messages": _check_messages(record[key], key)}
-    parts = {}
+        return Parts(messages=_check_messages(record[key], key))
+    parts = Parts()
     for key, part in keys.items():
         value = record.get(key, "")
         if value is None and part in ("input", "system"):
@@ -59,12 +75,50 @@ def recognise(record: dict, fields: dict[str, str] | None = None) -> dict:
     return parts
 
 
-def used_keys(record: dict, fields: dict[str, str] | None = None) -> dict[str, str]:
-    """The keys of a record that play a part, and which: {key: part}; {} where they are not recognised."""
+def used_keys(record: Iterable[str], fields: dict[str, str] | None = None) -> dict[str, str]:
+    """The keys of a record that play a part, and which: {key: part}; {} where it cannot be read."""
     if fields:
         return {key: part for part, key in fields.items()}
-    keys = next((names for names in RECOGNISED if names.keys() <= record.keys()), {})
-    return {**keys, "system": "system"} if keys and "system" in record and "messages" not in keys else keys
+    readings = readings_of(record)
+    return parts_of(readings[0], "system" in record) if len(readings) == 1 else {}
+
+
+def parts_of(reading: Reading, system: bool) -> dict[str, str]:
+    """{key: part} of a reading, of records with or without a `system` text; messages and texts have no place for it."""
+    if system and not {"messages", "text"} & reading.parts.keys():
+        return {**reading.parts, "system": "system"}
+    return reading.parts
+
+
+def readings_of(keys: Iterable[str]) -> tuple[Reading, ...]:
+    """The ways to read a record with these keys: none, the one, or several between which only the user can choose.
+
+    A reading with a response goes before plain text, and one whose keys contain another's before that one.
+    """
+    return _readings_of(KNOWN.intersection(keys))
+
+
+@cache  # there are no more sets of keys than subsets of KNOWN
+def _readings_of(keys: frozenset[str]) -> tuple[Reading, ...]:
+    complete = [reading for reading in READINGS if reading.parts.keys() <= keys]
+    answered = [reading for reading in complete if "text" not in reading.parts]
+    complete = answered or complete
+    return tuple(
+        reading for reading in complete if not any(reading.parts.keys() < other.parts.keys() for other in complete)
+    )
+
+
+def _why_unread(record: dict) -> str:
+    """Why the keys of a record do not say how to read it."""
+    if readings := readings_of(record):
+        open_ways = " and ".join(f"by {reading}" for reading in readings)
+        return f"it can be read {open_ways}: name the keys to use with --fields"
+    # the set that is nearest to being complete tells which key is missing
+    nearest = max(READINGS, key=lambda reading: (len(reading.parts.keys() & record.keys()), -len(reading.parts)))
+    missing = [key for key in nearest.parts if key not in record]
+    if len(missing) < len(nearest.parts):
+        return f"key {missing[0]!r} is missing; it has {_keys(record)}; or name its keys with --fields"
+    return f"no known set of keys; it has {_keys(record)}; name them with --fields"
 
 
 def _keys(record: dict) -> str:

@@ -130,14 +130,3 @@ def _json_array(path: Path, text: str) -> Iterator[tuple[int, object]]:
     position = skip(position + 1)
     if position < len(text):  # two lists in one file, say: records must not be lost without a word
         raise broken(position, "something follows the list of records")
-
-
-def first_record(paths: Sequence[Path]) -> dict:
-    """The first record that can be parsed; {} where there is none."""
-    for path in paths:
-        for _, raw in raw_records(path):
-            try:
-                return parse(raw)
-            except Unreadable:
-                continue
-    return {}

@@ -87,16 +87,23 @@ def say(text: str = "") -> None:
 
 
 def describe_ledger(name: str, ledger: dict) -> str:
-    """A line on what became of the records."""
+    """A line on what became of the records, one for each key without a part, and before them the template with the
+    keys that led to it, where the ledger knows them."""
     dropped = ledger["records_dropped"]
     reasons = f" ({', '.join(f'{n:,} {why}' for why, n in dropped.items())})" if dropped else ""
     unused = "".join(f"\n  not used: the key {key!r} of {n:,} records" for key, n in ledger["unused_keys"].items())
-    return (
+    return (describe_choice(ledger["template"]) + "\n" if "template" in ledger else "") + (
         f"{name}: {ledger['records_read']:,} records read, {ledger['records_kept']:,} kept, of these "
         f"{ledger['records_cut']:,} cut, {sum(dropped.values()):,} dropped{reasons}; {ledger['examples']:,} examples, "
         f"{ledger['tokens_read']:,} tokens read, {ledger['targets']:,} of them targets, {ledger['tokens_cut']:,} cut, "
         f"{ledger['tokens_dropped']:,} dropped" + unused
     )
+
+
+def describe_choice(choice: dict) -> str:
+    """A line on which template it is, why, and which keys of how many records fill it."""
+    keys = ", ".join(key if key == part else f"{key} (as {part})" for key, part in choice["keys"].items())
+    return f"template: {choice['template']} ({choice['why']}); keys {keys or 'unknown'}; {choice['records']:,} records"
 
 
 def describe_model(model: GPT, optimizer_bytes: int) -> str:

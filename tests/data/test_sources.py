@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from gptft.data.sources import Unreadable, find, first_record, parse, raw_records
+from gptft.data.sources import Unreadable, find, parse, raw_records
 from gptft.errors import UserError
 
 
@@ -199,10 +199,3 @@ def test_a_file_that_cannot_be_used_is_named_with_its_flag(tmp_path, name, conte
         find([str(tmp_path / name)], "val_data")
     assert message in str(caught.value) and str(tmp_path) in str(caught.value)
     assert str(caught.value).startswith("--val_data: ") and caught.value.status == 2
-
-
-def test_the_first_record_is_the_first_that_can_be_parsed(tmp_path):
-    broken = write(tmp_path, "a.jsonl", "broken\n")
-    good = write(tmp_path, "b.jsonl", '\n"text"\n{"question": "q"}\n')
-    assert first_record([broken, good]) == {"question": "q"}
-    assert first_record([broken]) == {}

@@ -1,0 +1,157 @@
+"""How the records of all files are read: the one reading that they agree on, and the template that it asks for.
+
+The keys of every record are counted in a pass of its own before anything is tokenised, since the template decides the
+ids. The pass keeps no record, and what it found is cached under the hash of the file's content.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from gptft.data.cache import cache_directory
+from gptft.data.shapes import KNOWN, Reading, parts_of, readings_of
+from gptft.data.sources import Unreadable, parse, raw_records
+from gptft.errors import UserError
+from gptft.files import atomic_write, sha256_file
+from gptft.prompts import TEMPLATES, Template, load_template
+from gptft.text.chat import ChatTemplate
+
+NAMED_KEYS = 20  # keys without a part that are named, the most frequent
+
+
+@dataclass(frozen=True)
+class Kind:
+    """Records of one file whose keys are alike, as far as they decide the reading."""
+
+    path: Path
+    line: int  # of the first of them
+    count: int
+    keys: frozenset[str]
+
+    @property
+    def place(self) -> str:
+        return f"{self.path}, line {self.line}"
+
+
+def survey(path: Path) -> tuple[list[Kind], Counter[str]]:
+    """The kinds of records in a file, and how many records have each other key. What cannot be parsed is passed over.
+
+    A second survey of the same content reads a small file in the cache instead.
+    """
+    if path.suffix == ".txt":
+        return [Kind(path, 1, 1, frozenset({"text"}))], Counter()
+    cached = cache_directory() / f"keys-{path.suffix[1:]}-{sha256_file(path)[:32]}.json"
+    try:
+        kinds, others = json.loads(cached.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        kinds, others = _count_keys(path)
+        with contextlib.suppress(OSError), atomic_write(cached) as file:  # whoever tokenises next says what is wrong
+            json.dump([kinds, others], file)
+    return [Kind(path, line, count, frozenset(keys)) for line, count, keys in kinds], Counter(others)
+
+
+def _count_keys(path: Path) -> tuple[list, Counter[str]]:
+    counts: Counter[frozenset[str]] = Counter()
+    first: dict[frozenset[str], int] = {}
+    others: Counter[str] = Counter()
+    for line, raw in raw_records(path):
+        try:
+            record = parse(raw)
+        except Unreadable:
+            continue
+        keys = KNOWN.intersection(record)
+        counts[keys] += 1
+        first.setdefault(keys, line)
+        if len(keys) < len(record):
+            others.update(record.keys() - keys)
+    return [(first[keys], count, sorted(keys)) for keys, count in counts.items()], others
+
+
+def choose_template(
+    name: str, fields: dict[str, str], trained_with: Template | ChatTemplate | None, paths: Sequence[Path]
+) -> tuple[Template | ChatTemplate, dict]:
+    """The template of a run, and how it came to be that one.
+
+    `name` is --template. `auto` takes the template that the model was `trained_with`; where there is none, or it is
+    `plain`, which is what training on text alone leaves in a checkpoint, the records' keys choose.
+
+    -> {"template": its name, "why", "keys": {key: part}, "records": how many have them, "unused_keys": {key: records}}.
+    Raises UserError with file and line where records can be read in several ways, or do not agree with each other.
+    """
+    kinds, others = [], Counter()
+    for path in paths:
+        its_kinds, its_others = survey(path)
+        kinds += its_kinds
+        others += its_others
+    read = [] if fields else list(_read(kinds))
+    if name != "auto":
+        template, why = load_template(name, fields), f"--template {name}"
+    elif trained_with is not None and trained_with.name != "plain":
+        template, why = trained_with, "the model was trained with it"
+    elif fields:
+        template, why = TEMPLATES[_asked_by_fields(fields)], "by --fields"
+    else:
+        template, why = TEMPLATES[_asked_by_records(read)], "by the records' keys"
+    template.check_fields(fields)
+    keys = {key: part for part, key in fields.items()}
+    for kind, reading in read:
+        parts = parts_of(reading, "system" in kind.keys)
+        keys |= parts
+        others.update(dict.fromkeys(kind.keys - parts.keys(), kind.count))
+    if fields:
+        for kind in kinds:
+            others.update(dict.fromkeys(kind.keys, kind.count))
+    unused = [(key, count) for key, count in others.most_common() if key not in fields.values()]
+    return template, {
+        "template": template.name,
+        "why": why,
+        "keys": keys,
+        "records": sum(kind.count for kind in (kinds if fields else (kind for kind, _ in read))),
+        "unused_keys": dict(unused[:NAMED_KEYS]),
+    }
+
+
+def _read(kinds: list[Kind]) -> Iterator[tuple[Kind, Reading]]:
+    """Each kind that can be read, with its reading. A key must play the same part, or none, wherever it appears."""
+    played: dict[str, tuple[str | None, Kind]] = {}
+    for kind in kinds:
+        readings = readings_of(kind.keys)
+        if len(readings) > 1:
+            ways = "".join(f"\n  by the keys {reading}" for reading in readings)
+            raise UserError(f"{kind.place}: it can be read in several ways; name the keys to use with --fields:{ways}")
+        for reading in readings:
+            parts = parts_of(reading, "system" in kind.keys)
+            for key in sorted(kind.keys):
+                part, earlier = played.setdefault(key, (parts.get(key), kind))
+                if part != parts.get(key):
+                    raise UserError(
+                        f"the key {key!r} would not play the same part in all records; name the keys to use with "
+                        f"--fields:\n  {earlier.place}: {part or 'not used'}, read by the keys "
+                        f"{readings_of(earlier.keys)[0]}\n  {kind.place}: {parts.get(key) or 'not used'}, read by the "
+                        f"keys {reading}"
+                    )
+            yield kind, reading
+
+
+def _asked_by_records(read: list[tuple[Kind, Reading]]) -> str:
+    """The template that all records ask for."""
+    asked: dict[str, tuple[Kind, Reading]] = {}
+    for kind, reading in read:
+        asked.setdefault(reading.template, (kind, reading))
+    if len(asked) > 1:
+        lines = "".join(f"\n  {kind.place}: {name}, by the keys {reading}" for name, (kind, reading) in asked.items())
+        raise UserError(f"the records ask for different templates; choose one with --template:{lines}")
+    return next(iter(asked), "alpaca")
+
+
+def _asked_by_fields(fields: dict[str, str]) -> str:
+    if "messages" in fields:
+        return "chatml"
+    if "text" in fields:
+        return "plain"
+    return "qa" if fields.get("instruction") == "question" else "alpaca"
