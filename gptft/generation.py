@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from gptft.data.shapes import recognise
+from gptft.data.shapes import prompt_parts
 from gptft.decoding import Sampling, check_lengths, decode
 from gptft.errors import UserError
 from gptft.model import GPT
@@ -13,7 +13,8 @@ from gptft.tokenizer import Tokenizer
 
 
 def prompt_ids(tokenizer: Tokenizer, prompt, raw: bool = False, max_input_tokens: int = 0) -> list[int]:
-    """The ids that the model is given for a prompt: a text, a record (a dict), or a conversation (a list).
+    """The ids that the model is given for a prompt: a text, a record (a dict), a conversation (a list), or the `Parts`
+    of a record that is recognised already, by --fields perhaps.
 
     The tokenizer's template is applied unless `raw`. `max_input_tokens` above 0 keeps the last that many, for the end
     of a prompt is where the template asks for the answer; a beginning-of-text stays before them, and is counted.
@@ -24,13 +25,7 @@ def prompt_ids(tokenizer: Tokenizer, prompt, raw: bool = False, max_input_tokens
             raise UserError("a record or a conversation needs a prompt template; this tokenizer has none")
         ids = ([] if tokenizer.bos is None else [tokenizer.bos]) + tokenizer.encode(prompt)
     else:
-        if isinstance(prompt, str):
-            parts = {"instruction": prompt}
-        elif isinstance(prompt, list):
-            parts = {"messages": prompt}
-        else:
-            parts = prompt if "instruction" in prompt else recognise(prompt)
-        ids, _ = tokenizer.encode_segments(template.prompt_segments(parts))
+        ids, _ = tokenizer.encode_segments(template.prompt_segments(prompt_parts(template, prompt)))
     if not max_input_tokens or len(ids) <= max_input_tokens:
         return ids
     beginning = {tokenizer.bos}

@@ -61,6 +61,11 @@ class Template:
                     f"--fields {part}=...: the template {self.name!r} has no part {part!r}{nearest(part, known)}"
                 )
 
+    def places(self) -> set[str]:
+        """The parts that a prompt has a place for; {prompt} is one for the instruction and its input."""
+        named = {name for pattern in (self.prompt, self.prompt_with_input) for name in PLACEHOLDER.findall(pattern)}
+        return (named - {"prompt"}) | ({"instruction", "input"} if "prompt" in named else set())
+
     def _fill(self, pattern: str, parts: dict) -> list[Segment]:
         """Fill placeholders. Done piece by piece, so that braces in the user's text stay what they are.
 

@@ -13,9 +13,10 @@ import torch
 
 import gptft
 from gptft import checkpoint, loading
+from gptft.__main__ import main
 from gptft.adapters.lora import lora_state
 from gptft.config import Config, resolve
-from gptft.errors import UserError
+from gptft.errors import BadRecord, UserError
 from gptft.finetuning import finetune
 from gptft.run.console import read_metrics
 
@@ -221,6 +222,41 @@ def test_the_template_and_the_keys_that_chose_it_are_said_and_kept(tmp_path, wri
     said = capsys.readouterr().out
     assert "template: alpaca (by the records' keys); keys instruction, input, output (as response); 30 records" in said
     assert "not used: the key 'text' of 30 records" in said
+
+
+def test_parts_of_ones_own_are_trained_and_asked(tmp_path, write_lines, capsys):
+    """--fields with a template's own parts trained, then failed when the test prompts were asked: their records were
+    recognised anew, without the fields."""
+    (tmp_path / "own.toml").write_text('prompt = "{customer} asks about {item}.\\nAnswer:"\nlead = " "\n')
+    records = [{"who": f"Ann {n}", "what": "cats", "says": f"Cat {n}."} for n in range(40)]
+    fields = {"customer": "who", "item": "what", "response": "says"}
+    settings = {**QUICK, "template": str(tmp_path / "own.toml"), "fields": fields}
+    run = finetune(data=write_lines(records), out_dir=tmp_path / "run", **settings)
+    rows = [json.loads(line) for line in (run.path / "responses.jsonl").read_text().splitlines()]
+    assert len(rows) == 4 == run.summary["exact_match"]["all"]["n"]
+    assert all(row["expected"] == row["record"]["says"] for row in rows)
+    # the checkpoint's template is asked in its own parts, and says which one is missing
+    prompt = {"customer": rows[0]["record"]["who"], "item": "cats"}
+    assert gptft.generate(run.model, run.tokenizer, [prompt], 8) == [rows[0]["after"]]
+    with pytest.raises(BadRecord, match="the template 'own' needs a 'customer'; the prompt has 'item'"):
+        gptft.generate(run.model, run.tokenizer, [{"item": "cats"}], 8)
+    main(
+        ["evaluate", str(run.path), "--data", str(tmp_path / "data.jsonl"), "--samples", "3", "--fields"]
+        + [f"{part}={key}" for part, key in fields.items()]
+    )
+    assert "over the first 3 records" in capsys.readouterr().out
+
+
+def test_a_text_fills_the_only_part_of_a_template(tmp_path, write_lines, capsys):
+    """`generate "hello"` had no way to ask a template whose one part is not called instruction."""
+    (tmp_path / "own.toml").write_text('prompt = "Customer: {customer}\\nAgent: "\n')
+    records = [{"who": f"Ann {n}", "says": f"Cat {n}."} for n in range(20)]
+    settings = {**QUICK, "template": str(tmp_path / "own.toml"), "fields": {"customer": "who", "response": "says"}}
+    run = finetune(data=write_lines(records), out_dir=tmp_path / "run", **settings)
+    capsys.readouterr()
+    main(["generate", str(run.path), "Ann 3", "--max_new_tokens", "6", "--device", "cpu"])
+    expected = gptft.generate(run.model, run.tokenizer, [{"customer": "Ann 3"}], 6)
+    assert capsys.readouterr().out == expected[0] + "\n"
 
 
 def test_lost_records_are_named_in_a_file(tmp_path, write_lines, pairs):

@@ -7,6 +7,9 @@ from functools import cache
 from typing import NamedTuple
 
 from gptft.errors import BadRecord
+from gptft.prompts import Template
+from gptft.text.chat import ChatTemplate
+from gptft.text.segments import PARTS
 
 
 class Reading(NamedTuple):
@@ -73,6 +76,28 @@ def recognise(record: dict, fields: dict[str, str] | None = None) -> Parts:
         if not any(record.get(key, "") and record[key].strip() for key in asked):
             raise BadRecord(f"key {asked[0]!r} is empty: there is no prompt")
     return parts
+
+
+def prompt_parts(template: Template | ChatTemplate, prompt: str | list | dict) -> Parts:
+    """What somebody asks a model -> the parts that its template renders.
+
+    `Parts` are given back as they are. A dict that names parts of the template itself (its instruction, or the
+    placeholders of somebody's own) is taken as parts, any other as a user's record. A text is the instruction, or,
+    where the template has a single place and it is another, what stands there; a list is a conversation.
+    """
+    if isinstance(prompt, Parts):
+        return prompt
+    if isinstance(prompt, list):
+        return Parts(messages=prompt)
+    places = template.places() if isinstance(template, Template) else {"instruction"}
+    if isinstance(prompt, str):
+        only = next(iter(places)) if len(places) == 1 else "instruction"
+        return Parts({only: prompt})
+    if not places <= set(PARTS):
+        if missing := sorted(places - {"input"} - prompt.keys()):
+            raise BadRecord(f"the template {template.name!r} needs a {missing[0]!r}; the prompt has {_keys(prompt)}")
+        return Parts(prompt)
+    return Parts(prompt) if "instruction" in prompt else recognise(prompt)
 
 
 def used_keys(record: Iterable[str], fields: dict[str, str] | None = None) -> dict[str, str]:

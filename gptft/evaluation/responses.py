@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 
-from gptft.data.shapes import recognise
+from gptft.data.shapes import Parts, recognise
 from gptft.generation import generate
 from gptft.model import GPT
 from gptft.tokenizer import Tokenizer
 
 
-def prompt_and_expected(record: dict, fields: dict[str, str] | None = None) -> tuple[dict, str] | None:
+def prompt_and_expected(record: dict, fields: dict[str, str] | None = None) -> tuple[Parts, str] | None:
     """A user's record -> (its prompt's parts, the response that is expected); None for plain text.
 
     Of a conversation everything but the assistant's last turn is the prompt.
@@ -23,8 +23,8 @@ def prompt_and_expected(record: dict, fields: dict[str, str] | None = None) -> t
         messages = parts["messages"]
         while messages[-1]["role"] != "assistant":
             messages = messages[:-1]
-        return {"messages": messages[:-1]}, messages[-1]["content"]
-    return {part: text for part, text in parts.items() if part != "response"}, parts["response"]
+        return Parts(messages=messages[:-1]), messages[-1]["content"]
+    return Parts((part, text) for part, text in parts.items() if part != "response"), parts["response"]
 
 
 def shown_prompt(parts: dict) -> str:
@@ -37,14 +37,13 @@ def shown_prompt(parts: dict) -> str:
 def answer(
     model: GPT,
     tokenizer: Tokenizer,
-    prompts: Sequence[dict],
+    prompts: Sequence[Parts],
     max_new_tokens: int,
     max_input_tokens: int,
     batch_size: int,
 ) -> list[str]:
     """Greedy responses to prompts given as parts."""
-    given = [parts.get("messages", parts) for parts in prompts]
-    return generate(model, tokenizer, given, max_new_tokens, max_input_tokens=max_input_tokens, batch_size=batch_size)
+    return generate(model, tokenizer, prompts, max_new_tokens, max_input_tokens=max_input_tokens, batch_size=batch_size)
 
 
 def is_exact(response: str, expected: str) -> bool:
