@@ -10,7 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gptft.data.examples import Dataset, Recipe, cache_directory, load_dataset, split, truncate, windows
+from gptft.data.build import truncate, windows
+from gptft.data.cache import cache_directory
+from gptft.data.examples import Dataset, Recipe, load_dataset, split
 from gptft.errors import UserError
 from gptft.prompts import TEMPLATES, Template
 from gptft.run.console import describe_ledger
