@@ -42,7 +42,7 @@ def with_gptft(task: dict, plain: bool):
 
     model, _ = gptft.load(task["model"])
     n_vocab = model.config.vocab_size
-    never = -1  # an id that is never chosen: nothing stops early
+    never = ()  # nothing stops early
 
     def run(prompts: list[list[int]], new: int) -> list[list[int]]:
         if plain:

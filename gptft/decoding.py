@@ -6,7 +6,7 @@ the same ids with a KV cache and several prompts at once.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -63,16 +63,21 @@ def _generators(sampling: Sampling, numbers: Sequence[int]) -> list[torch.Genera
 
 @torch.no_grad()
 def decode_plain(
-    model: GPT, prompt: Sequence[int], max_new_tokens: int, stop: int, n_vocab: int, sampling: Sampling = GREEDY
+    model: GPT,
+    prompt: Sequence[int],
+    max_new_tokens: int,
+    stops: Collection[int],
+    n_vocab: int,
+    sampling: Sampling = GREEDY,
 ) -> list[int]:
-    """One prompt's continuation without a cache: the oracle. The stop token ends it and is not returned."""
+    """One prompt's continuation without a cache: the oracle. Any of the ids in `stops` ends it and is not returned."""
     ids = list(prompt)
     check_lengths(model, [ids])
     generators = _generators(sampling, [0])
     while len(ids) - len(prompt) < max_new_tokens and len(ids) <= model.config.block_size:
         h = model.hidden(torch.tensor([ids], device=model.device))  # (1, T, C)
         new = choose(model.head(h[:, -1])[:, :n_vocab], sampling, generators).item()
-        if new == stop:
+        if new in stops:
             break
         ids.append(new)
     return ids[len(prompt) :]
@@ -83,16 +88,16 @@ def decode(
     model: GPT,
     prompts: Sequence[Sequence[int]],
     max_new_tokens: int,
-    stop: int,
+    stops: Collection[int],
     n_vocab: int,
     sampling: Sampling = GREEDY,
     numbers: Sequence[int] | None = None,
 ) -> Iterator[list[tuple[int, int]]]:
     """Continue several prompts at once with a KV cache: yields after each pass the (prompt number, new id) pairs.
 
-    Prompts of unequal length stand side by side, each from position 0. A row that stops, or fills block_size,
-    stops alone; when half of the rows have, the others move together. `numbers`: which random
-    stream each prompt draws from; None: 0, 1, 2, ...
+    Prompts of unequal length stand side by side, each from position 0. A row that comes to one of the ids in `stops`,
+    which is not yielded, or fills block_size, ends alone; when half of the rows have, the others
+    move together. `numbers`: which random stream each prompt draws from; None: 0, 1, 2, ...
     """
     check_lengths(model, prompts)
     B, longest, block = len(prompts), max(map(len, prompts)), model.config.block_size
@@ -114,7 +119,7 @@ def decode(
         new = choose(model.head(h)[:, :n_vocab], sampling, [generators[row] for row in rows])  # (rows,)
         emitted = []
         for row, token in zip(rows, new.tolist(), strict=True):
-            if left[row] > 0 and token != stop:
+            if left[row] > 0 and token not in stops:
                 emitted.append((row, token))
                 left[row] -= 1
             else:

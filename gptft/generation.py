@@ -35,9 +35,10 @@ def prompt_ids(tokenizer: Tokenizer, prompt, raw: bool = False, max_input_tokens
     return ids[:kept] + ids[len(ids) - max_input_tokens + kept :]
 
 
-def stop_of(tokenizer: Tokenizer) -> int:
-    """The id that ends a response under the tokenizer's template."""
-    return tokenizer.stop_id(tokenizer.template.stop) if tokenizer.template else tokenizer.eot
+def stop_ids(tokenizer: Tokenizer) -> frozenset[int]:
+    """The ids that end a response, each of them: the template's stop, the end-of-text, and what the model's own files
+    name (a chat model often names several: the end of a turn, and the end of a text)."""
+    return frozenset([tokenizer.stop, tokenizer.eot, *tokenizer.end_ids])
 
 
 def generate(
@@ -73,7 +74,7 @@ def generate(
             chosen = order[start : start + batch_size]
             batch = [ids[n] for n in chosen]
             # a stream of random numbers belongs to a prompt, not to its place in a batch
-            for pairs in decode(model, batch, max_new_tokens, stop_of(tokenizer), tokenizer.n_vocab, sampling, chosen):
+            for pairs in decode(model, batch, max_new_tokens, stop_ids(tokenizer), tokenizer.n_vocab, sampling, chosen):
                 for row, token in pairs:
                     answers[chosen[row]].append(token)
     finally:

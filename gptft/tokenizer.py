@@ -35,7 +35,8 @@ class Tokenizer:
     """A vocabulary with its special tokens, and the prompt template that goes with it.
 
     `specials` maps names to ids; `eot` is the one that ends a text; `bos` is the id that every text begins with, None
-    where there is none. `template` is None until a run or a checkpoint sets it.
+    where there is none. `end_ids` are further ids that end a response, as the model's own files name them.
+    `template` is None until a run or a checkpoint sets it.
     """
 
     def __init__(
@@ -57,6 +58,7 @@ class Tokenizer:
         if eot not in specials:
             raise UserError(f"the tokenizer has no special token {eot!r} to end a text with")
         self.specials, self.eot_name, self.eot, self.bos = specials, eot, specials[eot], bos
+        self.end_ids: tuple[int, ...] = ()
         self.template: Template | ChatTemplate | None = None
         self._special_names = re.compile("|".join(map(self._name_pattern, sorted(specials, key=len, reverse=True))))
 
@@ -124,6 +126,11 @@ class Tokenizer:
     def stop_id(self, name: str) -> int:
         """The id of the token that ends a response: the template's own if the vocabulary has it, else end-of-text."""
         return self.specials.get(name, self.eot)
+
+    @property
+    def stop(self) -> int:
+        """The id that ends a response under the tokenizer's template, and without one the end-of-text."""
+        return self.stop_id(self.template.stop) if self.template else self.eot
 
     def pieces(self, segments: Sequence[Segment]) -> list[tuple[str | int, bool]]:
         """Segments -> (text to encode, or a special id; trained). Neighbours with one flag are joined, so that they
@@ -204,6 +211,8 @@ class Tokenizer:
             "bos": self.bos,
             "template": self.template.to_dict() if self.template else None,
         }
+        if self.end_ids:
+            values["end_ids"] = list(self.end_ids)
         with atomic_write(directory / "gptft_tokenizer.json") as file:
             json.dump(values, file, indent=1, ensure_ascii=False)
 
@@ -214,10 +223,12 @@ class Tokenizer:
         try:
             values = read_json(path)
             rest = values["specials"], values["eot"], values.get("bos")
+            end_ids = values.get("end_ids", [])
             for key, fits in (
                 ("specials", _are_ids(rest[0])),
                 ("eot", isinstance(rest[1], str)),
                 ("bos", rest[2] is None or _are_ids({"bos": rest[2]})),
+                ("end_ids", isinstance(end_ids, list) and _are_ids(dict(enumerate(end_ids)))),
             ):
                 if not fits:
                     raise UserError(f"{path}: {key} cannot be {json.dumps(values[key])[:80]}")
@@ -225,6 +236,7 @@ class Tokenizer:
                 tokenizer = cls.over(TokenizersEngine(read_json(directory / "tokenizer.json")), *rest)
             else:
                 tokenizer = cls(read_ranks(directory / "vocab.tiktoken"), values["pattern"], *rest)
+            tokenizer.end_ids = tuple(end_ids)
             if values["template"] is not None:
                 tokenizer.template = saved_template(values["template"], str(path))
         except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:

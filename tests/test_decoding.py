@@ -37,15 +37,15 @@ def test_cache_and_batch_give_the_oracles_ids(variant, dtype):
     for seed in range(5):
         model = toy_model(dtype, seed, **VARIANTS[variant])
         prompts = random_prompts([3, 9, 1, 14, 6])
-        stop = decode_plain(model, prompts[0], 12, -1, 61)[5]  # a token that does come, so that rows do stop
-        oracle = [decode_plain(model, prompt, 12, stop, 61) for prompt in prompts]
+        stop = decode_plain(model, prompts[0], 12, (), 61)[5]  # a token that does come, so that rows do stop
+        oracle = [decode_plain(model, prompt, 12, {stop}, 61) for prompt in prompts]
         if dtype == torch.float32:
             for prompt, answer in zip(prompts, oracle, strict=True):
                 logits = model(torch.tensor([prompt + answer]))[0, len(prompt) - 1 :]
                 best = logits[: len(answer)].topk(2).values
                 assert (best[:, 0] - best[:, 1] > 1e-4).all()
-        assert collect(model, prompts, 12, stop, 61) == oracle
-        assert [collect(model, [prompt], 12, stop, 61)[0] for prompt in prompts] == oracle
+        assert collect(model, prompts, 12, {stop}, 61) == oracle
+        assert [collect(model, [prompt], 12, {stop}, 61)[0] for prompt in prompts] == oracle
         lengths |= {len(answer) for answer in oracle}
     assert len(lengths) > 1, "rows must end at different times, or the stop is not tested"
 
@@ -54,9 +54,9 @@ def test_stop_ends_its_row_alone():
     """Row 17: one row's end-of-text must not end the others, nor appear in the answer."""
     model = toy_model()
     prompts = random_prompts([4, 6, 8, 5])
-    free = collect(model, prompts, 10, -1, 61)
+    free = collect(model, prompts, 10, (), 61)
     stop = free[0][3]  # a token that row 0 emits in its fourth place, or earlier
-    answers = collect(model, prompts, 10, stop, 61)
+    answers = collect(model, prompts, 10, {stop}, 61)
     for answer, whole in zip(answers, free, strict=True):
         assert answer == (whole[: whole.index(stop)] if stop in whole else whole)
     assert len(answers[0]) < 10 and max(map(len, answers)) == 10
@@ -68,9 +68,9 @@ def test_ids_beyond_the_tokenizer_are_never_emitted():
     with torch.no_grad():
         model.lm_head.weight[50:] = 100 * model.lm_head.weight[50:].abs()
     prompts = random_prompts([4, 6], V=50)
-    assert all(max(answer) < 50 for answer in collect(model, prompts, 10, -1, 50))
-    assert max(decode_plain(model, prompts[0], 10, -1, 50)) < 50
-    drawn = collect(model, prompts, 10, -1, 50, Sampling(temperature=2.0, seed=1))
+    assert all(max(answer) < 50 for answer in collect(model, prompts, 10, (), 50))
+    assert max(decode_plain(model, prompts[0], 10, (), 50)) < 50
+    drawn = collect(model, prompts, 10, (), 50, Sampling(temperature=2.0, seed=1))
     assert all(max(answer) < 50 for answer in drawn)
 
 
@@ -78,17 +78,17 @@ def test_a_row_that_fills_the_block_stops():
     """block_size 32 and prompts of 30 and 3: the first can take 3 tokens more, the second all it asks for."""
     model = toy_model()
     prompts = random_prompts([30, 3])
-    answers = collect(model, prompts, 20, -1, 61)
+    answers = collect(model, prompts, 20, (), 61)
     assert [len(answer) for answer in answers] == [3, 20]
-    assert answers == [decode_plain(model, prompt, 20, -1, 61) for prompt in prompts]
+    assert answers == [decode_plain(model, prompt, 20, (), 61) for prompt in prompts]
 
 
 def test_over_long_and_empty_prompts_are_refused():
     model = toy_model()
     with pytest.raises(UserError, match="prompt 2 has 33 tokens, the model's block_size is 32"):
-        collect(model, random_prompts([4, 33]), 5, STOP, 61)
+        collect(model, random_prompts([4, 33]), 5, {STOP}, 61)
     with pytest.raises(UserError, match="prompt 1 is empty"):
-        collect(model, [[]], 5, STOP, 61)
+        collect(model, [[]], 5, {STOP}, 61)
 
 
 def test_sampling_keeps_top_k_and_top_p():

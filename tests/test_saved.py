@@ -11,7 +11,7 @@ from toys import difference
 import gptft
 from gptft import checkpoint
 from gptft.decoding import decode_plain
-from gptft.generation import prompt_ids, stop_of
+from gptft.generation import prompt_ids, stop_ids
 from gptft.prompts import load_template
 
 SAVED = Path(__file__).resolve().parent / "saved"
@@ -36,7 +36,7 @@ def test_a_saved_model_reads_and_writes_the_same_ids(name):
     for n, prompt in enumerate(EXPECTED["prompts"]):
         ids = prompt_ids(tokenizer, prompt)
         assert ids == EXPECTED[name]["prompt_ids"][n]
-        assert decode_plain(model, ids, 12, stop_of(tokenizer), tokenizer.n_vocab) == EXPECTED[name]["ids"][n]
+        assert decode_plain(model, ids, 12, stop_ids(tokenizer), tokenizer.n_vocab) == EXPECTED[name]["ids"][n]
     assert gptft.generate(model, tokenizer, EXPECTED["prompts"], 12) == EXPECTED[name]["texts"]
 
 

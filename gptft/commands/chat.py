@@ -22,7 +22,7 @@ def run(options: Namespace) -> None:
     config = resolve("", options.settings)
     model, tokenizer = load_model(options, config.device)
     from gptft.decoding import Sampling, decode
-    from gptft.generation import prompt_ids, stop_of
+    from gptft.generation import prompt_ids, stop_ids
 
     template = tokenizer.template
     multi_turn = template is not None and template.multi_turn
@@ -43,7 +43,7 @@ def run(options: Namespace) -> None:
         history = [*history, {"role": "user", "content": line}] if multi_turn else []
         try:
             ids = prompt_ids(tokenizer, history if multi_turn else line, max_input_tokens=options.max_input_tokens)
-            stream = decode(model, [ids], options.max_new_tokens, stop_of(tokenizer), tokenizer.n_vocab, sampling)
+            stream = decode(model, [ids], options.max_new_tokens, stop_ids(tokenizer), tokenizer.n_vocab, sampling)
             text, lead_due = "", lead
             for piece in tokenizer.stream((pairs[0][1] for pairs in stream), after=ids[-1]):
                 piece, lead_due = piece.removeprefix(lead_due), ""

@@ -29,7 +29,6 @@ from gptft.export.hf_tokenizer import write_hf_tokenizer
 from gptft.files import new_directory
 from gptft.formats.families import Place, all_places, config_to_hf
 from gptft.formats.hf import NAMES
-from gptft.generation import stop_of
 from gptft.model import GPT
 from gptft.tokenizer import Tokenizer
 
@@ -90,7 +89,7 @@ def export_hf(
     }
     with new_directory(directory) as temporary:
         write_json(temporary / "config.json", config)
-        write_json(temporary / "generation_config.json", {"do_sample": False, **tokens})
+        write_json(temporary / "generation_config.json", generation_settings(tokenizer))
         notes = write_tokenizer(tokenizer, temporary, model.config.block_size) if tokenizer else []
         notes += qwen2_note(family.model_type, temporary) if tokenizer else []
         write_weights(stored_tensors(model, all_places(family, model.config), dtype), temporary, shard_bytes, dtype)
@@ -119,7 +118,15 @@ def token_ids(tokenizer: Tokenizer | None) -> dict[str, int | None]:
     if tokenizer is None:
         return {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
     first = tokenizer.eot if tokenizer.bos is None else tokenizer.bos
-    return {"bos_token_id": first, "eos_token_id": stop_of(tokenizer), "pad_token_id": tokenizer.eot}
+    return {"bos_token_id": first, "eos_token_id": tokenizer.stop, "pad_token_id": tokenizer.eot}
+
+
+def generation_settings(tokenizer: Tokenizer | None) -> dict:
+    """generation_config.json: greedy, and every id that ends a response; the model may have named several."""
+    tokens = token_ids(tokenizer)
+    if tokenizer and (further := [i for i in tokenizer.end_ids if i != tokenizer.stop]):
+        tokens["eos_token_id"] = [tokenizer.stop, *further]
+    return {"do_sample": False, **tokens}
 
 
 def write_tokenizer(tokenizer: Tokenizer, directory: Path, block_size: int | None = None) -> list[str]:
@@ -246,7 +253,7 @@ def model_card(
         *(f"| {key} | {value} |" for key, value in table),
     ]
     if tokenizer and tokenizer.template:
-        end = next(name for name, i in tokenizer.specials.items() if i == stop_of(tokenizer))
+        end = next(name for name, i in tokenizer.specials.items() if i == tokenizer.stop)
         prompt = "".join(segment.text for segment in tokenizer.template.prompt_segments({"messages": MESSAGES}))
         lines += [
             "",

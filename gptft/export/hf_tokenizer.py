@@ -43,7 +43,7 @@ def write_hf_tokenizer(tokenizer: Tokenizer, directory: Path, model_max_length: 
     if template is not None:
         # behind a special token some vocabularies put no space before a text, as they do at the start of one
         space = " " if bos_name and engine.prefix_at == {"start"} else ""
-        config["chat_template"] = to_jinja(template, names[tokenizer.stop_id(template.stop)], bos_name + space)
+        config["chat_template"] = to_jinja(template, names[tokenizer.stop], bos_name + space)
     for name, content in (("tokenizer.json", values), ("tokenizer_config.json", config)):
         with atomic_write(directory / name) as file:
             json.dump(content, file, ensure_ascii=False, indent=1)

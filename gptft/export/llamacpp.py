@@ -26,7 +26,6 @@ from gptft.errors import UserError, need_extra
 from gptft.export.hf import write_tokenizer
 from gptft.files import read_json, sync_directory
 from gptft.formats.families import config_to_hf
-from gptft.generation import stop_of
 from gptft.model import GPT, rotary_frequencies
 from gptft.text.engines import TiktokenEngine, nodes
 from gptft.tokenizer import EMBEDDED_PATTERN, Tokenizer
@@ -350,7 +349,7 @@ def vocabulary_of(tokenizer: Tokenizer | None, size: int) -> Vocabulary:
     else:
         _sentencepiece(found, model, merges, tokenizer.engine.prefix_at)
     found.bos = tokenizer.eot if tokenizer.bos is None else tokenizer.bos
-    found.eos, found.add_bos = stop_of(tokenizer), tokenizer.bos is not None
+    found.eos, found.add_bos = tokenizer.stop, tokenizer.bos is not None
     found.chat_template = settings.get("chat_template", "")
     return found
 

@@ -62,6 +62,7 @@ def read_hf_tokenizer(directory: Path) -> Tokenizer:
             tokenizer = Tokenizer(ranks, pattern, specials, eot, bos)
         else:
             tokenizer = Tokenizer.over(TokenizersEngine(values), specials, eot, bos)
+        tokenizer.end_ids = _end_ids(directory, tokenizer.n_vocab)
     except UserError:
         raise
     except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
@@ -210,6 +211,20 @@ def _end_of_text(directory: Path, values: dict, named: dict[str, str]) -> str:
         f"{directory}: no eos_token in tokenizer_config.json, no eos_token_id in config.json, and no token "
         f"{EOT!r}: what ends a text?"
     )
+
+
+def _end_ids(directory: Path, n_vocab: int) -> tuple[int, ...]:
+    """Every id of the vocabulary that the model's own settings name as an end: transformers stops at each of those in
+    generation_config.json, and at those in config.json where there is no such file."""
+    found: set[int] = set()
+    for file in ("config.json", "generation_config.json"):
+        given = _read(directory / file).get("eos_token_id")
+        listed = given if isinstance(given, list) else [] if given is None else [given]
+        for i in listed:
+            if type(i) is not int:
+                raise UserError(f"{directory / file}: eos_token_id must be an id or a list of ids, not {given!r}")
+        found |= {i for i in listed if 0 <= i < n_vocab}
+    return tuple(sorted(found))
 
 
 def _complete(values: dict, config: dict, named: dict[str, str], directory: Path) -> None:

@@ -62,7 +62,7 @@ def rehearse(
             longest = sorted(prompts, key=len)[-config.eval_batch_size :]
             size = f"{len(longest)} prompts of up to {len(longest[-1])} tokens, {config.max_new_tokens} new ones"
             with one_line(f"answering {size}", model.device, LESS_TO_ANSWER):
-                answers = decode(model, longest, config.max_new_tokens, -1, model.config.vocab_size)
+                answers = decode(model, longest, config.max_new_tokens, (), model.config.vocab_size)
                 next(answers), next(answers, None)  # the prompts, and the first step upon the cache, which is whole now
     finally:
         state.optimizer.zero_grad(set_to_none=True)

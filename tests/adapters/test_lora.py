@@ -397,12 +397,12 @@ def test_adapters_generate_with_and_without_the_cache(held, dtype):
     model = trained(add_lora(toy_model(dtype), settings(dora=True), frozen_as=held))
     prompts = [[3, 1, 4, 1, 5], [9, 2, 6], [5]]
     together: list[list[int]] = [[] for _ in prompts]
-    for pairs in decode(model, prompts, 6, 0, 61):
+    for pairs in decode(model, prompts, 6, {0}, 61):
         for row, token in pairs:
             together[row].append(token)
     assert all(together) and len({tuple(ids) for ids in together}) > 1
     if dtype != torch.bfloat16:  # there two logits may be equal after rounding
-        assert together == [decode_plain(model, prompt, 6, 0, 61) for prompt in prompts]
+        assert together == [decode_plain(model, prompt, 6, {0}, 61) for prompt in prompts]
 
 
 def test_int8_is_off_by_half_a_step_at_most():

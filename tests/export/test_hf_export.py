@@ -101,6 +101,10 @@ def test_both_stop_at_the_token_that_ends_a_response(tmp_path):
     for file in ("config.json", "generation_config.json"):
         values = json.loads((tmp_path / "out" / file).read_text())
         assert values["eos_token_id"] == tokenizer.specials["<|im_end|>"] and values["bos_token_id"] == bare.eot
+    tokenizer.end_ids = (3, tokenizer.stop)
+    export_hf(wider, tokenizer, tmp_path / "more")  # what the model's own files named as ends stays named
+    values = json.loads((tmp_path / "more" / "generation_config.json").read_text())
+    assert values["eos_token_id"] == [tokenizer.stop, 3]
     # as padding, a row of the embedding would never be trained again; and a family's own default is another token
     assert json.loads((tmp_path / "out" / "config.json").read_text())["pad_token_id"] is None
     words = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")

@@ -141,7 +141,7 @@ def margins(model: GPT, prompt, ids) -> torch.Tensor:
 
 def greedy(model: GPT, prompts, n: int):
     found = [[] for _ in prompts]
-    for pairs in decode(model, prompts, n, stop=-1, n_vocab=V):
+    for pairs in decode(model, prompts, n, stops=(), n_vocab=V):
         for row, token in pairs:
             found[row].append(token)
     return found

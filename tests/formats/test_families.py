@@ -205,7 +205,7 @@ def test_generation_with_the_cache_gives_transformers_greedy_ids(tmp_path, case)
     ours = load_hf(tmp_path, torch.float64).eval()
     prompts = [list(range(5, 19)), [3, 50, 7]]
     found = [[], []]
-    for pairs in decode(ours, prompts, 20, stop=-1, n_vocab=V):
+    for pairs in decode(ours, prompts, 20, stops=(), n_vocab=V):
         for row, token in pairs:
             found[row].append(token)
     for prompt, ids in zip(prompts, found, strict=True):

@@ -264,6 +264,19 @@ def test_the_end_of_text_is_found_in_each_place(tmp_path):
         read({})
 
 
+def test_every_end_id_of_the_models_own_settings_is_read(tmp_path):
+    """Llama 3's instruct models name three; only the first was looked at, and only where no eos_token is named."""
+    values, config, _ = families.smollm2()
+    families.write(tmp_path, values, config, "llama")
+    assert read_hf_tokenizer(tmp_path).end_ids == ()
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama", "eos_token_id": 2}))
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [1, 0, 10**6]}))
+    assert read_hf_tokenizer(tmp_path).end_ids == (0, 1, 2)  # an id beyond the vocabulary is never written
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": "x"}))
+    with pytest.raises(UserError, match=r"generation_config.json: eos_token_id must be an id or a list of ids"):
+        read_hf_tokenizer(tmp_path)
+
+
 def test_tokens_that_only_the_other_files_name_are_added(tmp_path):
     """A [PAD] that tokenizer_config.json alone knows widens the vocabulary: n_vocab must cover its id."""
     values, config, model_type = families.gpt2()

@@ -15,7 +15,7 @@ from gptft.errors import BadRecord, UserError
 from gptft.export.hf_tokenizer import write_hf_tokenizer
 from gptft.export.jinja import to_jinja
 from gptft.formats.hf_tokenizer import read_hf_tokenizer
-from gptft.generation import prompt_ids, stop_of
+from gptft.generation import prompt_ids
 from gptft.model import GPT
 from gptft.prompts import TEMPLATES, Template, saved_template
 from gptft.text.chat import ChatTemplate
@@ -218,7 +218,7 @@ def test_the_mask_covers_exactly_the_assistants_turns(loaded, name):
         for (start, end), answer in zip(spans, answers, strict=True):
             said = ours.decode(ids[start:end], after=ids[start - 1])
             assert said.removeprefix(ours.template.lead).strip() == answer
-            assert ids[end - 1] == stop_of(ours) and ids[start:end].count(stop_of(ours)) == 1
+            assert ids[end - 1] == ours.stop and ids[start:end].count(ours.stop) == 1
 
 
 @pytest.mark.parametrize("name", CHATS)

@@ -1,0 +1,61 @@
+"""Text in, text out: what ends an answer, and what is sent."""
+
+import json
+
+import pytest
+import torch
+from toys import toy_model
+
+from gptft.decoding import decode_plain
+from gptft.errors import UserError
+from gptft.generation import generate, stop_ids
+from gptft.model import GPT
+from gptft.prompts import TEMPLATES
+from gptft.tokenizer import Tokenizer, embedded
+
+
+def with_end_ids(*end_ids):
+    """The embedded vocabulary with a template whose stop is a token of its own, and further end ids."""
+    plain = embedded()
+    names = {"<|im_end|>": plain.n_vocab, "<|eom|>": plain.n_vocab + 1}
+    tokenizer = Tokenizer(plain.ranks, plain.pattern, {**plain.specials, **names})
+    tokenizer.template, tokenizer.end_ids = TEMPLATES["chatml"], end_ids
+    return tokenizer
+
+
+@pytest.mark.parametrize("which", ["template", "end of text", "named by the model"])
+def test_an_answer_ends_at_any_id_that_ends_one_and_prints_none(which, monkeypatch):
+    """It ended only at the template's stop: a model that writes its end-of-text instead ran on to the last token."""
+    tokenizer = with_end_ids()
+    named = 300  # an ordinary token that the model's own files call an end
+    tokenizer.end_ids = (named,)
+    end = {"template": tokenizer.specials["<|im_end|>"], "end of text": tokenizer.eot, "named by the model": named}[
+        which
+    ]
+    assert stop_ids(tokenizer) == {tokenizer.specials["<|im_end|>"], tokenizer.eot, named}
+    written = [*tokenizer.encode("Yes."), end, *tokenizer.encode(" and so on")]
+    model = GPT.create(toy_model(vocab_size=tokenizer.n_vocab, block_size=128).config, seed=1)
+    for cached in (True, False):
+        left = iter(written)
+        monkeypatch.setattr("gptft.decoding.choose", lambda logits, *_: torch.tensor([next(left)]))  # noqa: B023
+        if cached:
+            assert generate(model, tokenizer, ["Hi"], 20) == ["Yes."]
+        else:
+            ids = decode_plain(model, [1, 2], 20, stop_ids(tokenizer), tokenizer.n_vocab)
+            assert tokenizer.decode(ids) == "Yes."
+
+
+def test_end_ids_travel_with_a_checkpoint_and_change_no_digest(tmp_path):
+    """Left behind, a chat model that was fine-tuned would run past the end that its first owner gave it."""
+    tokenizer = with_end_ids(3, 300)
+    tokenizer.save(tmp_path)
+    again = Tokenizer.load(tmp_path)
+    assert again.end_ids == (3, 300) and again.digest == tokenizer.digest == with_end_ids().digest
+    values = json.loads((tmp_path / "gptft_tokenizer.json").read_text())
+    del values["end_ids"]  # a file of an earlier commit has none
+    (tmp_path / "gptft_tokenizer.json").write_text(json.dumps(values))
+    assert Tokenizer.load(tmp_path).end_ids == ()
+    for wrong in (5, ["x"], [-1], {"a": 1}):
+        (tmp_path / "gptft_tokenizer.json").write_text(json.dumps({**values, "end_ids": wrong}))
+        with pytest.raises(UserError, match="end_ids cannot be"):
+            Tokenizer.load(tmp_path)
