@@ -6,6 +6,8 @@ the same ids with a KV cache and several prompts at once.
 
 from __future__ import annotations
 
+import hashlib
+import math
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -21,7 +23,8 @@ from gptft.model import GPT
 class Sampling:
     """How the next token is chosen. temperature 0 is greedy: the likeliest token, always.
 
-    top_k keeps the k likeliest tokens (0: all), top_p the fewest whose probabilities reach p (arXiv 1904.09751).
+    top_k keeps the k likeliest tokens (0: all), top_p the fewest whose probabilities reach p (arXiv 1904.09751); as
+    likely as the last of them is as good as it. seed is any whole number.
     Each prompt draws from its own stream, seeded with (seed, its number), so a batch changes nothing.
     """
 
@@ -31,34 +34,56 @@ class Sampling:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not self.temperature >= 0 or self.top_k < 0 or not 0 < self.top_p <= 1:  # NaN is refused too
-            raise UserError("temperature and top_k must be at least 0, and top_p above 0 and at most 1")
+        if not 0 <= self.temperature < math.inf or self.top_k < 0 or not 0 < self.top_p <= 1:  # NaN is refused too
+            raise UserError("temperature and top_k must be finite and at least 0, and top_p above 0 and at most 1")
 
 
 GREEDY = Sampling()
 
 
 def choose(logits: Tensor, sampling: Sampling, generators: Sequence[torch.Generator]) -> Tensor:
-    """Logits (B, V) -> the next ids (B,), on the CPU."""
+    """Logits (B, V) -> the next ids (B,), on the CPU. Row n takes one number from generators[n], whatever V is, and
+    looks up in the cumulated probabilities which token it falls on. Raises UserError where logits are not numbers."""
     if sampling.temperature == 0:
         return logits.argmax(-1).cpu()
-    logits = logits.float().cpu() / sampling.temperature
+    logits = logits.float().cpu()
+    # differences from the best cannot overflow; below 1e-30 every temperature gives the same probabilities
+    logits = (logits - logits.max(-1, keepdim=True).values) / max(sampling.temperature, 1e-30)
     if sampling.top_k and sampling.top_k < logits.size(-1):
         smallest = logits.topk(sampling.top_k).values[:, -1:]  # (B, 1)
         logits = logits.masked_fill(logits < smallest, -torch.inf)
     probabilities = logits.softmax(-1)  # (B, V)
     if sampling.top_p < 1:
-        ordered, which = probabilities.sort(-1, descending=True)
-        # a token is kept while those before it have not reached top_p, so the first always is
-        dropped = ordered.cumsum(-1) - ordered >= sampling.top_p
-        probabilities = probabilities.masked_fill(dropped.scatter(-1, which, dropped), 0.0)
-    drawn = [torch.multinomial(row, 1, generator=g) for row, g in zip(probabilities, generators, strict=True)]
-    return torch.cat(drawn)
+        probabilities = probabilities.masked_fill(probabilities < _nucleus(probabilities, sampling.top_p), 0.0)
+    cumulated = probabilities.cumsum(-1, dtype=torch.float64)  # (B, V)
+    total = cumulated[:, -1:].contiguous()  # (B, 1)
+    if not torch.isfinite(total).all():
+        raise UserError("the model's logits are not finite numbers: its weights are damaged, or out of fp16's range")
+    drawn = torch.stack([torch.rand(1, generator=g, dtype=torch.float64) for g in generators])  # (B, 1), in [0, 1)
+    # strictly below the total, so that rounding cannot point beyond the last token that has a probability
+    below = drawn * torch.nextafter(total, torch.zeros_like(total))
+    return torch.searchsorted(cumulated, below, right=True)[:, 0]
+
+
+def _nucleus(probabilities: Tensor, top_p: float) -> Tensor:
+    """The smallest probability (B, 1) among the fewest tokens of each row (B, V) that reach `top_p` together. Few do,
+    as a rule, so that not the whole vocabulary is sorted."""
+    V, most = probabilities.size(-1), 64
+    while True:
+        ordered = probabilities.topk(min(most, V)).values  # (B, most), falling
+        cumulated = ordered.cumsum(-1, dtype=torch.float64)
+        if most >= V or (cumulated[:, -1] >= top_p).all():
+            break
+        most *= 16
+    # a token is kept while those before it have not reached top_p, so the first always is
+    return ordered.masked_fill(cumulated - ordered >= top_p, torch.inf).min(-1, keepdim=True).values
 
 
 def _generators(sampling: Sampling, numbers: Sequence[int]) -> list[torch.Generator]:
-    """A stream of random numbers for each prompt, by its number."""
-    return [torch.Generator().manual_seed((sampling.seed << 20) + number) for number in numbers]
+    """A stream of random numbers for each prompt, by its number. The two are hashed into one seed: a seed of any size
+    has streams of its own."""
+    seeds = [hashlib.blake2b(f"{sampling.seed} {number}".encode(), digest_size=8).digest() for number in numbers]
+    return [torch.Generator().manual_seed(int.from_bytes(seed, "little") >> 1) for seed in seeds]
 
 
 @torch.no_grad()

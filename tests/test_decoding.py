@@ -2,6 +2,7 @@ import pytest
 import torch
 from toys import toy_model
 
+from gptft import decoding
 from gptft.decoding import Sampling, choose, decode, decode_plain
 from gptft.errors import UserError
 from gptft.generation import generate, prompt_ids
@@ -109,6 +110,74 @@ def test_sampling_keeps_top_k_and_top_p():
     assert shares(Sampling(0.5)) == pytest.approx(sharp, abs=0.035)
 
 
+@pytest.mark.parametrize("V, top_p", [(5000, 1.0), (5000, 0.9), (5000, 0.3), (3, 0.9)])
+def test_draws_have_the_distribution_that_multinomial_draws_from(V, top_p):
+    """One number a row, looked up in the cumulated probabilities, must not favour any token, nor draw one that top_p
+    dropped; a nucleus of more than the 64 tokens that are sorted first included."""
+    torch.manual_seed(3)
+    logits = torch.randn(1, V)
+    probabilities = logits.softmax(-1)[0]
+    ordered, which = probabilities.sort(descending=True)
+    dropped = which[ordered.cumsum(0) - ordered >= top_p]
+    expected = probabilities.index_fill(0, dropped, 0.0).double()
+    expected /= expected.sum()
+    n = 20_000
+    stream = torch.Generator().manual_seed(0)
+    drawn = torch.cat(
+        [choose(logits.expand(100, V), Sampling(1.0, top_p=top_p), [stream] * 100) for _ in range(n // 100)]
+    )
+    counts = torch.bincount(drawn, minlength=V).double()
+    assert counts[expected == 0].sum() == 0
+    # a hundred bins (or V) of about equal share; chi-squared is beyond twice its degrees of freedom once in 10^6
+    bins = (expected.cumsum(0) * 100).clamp(max=99.99).long() if V > 100 else torch.arange(V)
+    share = torch.zeros(int(bins.max()) + 1, dtype=torch.float64).index_add_(0, bins, expected)
+    seen = torch.zeros_like(share).index_add_(0, bins, counts)
+    chi_squared = ((seen - n * share) ** 2 / (n * share))[share > 0].sum()
+    assert chi_squared < max(2 * len(share), 14)
+
+
+def test_tokens_without_a_probability_are_never_drawn():
+    """At both ends of the vocabulary and in its middle, whatever number is drawn, the largest below 1 too."""
+    logits = torch.tensor([[-torch.inf, 0.0, -torch.inf, 0.0, -torch.inf]])
+    for number in (0.0, 0.6, 1 - 2**-53):
+        rand = torch.rand
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(torch, "rand", lambda *_, **__: torch.tensor([number], dtype=torch.float64))  # noqa: B023
+            assert choose(logits, Sampling(1.0), [torch.Generator()]).item() == (1 if number < 0.5 else 3)
+        assert torch.rand is rand
+
+
+@pytest.mark.parametrize("temperature", [1e-40, 1e-300, 1e-9])
+def test_a_temperature_near_zero_is_greedy(temperature):
+    """Dividing by 1e-40 overflowed: the probabilities were not numbers, and torch's error a traceback."""
+    logits = torch.randn(4, 100, generator=torch.Generator().manual_seed(1)) * 50
+    streams = [torch.Generator().manual_seed(n) for n in range(4)]
+    assert choose(logits, Sampling(temperature), streams).tolist() == logits.argmax(-1).tolist()
+    assert choose(logits, Sampling(temperature, top_k=5, top_p=0.5), streams).tolist() == logits.argmax(-1).tolist()
+
+
+def test_a_seed_of_any_size_has_streams_of_its_own():
+    """2^45 was shifted beyond what torch takes; and prompt 2^20 of one seed drew as prompt 0 of another."""
+    logits = torch.zeros(1, 10**6)
+    draws = set()
+    seeds = (0, 1, -1, 2**20, 2**45, 2**64, -(2**80))
+    for seed in seeds:
+        for number in (0, 1, 1 << 20):
+            sampling = Sampling(1.0, seed=seed)
+            draws.add(choose(logits, sampling, decoding._generators(sampling, [number])).item())
+    assert len(draws) == 3 * len(seeds)
+    model = toy_model()
+    assert len(collect(model, random_prompts([4]), 5, (), 61, Sampling(1.0, seed=2**45))[0]) == 5
+
+
+def test_logits_that_are_not_numbers_are_one_line():
+    with pytest.raises(UserError, match="the model's logits are not finite numbers"):
+        choose(torch.full((1, 5), torch.nan), Sampling(1.0), [torch.Generator()])
+    for settings in ({"temperature": float("inf")}, {"temperature": float("nan")}, {"top_p": 0.0}):
+        with pytest.raises(UserError, match="must be finite and at least 0"):
+            Sampling(**settings)
+
+
 def test_sampling_does_not_depend_on_the_batch():
     """The same seed gives the same answers whatever the batch, and with other prompts beside them."""
     tokenizer = embedded()
@@ -120,6 +189,10 @@ def test_sampling_does_not_depend_on_the_batch():
     assert together[:2] == generate(model, tokenizer, prompts[:2], **options)
     assert together[0] == generate(model, tokenizer, [prompts[0], "A"], **options)[0]
     assert together != generate(model, tokenizer, prompts, **{**options, "seed": 6})
+    nucleus = {**options, "top_p": 0.5}
+    assert generate(model, tokenizer, prompts, **nucleus) == generate(
+        model, tokenizer, prompts, batch_size=1, **nucleus
+    )
 
 
 def test_generate_applies_the_template_and_returns_training_mode():
