@@ -24,8 +24,11 @@ class Template:
     """How a record becomes text. Placeholders: {instruction}, {input}, {prompt} (the instruction and, on the next
     line, the input where there is one), {system}, and any further part named with --fields.
 
-    `lead` stands between a prompt and its response and belongs to the response; `after` stands between one
-    response's stop and the next turn. `multi_turn` says whether a conversation can be written in this template.
+    `lead` stands between a prompt and its response and belongs to the response, as `tail` does, which stands between
+    it and its stop; `after` stands between one response's stop and the next turn. `multi_turn` says whether a
+    conversation can be written in this template. `bos` names the beginning-of-text that every prompt starts with
+    (empty: only the first one does, where the vocabulary has one), and `system_in_prompt` says that the system text
+    belongs into the first prompt, before its first placeholder.
     """
 
     name: str
@@ -36,6 +39,9 @@ class Template:
     stop: str = "<|endoftext|>"
     after: str = ""
     multi_turn: bool = True
+    tail: str = ""
+    bos: str = ""
+    system_in_prompt: bool = False
 
     def check(self, extra: Iterable[str] = (), where: str = "") -> Template:
         """Refuse unknown placeholders, naming the nearest; `extra` are further parts that may be named."""
@@ -98,7 +104,7 @@ class Template:
             return self._conversation(messages)
         pattern = self.prompt_with_input if parts.get("input") and self.prompt_with_input else self.prompt
         asked = {part: text for part, text in parts.items() if part not in ("system", "response")}
-        return self._start(parts.get("system", "")) + self._fill(pattern, asked)
+        return self._first_prompt(parts.get("system", ""), pattern, asked)
 
     def segments(self, parts: dict) -> list[Segment]:
         """A whole training example: prompt, response and stop; a `text` record is trained on whole."""
@@ -108,30 +114,50 @@ class Template:
             return self._conversation(parts["messages"])
         return self.prompt_segments(parts) + self._response(parts["response"])
 
-    def _start(self, system: str) -> list[Segment]:
-        return self._fill(self.system, {"system": system}) if system.strip() else []
+    def _first_prompt(self, system: str, pattern: str, asked: dict) -> list[Segment]:
+        """The system text, where there is one, and the first prompt, in the order in which the template has them."""
+        start = self._fill(self.system, {"system": system}) if system.strip() else []
+        begin = [Segment(self.bos, False, "bos")] if self.bos else []
+        if not self.system_in_prompt:
+            return begin + start + self._fill(pattern, asked)
+        place = PLACEHOLDER.search(pattern).start()
+        return begin + self._fill(pattern[:place], {}) + start + self._fill(pattern[place:], asked)
 
-    def _response(self, text: str) -> list[Segment]:
-        return [Segment(self.lead + text, True), Segment(self.stop, True, "stop")]
+    def _response(self, text: str, trained: bool = True) -> list[Segment]:
+        return [Segment(self.lead + text + self.tail, trained), Segment(self.stop, trained, "stop")]
 
     def _conversation(self, messages: list[dict]) -> list[Segment]:
-        """Every assistant turn is trained; each ends with its own stop."""
+        """Every assistant turn is trained, but those with the weight 0; each ends with its own stop."""
+        self._check_messages(messages)
         turns = [message for message in messages if message["role"] != "system"]
         if len(turns) > 2 and not self.multi_turn:
             raise BadRecord(f"the template {self.name!r} has no form for conversations of several turns")
-        segments = self._start(messages[0]["content"] if messages[0]["role"] == "system" else "")
-        for number, turn in enumerate(turns):
+        system = messages[0]["content"] if messages[0]["role"] == "system" else ""
+        segments = self._first_prompt(system, self.prompt, {"instruction": turns[0]["content"]})
+        for turn in turns[1:]:
             if turn["role"] == "user":
-                if number:
-                    segments.append(Segment(self.after, False, "template"))
+                segments += [Segment(self.after, False, "template"), Segment(self.bos, False, "bos")]
                 segments += self._fill(self.prompt, {"instruction": turn["content"]})
             else:
-                segments += self._response(turn["content"])
+                segments += self._response(turn["content"], turn.get("weight") != 0)
         return [segment for segment in segments if segment.text]
 
+    def _check_messages(self, messages: list[dict]) -> None:
+        """Refuse what these templates do not write: they know a role, a content and a weight."""
+        for number, message in enumerate(messages, 1):
+            if message["role"] not in ("system", "user", "assistant"):
+                raise BadRecord(f"message {number}: the template {self.name!r} has no form for a {message['role']}'s")
+            for key, value in message.items():
+                if key not in ("role", "content", "weight") and value is not None:
+                    raise BadRecord(
+                        f"message {number} has the key {key!r}, for which the template {self.name!r} has no place"
+                    )
+
     def to_dict(self) -> dict:
-        """What a checkpoint stores: `Template(**that)` gives the template back."""
-        return dataclasses.asdict(self)
+        """What a checkpoint stores: `Template(**that)` gives the template back. What was added later and is not used
+        is left out, so that a template has the keys, and data the cache key, that an earlier commit gave them."""
+        later = ("tail", "bos", "system_in_prompt")
+        return {key: value for key, value in dataclasses.asdict(self).items() if value or key not in later}
 
 
 def hydrate(template: Template, parts: dict) -> dict:
@@ -144,7 +170,8 @@ def hydrate(template: Template, parts: dict) -> dict:
     if "messages" in parts and parts["messages"][-1]["role"] != "assistant":
         raise BadRecord("the conversation does not end with the assistant, so it has no response")
     *before, response, _stop = template.segments(parts)
-    return {"input": "".join(segment.text for segment in before), "output": response.text}
+    # a beginning-of-text is the tokenizer's to write
+    return {"input": "".join(segment.text for segment in before if segment.kind != "bos"), "output": response.text}
 
 
 PLACEHOLDER = re.compile(r"\{(\w+)\}")
@@ -169,11 +196,14 @@ TEMPLATES = {
             after="\n",
         ),
         Template(
-            "llama2",
+            "llama2",  # as the chat template of meta-llama/Llama-2-7b-chat-hf writes it
             prompt="[INST] {prompt} [/INST]",
             system="<<SYS>>\n{system}\n<</SYS>>\n\n",
+            system_in_prompt=True,
             lead=" ",
+            tail=" ",
             stop="</s>",
+            bos="<s>",
         ),
         Template(
             "chatml",

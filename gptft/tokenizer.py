@@ -140,6 +140,8 @@ class Tokenizer:
         for text, trained, kind in segments:
             if kind == "stop":
                 found: list[str | int] = [self.stop_id(text)]
+            elif kind == "bos":
+                found = [] if self.bos is None else [self.bos]
             elif kind in ("template", "chat"):
                 found = self._split_specials(text)
             else:

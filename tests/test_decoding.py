@@ -110,7 +110,7 @@ def test_sampling_keeps_top_k_and_top_p():
     assert shares(Sampling(0.5)) == pytest.approx(sharp, abs=0.035)
 
 
-@pytest.mark.parametrize("V, top_p", [(5000, 1.0), (5000, 0.9), (5000, 0.3), (3, 0.9)])
+@pytest.mark.parametrize("V, top_p", [(1500, 1.0), (1500, 0.9), (1500, 0.1), (3, 0.9)])
 def test_draws_have_the_distribution_that_multinomial_draws_from(V, top_p):
     """One number a row, looked up in the cumulated probabilities, must not favour any token, nor draw one that top_p
     dropped; a nucleus of more than the 64 tokens that are sorted first included."""
@@ -121,7 +121,7 @@ def test_draws_have_the_distribution_that_multinomial_draws_from(V, top_p):
     dropped = which[ordered.cumsum(0) - ordered >= top_p]
     expected = probabilities.index_fill(0, dropped, 0.0).double()
     expected /= expected.sum()
-    n = 20_000
+    n = 8_000
     stream = torch.Generator().manual_seed(0)
     drawn = torch.cat(
         [choose(logits.expand(100, V), Sampling(1.0, top_p=top_p), [stream] * 100) for _ in range(n // 100)]

@@ -55,8 +55,9 @@ EXACT = [
         "<|system|>\nBe brief.<|end|>\n<|user|>\nOne?<|end|>\n<|assistant|>\n<<1.<|end|>>>\n"
         "<|user|>\nTwo?<|end|>\n<|assistant|>\n<<2.<|end|>>>",
     ),
-    ("llama2", ONE, "[INST] Say hi. [/INST]<< Hi!</s>>>"),
-    ("llama2", WITH_INPUT, "[INST] Translate.\nchat [/INST]<< cat</s>>>"),
+    ("llama2", ONE, "<s>[INST] Say hi. [/INST]<< Hi! </s>>>"),
+    ("llama2", WITH_INPUT, "<s>[INST] Translate.\nchat [/INST]<< cat </s>>>"),
+    ("llama2", SYSTEM, "<s>[INST] <<SYS>>\nBe brief.\n<</SYS>>\n\nSay hi. [/INST]<< Hi! </s>>>"),
     (
         "chatml",
         SYSTEM,
@@ -97,11 +98,73 @@ def test_the_prompt_that_inference_sends_is_the_beginning_of_the_example(name, p
         assert TEMPLATES[name].prompt_segments(asked) == segments[:-2]
 
 
-def test_llama2_puts_the_system_text_before_the_first_turn_only():
-    """Further turns stand one after another; every assistant turn is trained and ends with its stop."""
+def test_llama2_puts_the_system_text_into_the_first_turn_and_begins_every_turn():
+    """As the model's own chat template does: the system text stood before [INST], and no later turn began with <s>."""
     assert text(TEMPLATES["llama2"].segments(TURNS)) == (
+        "<s>[INST] <<SYS>>\nBe brief.\n<</SYS>>\n\nOne? [/INST]<< 1. </s>>><s>[INST] Two? [/INST]<< 2. </s>>>"
+    )
+
+
+def test_a_template_of_an_earlier_commit_renders_as_it_was_trained():
+    """Its checkpoint carries it. Its stored form stays too, for it is a part of the data's key."""
+    stored = {
+        "name": "llama2",
+        "prompt": "[INST] {prompt} [/INST]",
+        "prompt_with_input": "",
+        "system": "<<SYS>>\n{system}\n<</SYS>>\n\n",
+        "lead": " ",
+        "stop": "</s>",
+        "after": "",
+        "multi_turn": True,
+    }
+    template = template_from_dict(stored, "checkpoint", None)
+    assert text(template.segments(TURNS)) == (
         "<<SYS>>\nBe brief.\n<</SYS>>\n\n[INST] One? [/INST]<< 1.</s>>>[INST] Two? [/INST]<< 2.</s>>>"
     )
+    assert list(template.to_dict().items()) == list(stored.items())
+    assert list(TEMPLATES["chatml"].to_dict()) == list(stored)
+    again = template_from_dict(TEMPLATES["llama2"].to_dict(), "checkpoint", None)
+    assert again == TEMPLATES["llama2"]
+
+
+def turns(**keys):
+    """One question and answer; `keys` go to the answer."""
+    return {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", **keys}]}
+
+
+def test_an_answer_of_weight_0_is_context_and_no_target():
+    """The key was dropped without a word, and what was marked as bad was learned like the rest."""
+    two = {"messages": [*turns(weight=0)["messages"], *turns(weight=1)["messages"]]}
+    assert text(TEMPLATES["qa"].segments(recognise(two))) == (
+        "### Question:\na\n\n### Answer:\nb<|endoftext|>\n\n### Question:\na\n\n### Answer:\n<<b<|endoftext|>>>"
+    )
+    with pytest.raises(BadRecord, match="every assistant message has the weight 0"):
+        recognise(turns(weight=0))
+
+
+@pytest.mark.parametrize(
+    "messages, why",
+    [
+        (turns(weight=0.5)["messages"], "message 2: weight must be 0"),
+        (turns(weight="1")["messages"], "message 2: weight must be 0"),
+        ([{"role": "user", "content": "a", "weight": 1}], "message 1: weight 1 asks to train on the user's text"),
+        ([{"role": "user", "content": "a"}, {"role": "tool", "content": "b"}], "role 'tool' where 'assistant' was due"),
+        ([*turns(tool_calls=[{"name": "f"}])["messages"], {"role": "user", "content": "x"}], "where 'tool' was due"),
+    ],
+)
+def test_a_weight_or_a_tool_out_of_place_is_refused(messages, why):
+    with pytest.raises(BadRecord, match=why):
+        recognise({"messages": messages})
+
+
+@pytest.mark.parametrize("name", sorted(TEMPLATES))
+@pytest.mark.parametrize("key", ["name", "reasoning_content", "tool_calls", "anything"])
+def test_a_key_of_a_message_that_our_templates_do_not_write_is_refused_by_name(name, key):
+    """They were dropped without a word: reasoning, calls of tools, names."""
+    parts = turns(**{key: [{"name": "f"}] if key == "tool_calls" else "x"})
+    with pytest.raises(BadRecord, match=f"message 2 has the key '{key}', for which the template '{name}' has no"):
+        TEMPLATES[name].segments(parts)
+    assert text(TEMPLATES[name].segments(recognise(turns(**{key: None})))) == text(TEMPLATES[name].segments(turns()))
 
 
 def test_an_open_conversation_asks_for_the_next_turn():
@@ -280,8 +343,9 @@ def test_a_misspelt_part_in_fields_is_refused_with_the_nearest():
 def test_hydrated_records_hold_the_whole_prompt_and_the_response(name):
     template = TEMPLATES[name]
     record = hydrate(template, WITH_INPUT)
-    assert record["input"] == "".join(segment.text for segment in template.prompt_segments(WITH_INPUT))
-    assert record["output"] == template.lead + "cat"
+    prompt = [segment.text for segment in template.prompt_segments(WITH_INPUT) if segment.kind != "bos"]
+    assert record["input"] == "".join(prompt)  # a beginning-of-text is the tokenizer's to write
+    assert record["output"] == template.lead + "cat" + template.tail
     assert hydrate(template, {"text": "Once."}) == {"text": "Once."}
 
 

@@ -36,7 +36,7 @@ READINGS = (
 )
 # Every key that decides how a record is read.
 KNOWN = frozenset(key for reading in READINGS for key in reading.parts) | {"system"}
-ROLES = ("system", "user", "assistant")
+ROLES = ("system", "user", "assistant", "tool")
 
 
 class Parts(dict):
@@ -151,22 +151,42 @@ def _keys(record: dict) -> str:
 
 
 def _check_messages(messages, key: str) -> list[dict]:
+    """A conversation: perhaps a system text, then user and assistant in turn; tools answer an assistant's calls.
+
+    Which further keys of a message have a place is for the template to say; `weight` means the same in all of them.
+    """
     if not isinstance(messages, list) or not messages:
         raise BadRecord(f"key {key!r} must hold a list of messages")
-    expected = "user"
+    expected: tuple[str, ...] = ("user",)
     for number, message in enumerate(messages):
-        if not isinstance(message, dict) or not isinstance(message.get("content"), str):
-            raise BadRecord(f"key {key!r}, message {number + 1}: it must have 'role' and 'content', both text")
+        where = f"key {key!r}, message {number + 1}"
+        calls = isinstance(message, dict) and bool(message.get("tool_calls"))
+        text = message.get("content") if isinstance(message, dict) else None
+        if not isinstance(text, str) and not (calls and text is None):
+            raise BadRecord(f"{where}: it must have 'role' and 'content', both text")
         role = message.get("role")
         if role not in ROLES:
-            raise BadRecord(f"key {key!r}, message {number + 1}: role {role!r} is none of {', '.join(ROLES)}")
+            raise BadRecord(f"{where}: role {role!r} is none of {', '.join(ROLES)}")
+        _check_weight(message, where)
         if role == "system" and number == 0:
             continue
-        if role != expected:
-            raise BadRecord(f"key {key!r}, message {number + 1}: role {role!r} where {expected!r} was due")
-        if not message["content"].strip():
-            raise BadRecord(f"key {key!r}, message {number + 1}: the {role}'s content is empty")
-        expected = "assistant" if role == "user" else "user"
-    if not any(message["role"] == "assistant" for message in messages):
+        if role not in expected:
+            raise BadRecord(f"{where}: role {role!r} where {expected[0]!r} was due")
+        if not calls and not text.strip():
+            raise BadRecord(f"{where}: the {role}'s content is empty")
+        expected = ("tool",) if calls else {"user": ("assistant",), "tool": ("assistant", "tool")}.get(role, ("user",))
+    answers = [message for message in messages if message["role"] == "assistant"]
+    if not answers:
         raise BadRecord(f"key {key!r}: no assistant message, so nothing to learn from")
+    if all(message.get("weight") == 0 for message in answers):
+        raise BadRecord(f"key {key!r}: every assistant message has the weight 0, so there is nothing to learn from")
     return messages
+
+
+def _check_weight(message: dict, where: str) -> None:
+    """`weight` 0 leaves an assistant's turn untrained, 1 is what it has without; nothing else is trained anyway."""
+    weight = message.get("weight")
+    if weight is not None and weight not in (0, 1):
+        raise BadRecord(f"{where}: weight must be 0 (not trained) or 1, not {weight!r}")
+    if weight and message["role"] != "assistant":
+        raise BadRecord(f"{where}: weight {weight!r} asks to train on the {message['role']}'s text; only answers are")

@@ -8,6 +8,7 @@ from pathlib import Path
 from gptft.export.jinja import to_jinja
 from gptft.files import atomic_write
 from gptft.formats.hf_tokenizer import _added
+from gptft.prompts import Template
 from gptft.text.chat import ChatTemplate
 from gptft.text.engines import CHARACTER, TiktokenEngine, derivations
 from gptft.tokenizer import GPT2_PATTERN, Tokenizer
@@ -41,8 +42,10 @@ def write_hf_tokenizer(tokenizer: Tokenizer, directory: Path, model_max_length: 
     if model_max_length:
         config["model_max_length"] = model_max_length
     if template is not None:
-        # behind a special token some vocabularies put no space before a text, as they do at the start of one
-        space = " " if bos_name and engine.prefix_at == {"start"} else ""
+        # behind a special token some vocabularies put no space before a text, as they do at the start of one; a
+        # template that writes its beginning-of-text itself means it so
+        writes_bos = isinstance(template, Template) and template.bos
+        space = " " if bos_name and engine.prefix_at == {"start"} and not writes_bos else ""
         config["chat_template"] = to_jinja(template, names[tokenizer.stop], bos_name + space)
     for name, content in (("tokenizer.json", values), ("tokenizer_config.json", config)):
         with atomic_write(directory / name) as file:

@@ -20,9 +20,11 @@ def to_jinja(template: Template | ChatTemplate, eos_name: str, bos_name: str = "
         if part not in ("instruction", "input", "prompt"):
             raise UserError(f"the template {template.name!r} asks for {part!r}, which a conversation does not have")
     system = "{%- set turns = messages %}\n{%- if messages[0]['role'] == 'system' %}\n{%- set turns = messages[1:] %}\n"
+    filled = ""
     if "system" in PLACEHOLDER.findall(template.system):
         filled = _fill(template.system, {"system": "messages[0]['content']"})
-        system += f"{{%- if messages[0]['content'].strip() %}}{filled}{{%- endif %}}\n"
+        filled = f"{{%- if messages[0]['content'].strip() %}}{filled}{{%- endif %}}\n"
+        system += "" if template.system_in_prompt else filled
     else:
         refusal = f"it has a text for 'system', for which the template {template.name!r} has no place"
         system += (
@@ -32,11 +34,19 @@ def to_jinja(template: Template | ChatTemplate, eos_name: str, bos_name: str = "
     if not template.multi_turn:
         refusal = f"the template {template.name!r} has no form for conversations of several turns"
         system += f"{{%- if turns | length > 2 %}}{{{{- raise_exception({_quote(refusal)}) }}}}{{%- endif %}}\n"
-    user = _fill(template.prompt, {"instruction": "message['content']", "prompt": "message['content']", "input": "''"})
+    values = {"instruction": "message['content']", "prompt": "message['content']", "input": "''"}
+    place = PLACEHOLDER.search(template.prompt).start() if template.system_in_prompt else 0
+    inside = "{%- if loop.first and messages[0]['role'] == 'system' %}" + filled + "{%- endif %}"
+    user = (
+        _fill(template.prompt[:place], {})
+        + (inside if template.system_in_prompt else "")
+        + _fill(template.prompt[place:], values)
+    )
+    between = _put(template.after) + _put(bos_name if template.bos else "")
     return (
         _put(bos_name) + system + "{%- for message in turns %}\n{%- if message['role'] == 'user' %}"
-        f"{{%- if not loop.first %}}{_put(template.after)}{{%- endif %}}{user}\n"
-        f"{{%- else %}}{_put(template.lead)}{{{{- message['content'] }}}}{_put(eos_name)}\n"
+        f"{{%- if not loop.first %}}{between}{{%- endif %}}{user}\n"
+        f"{{%- else %}}{_put(template.lead)}{{{{- message['content'] }}}}{_put(template.tail)}{_put(eos_name)}\n"
         "{%- endif %}\n{%- endfor %}"
     )
 

@@ -8,8 +8,9 @@ from typing import NamedTuple
 class Segment(NamedTuple):
     """A stretch of text. `kind` is "text" (the user's: always ordinary text, whatever it spells), "template"
     (the template's own words: special tokens named in it are honoured), "chat" (the same of a checkpoint's chat
-    template, which writes its own beginning-of-text) or "stop" (`text` names the special token that ends a
-    response; a vocabulary without it uses its end-of-text)."""
+    template, which writes its own beginning-of-text), "stop" (`text` names the special token that ends a
+    response; a vocabulary without it uses its end-of-text) or "bos" (a beginning-of-text, whichever the vocabulary
+    has; nothing where it has none)."""
 
     text: str
     trained: bool

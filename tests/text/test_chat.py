@@ -615,7 +615,7 @@ def test_our_templates_written_as_jinja_give_the_same_text(name, tmp_path):
     values, config, model_type = families.qwen()
     families.write(tmp_path, values, config, model_type)
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
-    theirs.chat_template = to_jinja(template, template.stop)
+    theirs.chat_template = to_jinja(template, template.stop, template.bos)
     for turns in conversations(systems=bool(template.system)):
         if not template.multi_turn and len(turns) > 2:
             with pytest.raises(Exception, match="no form for conversations of several turns"):
@@ -628,6 +628,20 @@ def test_our_templates_written_as_jinja_give_the_same_text(name, tmp_path):
     if not template.system:
         with pytest.raises(Exception, match="has no place"):
             theirs.apply_chat_template([{"role": "system", "content": "s"}, *turns], tokenize=False)
+
+
+def test_our_llama2_template_gives_the_ids_of_the_models_own(loaded):
+    """Whoever chooses `--template llama2` means what Llama 2 was trained on; also in a vocabulary where a text behind
+    a special token begins otherwise than one at the start."""
+    for name in ("llama2", "llama2-legacy"):
+        ours, theirs = loaded(name)
+        for messages in conversations():
+            messages = [{**message, "content": message["content"].strip()} for message in messages]
+            for opened in (False, True):
+                given = messages[:-1] if opened else messages
+                segments = TEMPLATES["llama2"].prompt_segments if opened else TEMPLATES["llama2"].segments
+                ids = theirs.apply_chat_template(given, add_generation_prompt=opened, return_dict=False)
+                assert ours.encode_segments(segments({"messages": given}))[0] == ids
 
 
 def test_odd_characters_of_a_template_survive_jinja():
