@@ -8,7 +8,6 @@ from gptft.data.shapes import prompt_parts
 from gptft.decoding import Sampling, check_lengths, decode
 from gptft.errors import UserError
 from gptft.model import GPT
-from gptft.text.chat import ChatTemplate
 from gptft.tokenizer import Tokenizer
 
 
@@ -28,10 +27,7 @@ def prompt_ids(tokenizer: Tokenizer, prompt, raw: bool = False, max_input_tokens
         ids, _ = tokenizer.encode_segments(template.prompt_segments(prompt_parts(template, prompt)))
     if not max_input_tokens or len(ids) <= max_input_tokens:
         return ids
-    beginning = {tokenizer.bos}
-    if isinstance(template, ChatTemplate):  # it may write one that the vocabulary itself does not
-        beginning.add(tokenizer.specials.get(template.variables.get("bos_token", "")))
-    kept = 1 if ids[0] in beginning else 0
+    kept = 1 if ids[0] in tokenizer.beginnings else 0
     return ids[:kept] + ids[len(ids) - max_input_tokens + kept :]
 
 

@@ -132,6 +132,12 @@ class Tokenizer:
         """The id that ends a response under the tokenizer's template, and without one the end-of-text."""
         return self.stop_id(self.template.stop) if self.template else self.eot
 
+    @property
+    def beginnings(self) -> set[int]:
+        """The ids of a beginning-of-text: the vocabulary's own, and that which a chat template writes itself."""
+        named = self.template.variables.get("bos_token", "") if isinstance(self.template, ChatTemplate) else ""
+        return {self.bos, self.specials.get(named)} - {None}
+
     def pieces(self, segments: Sequence[Segment]) -> list[tuple[str | int, bool]]:
         """Segments -> (text to encode, or a special id; trained). Neighbours with one flag are joined, so that they
         are encoded whole; where the flag changes the text is cut, so that a prompt's ids do not depend on what

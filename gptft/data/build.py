@@ -8,7 +8,7 @@ import json
 import sys
 from array import array
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,17 +41,22 @@ class Recipe:
         content = [FORMAT, self.template.to_dict(), self.max_length, self.truncation, self.bad_records]
         content += [sorted((self.fields or {}).items()), tokenizer.digest]
         content += [[path.suffix, sha256_file(path)] for path in paths]
+        if self.truncation == "left" and tokenizer.beginnings:
+            content.append("a beginning-of-text is kept")  # it once was cut, and such data must not be found again
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:32]
 
 
 Spans = list[tuple[int, int]]
 
 
-def truncate(ids: list[int], spans: Spans, max_length: int, how: str) -> tuple[list[int], Spans] | None:
+def truncate(
+    ids: list[int], spans: Spans, max_length: int, how: str, beginnings: Collection[int] = ()
+) -> tuple[list[int], Spans] | None:
     """Cut an example to `max_length` tokens, or None where nothing worth learning survives.
 
     right: the end is cut, the stop with it, and none is made up, so no false end-of-text is learned.
-    left: the start is cut; the last response must survive whole, with a token before it.
+    left: the start is cut, but a first id that is one of `beginnings` (a beginning-of-text) stays, and is counted; the
+    last response must survive whole, with a token before it.
     """
     excess = len(ids) - max_length
     if excess <= 0:
@@ -60,9 +65,11 @@ def truncate(ids: list[int], spans: Spans, max_length: int, how: str) -> tuple[l
         spans = [(start, min(end, max_length)) for start, end in spans if start < max_length]
         # the token at position 0 is predicted by nothing, so it is never a target
         return (ids[:max_length], spans) if any(end > max(start, 1) for start, end in spans) else None
-    if how == "left" and spans[-1][0] > excess:
-        kept = [(max(start - excess, 0), end - excess) for start, end in spans if end > excess]
-        return ids[excess:], kept
+    first = 1 if ids[0] in beginnings else 0  # what stays before the cut
+    if how == "left" and spans[-1][0] > excess + first:
+        cut = excess + first
+        kept = [(max(start - excess, first), end - excess) for start, end in spans if end > cut]
+        return ids[:first] + ids[cut:], kept
     return None
 
 
@@ -149,7 +156,7 @@ class Builder:
             count["tokens_kept"] -= repeated
             return
         group = _group(ids[: spans[0][0]])
-        result = truncate(ids, spans, recipe.max_length, recipe.truncation)
+        result = truncate(ids, spans, recipe.max_length, recipe.truncation, self.tokenizer.beginnings)
         if result is None:
             count["tokens_dropped"] += len(ids)
             why = f"{len(ids)} tokens; no whole response within max_length {recipe.max_length}"

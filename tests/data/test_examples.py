@@ -86,6 +86,37 @@ def test_truncation_equals_a_token_by_token_reference(how):
     assert outcomes == {"dropped", "whole"} | ({"cut"} if how != "drop" else set())
 
 
+def test_left_truncation_keeps_the_beginning_of_text_and_counts_it():
+    """A model never saw a text without it; it was the first token to be cut."""
+    rng = random.Random(1)
+    outcomes = set()
+    for _ in range(3000):
+        ids, flags = random_example(rng)
+        ids, flags = [1, *ids], [False, *flags]
+        max_length = rng.randint(2, 25)
+        result = truncate(ids, spans_of(flags), max_length, "left", beginnings={1})
+        expected = truncate_by_flags(ids[1:], flags[1:], max_length - 1, "left")  # of what follows the first
+        wanted = expected and ([1, *expected[0]], [(start + 1, end + 1) for start, end in expected[1]])
+        assert result == wanted, (flags, max_length)
+        outcomes.add("dropped" if result is None else "cut" if len(result[0]) < len(ids) else "whole")
+        # where 1 is no beginning-of-text, it is cut like any other token
+        assert truncate(ids, spans_of(flags), max_length, "left") == truncate_by_flags(ids, flags, max_length, "left")
+    assert outcomes == {"dropped", "cut", "whole"}
+
+
+def test_a_cut_conversation_begins_with_its_beginning_of_text(write_lines):
+    """From the record on: the vocabulary's own id stands at position 0, and max_length counts it."""
+    plain = embedded()
+    tokenizer = Tokenizer(plain.ranks, plain.pattern, {**plain.specials, "<s>": plain.n_vocab}, bos=plain.n_vocab)
+    path = write_lines([{"question": "word " * 100, "answer": "the cat sat"}])
+    (example,) = load(tokenizer, path, max_length=30, truncation="left")
+    assert example.ids[0] == tokenizer.bos and len(example.ids) == 30 and example.spans[0][1] == 30
+    whole, _ = tokenizer.encode_segments(
+        TEMPLATES["qa"].segments({"instruction": "word " * 100, "response": "the cat sat"})
+    )
+    assert example.ids.tolist() == [whole[0], *whole[-29:]]
+
+
 def test_a_cut_response_has_no_end_of_text(tokenizer, write_lines):
     """Row 5: an end made up after the cut would teach the model to stop in mid-sentence."""
     path = write_lines([{"question": "Tell me.", "answer": "the cat sat on the mat and looked at the dog " * 9}])
