@@ -31,14 +31,14 @@ class GPTConfig:
     no_rope_layers: tuple[int, ...] = ()  # layers that see no positions (SmolLM3; arXiv 2501.18795)
     window: int = 0  # a token sees so many tokens, itself included; 0: all before it (arXiv 2004.05150)
     full_layers: tuple[int, ...] = ()  # layers that see beyond the window
-    norm: str = "layer"  # "layer" (with bias) or "rms" (arXiv 1910.07467)
+    norm: str = "layer"  # one of model.NORMS: "layer" (with bias) or "rms" (arXiv 1910.07467)
     norm_eps: float = 1e-5
     activation: str = "gelu_tanh"  # "gelu_tanh", "gelu" (exact) or "silu"
     gated_mlp: bool = False  # act(gate(x)) * up(x), as in SwiGLU (arXiv 2002.05202)
     qkv_bias: bool = True
     out_bias: bool = True  # on attention's output projection
     mlp_bias: bool = True
-    qk_norm: bool = False  # RMSNorm over each head of q and k before the rotation, as in Qwen3 (arXiv 2302.05442)
+    qk_norm: bool = False  # the norm over each head of q and k too, before the rotation, as in Qwen3 (arXiv 2302.05442)
     parallel_residual: bool = False  # x + attn(norm1(x)) + mlp(norm2(x)), as in GPT-NeoX
     tie_embeddings: bool = True  # the head is the token embedding
 
@@ -59,7 +59,6 @@ class GPTConfig:
                 raise UserError(f"model config: {name} is {getattr(self, name)}, it must be at least 1")
         legal = {
             "position": ("learned", "rotary"),
-            "norm": ("layer", "rms"),
             "activation": ("gelu_tanh", "gelu", "silu"),
         }
         for name, words in legal.items():

@@ -31,12 +31,15 @@ from gptft.attention import KVCache, Layout, attend
 from gptft.errors import UserError
 
 ACTIVATIONS = {"gelu_tanh": lambda x: F.gelu(x, approximate="tanh"), "gelu": F.gelu, "silu": F.silu}
+# GPTConfig.norm: a module over the last dimension, made as cls(size, eps=...), that starts by its `reset_parameters`
+NORMS: dict[str, type[nn.Module]] = {"layer": nn.LayerNorm, "rms": nn.RMSNorm}
 
 
-def make_norm(config: GPTConfig) -> nn.Module:
-    if config.norm == "layer":
-        return nn.LayerNorm(config.n_embd, eps=config.norm_eps)
-    return nn.RMSNorm(config.n_embd, eps=config.norm_eps)
+def make_norm(config: GPTConfig, size: int) -> nn.Module:
+    """The model's kind of norm over `size` channels. Raises UserError for a kind that is not there."""
+    if config.norm not in NORMS:
+        raise UserError(f"model config: norm is {config.norm!r}, it must be one of {tuple(NORMS)}")
+    return NORMS[config.norm](size, eps=config.norm_eps)
 
 
 def rotary_frequencies(config: GPTConfig, device) -> Tensor:
@@ -88,8 +91,8 @@ class Attention(nn.Module):
         self.k = nn.Linear(C, config.n_kv_head * hs, bias=config.qkv_bias)
         self.v = nn.Linear(C, config.n_kv_head * hs, bias=config.qkv_bias)
         self.out = nn.Linear(config.n_head * hs, C, bias=config.out_bias)
-        self.q_norm = nn.RMSNorm(hs, eps=config.norm_eps) if config.qk_norm else None
-        self.k_norm = nn.RMSNorm(hs, eps=config.norm_eps) if config.qk_norm else None
+        self.q_norm = make_norm(config, hs) if config.qk_norm else None
+        self.k_norm = make_norm(config, hs) if config.qk_norm else None
 
     def forward(self, x: Tensor, table, layout: Layout | None, cache: KVCache | None) -> Tensor:
         B, T, _ = x.shape
@@ -98,8 +101,8 @@ class Attention(nn.Module):
         k = self.k(x).view(B, T, -1, hs).transpose(1, 2)  # (B, n_kv, T, hs)
         v = self.v(x).view(B, T, -1, hs).transpose(1, 2)  # (B, n_kv, T, hs)
         if self.q_norm is not None:
-            full = self.q_norm.weight.dtype  # under autocast q and k come in 16 bits: norms are for 32
-            q, k = self.q_norm(q.to(full)).to(q.dtype), self.k_norm(k.to(full)).to(k.dtype)
+            # under autocast q and k come in 16 bits; norms are for 32, as x is, which comes from one
+            q, k = self.q_norm(q.to(x.dtype)).to(q.dtype), self.k_norm(k.to(x.dtype)).to(k.dtype)
         if self.rotary:
             q, k = rotate(q, table), rotate(k, table)
         if cache is not None:
@@ -130,8 +133,8 @@ class Block(nn.Module):
     def __init__(self, config: GPTConfig, layer: int) -> None:
         super().__init__()
         self.parallel = config.parallel_residual
-        self.norm1, self.attn = make_norm(config), Attention(config, layer)
-        self.norm2, self.mlp = make_norm(config), MLP(config)
+        self.norm1, self.attn = make_norm(config, config.n_embd), Attention(config, layer)
+        self.norm2, self.mlp = make_norm(config, config.n_embd), MLP(config)
         self.drop = nn.Dropout(0.0)
 
     def forward(self, x: Tensor, table, layout: Layout | None, cache: KVCache | None, at: Tensor | None) -> Tensor:
@@ -154,7 +157,7 @@ class GPT(nn.Module):
         self.pos = nn.Embedding(config.block_size, config.n_embd) if config.position == "learned" else None
         self.drop = nn.Dropout(0.0)
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
-        self.norm = make_norm(config)
+        self.norm = make_norm(config, config.n_embd)
         self.lm_head = None if config.tie_embeddings else nn.Linear(config.n_embd, config.vocab_size, bias=False)
         self.checkpoint_activations = False
 
@@ -174,17 +177,17 @@ class GPT(nn.Module):
         token and position embeddings, head      normal(0, 0.02)
         every linear layer                       normal(0, 0.02), bias 0
         those that write to the residual stream  normal(0, 0.02 / sqrt(2 * n_layer)), bias 0
-        norms                                    weight 1, bias 0
+        norms                                    as their class says: weight 1, bias 0
         """
         writes_to_stream = 0.02 / math.sqrt(2 * self.config.n_layer)
-        for name, parameter in self.named_parameters():
-            if name.endswith("bias"):
-                parameter.zero_()
-            elif parameter.dim() == 1:
-                parameter.fill_(1.0)
-            else:
-                std = writes_to_stream if name.endswith(("attn.out.weight", "mlp.down.weight")) else 0.02
-                parameter.normal_(0.0, std, generator=generator)
+        for name, module in self.named_modules():
+            if isinstance(module, nn.Linear | nn.Embedding):
+                std = writes_to_stream if name.endswith(("attn.out", "mlp.down")) else 0.02
+                module.weight.normal_(0.0, std, generator=generator)
+                if getattr(module, "bias", None) is not None:
+                    module.bias.zero_()
+            elif next(module.parameters(recurse=False), None) is not None:
+                module.reset_parameters()  # a norm
 
     def hidden(
         self, idx: Tensor, layout: Layout | None = None, cache: KVCache | None = None, at: Tensor | None = None

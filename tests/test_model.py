@@ -7,7 +7,7 @@ from toys import difference, toy_config, toy_model
 from gptft.architecture import GPTConfig
 from gptft.attention import Layout
 from gptft.errors import UserError
-from gptft.model import GPT, flops_of_head, flops_per_token
+from gptft.model import GPT, NORMS, flops_of_head, flops_per_token
 
 VARIANTS = {
     "gpt2": {"position": "learned"},
@@ -79,6 +79,42 @@ def test_initialisation_follows_its_table():
     assert all((p == 1).all() for name, p in weights.items() if "norm" in name and name.endswith("weight"))
     again = GPT.create(model.config, seed=3)
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
+
+
+def test_weights_are_drawn_in_the_order_of_the_parameters():
+    """A seed's weights are what they always were: runs that start from a preset are compared by them."""
+    for changes in ({"position": "learned"}, {"norm": "rms", "qk_norm": True, "tie_embeddings": False}):
+        model = GPT.create(toy_config(**changes), seed=5)
+        generator = torch.Generator().manual_seed(5)
+        for name, parameter in model.named_parameters():
+            if parameter.dim() == 2:
+                std = 0.02 / math.sqrt(4) if name.endswith(("attn.out.weight", "mlp.down.weight")) else 0.02
+                assert torch.equal(parameter, torch.empty_like(parameter).normal_(0.0, std, generator=generator)), name
+
+
+class CountedNorm(torch.nn.Module):
+    """A norm that is nobody's: no scale of its own but one number, which starts at 3."""
+
+    def __init__(self, size, eps):
+        super().__init__()
+        self.gain = torch.nn.Parameter(torch.empty(1, 1))  # a matrix by its shape: no rule by `dim` would know it
+
+    def reset_parameters(self):
+        self.gain.fill_(3.0)
+
+    def forward(self, x):
+        return self.gain * x / x.norm(dim=-1, keepdim=True)
+
+
+def test_another_norm_is_one_class_and_one_entry(monkeypatch):
+    monkeypatch.setitem(NORMS, "counted", CountedNorm)
+    model = GPT.create(toy_config(norm="counted", qk_norm=True))
+    norms = [module for module in model.modules() if isinstance(module, CountedNorm)]
+    assert len(norms) == 2 * 4 + 1  # per layer: two, and q's and k's; the last
+    assert all(norm.gain.item() == 3.0 for norm in norms)
+    assert model(torch.arange(9)[None]).isfinite().all()
+    with pytest.raises(UserError, match=r"norm is 'batch', it must be one of \('layer', 'rms', 'counted'\)"):
+        GPT.create(toy_config(norm="batch"))
 
 
 def test_parameter_count_of_gpt2():
