@@ -29,8 +29,9 @@ class GPTConfig:
     rope_low: float = 1.0  #     those below original / high stay as they are,
     rope_high: float = 4.0  #    and between the two it is blended
     no_rope_layers: tuple[int, ...] = ()  # layers that see no positions (SmolLM3; arXiv 2501.18795)
-    window: int = 0  # a token sees so many tokens, itself included; 0: all before it (arXiv 2004.05150)
-    full_layers: tuple[int, ...] = ()  # layers that see beyond the window
+    # the sliding window, by its stored name: a token sees so many tokens, itself included; 0: all before it
+    window: int = 0  # (arXiv 2004.05150)
+    full_layers: tuple[int, ...] = ()  # layers that see beyond the sliding window
     norm: str = "layer"  # one of model.NORMS: "layer" (with bias) or "rms" (arXiv 1910.07467)
     norm_eps: float = 1e-5
     activation: str = "gelu_tanh"  # "gelu_tanh", "gelu" (exact) or "silu"
@@ -81,7 +82,7 @@ class GPTConfig:
         """Channels of each head that are rotated."""
         return int(self.head_size * self.rope_fraction) if self.position == "rotary" else 0
 
-    def window_of(self, layer: int) -> int:
+    def sliding_window_of(self, layer: int) -> int:
         """How many tokens a token sees in this layer, itself included; 0: all before it."""
         return 0 if layer in self.full_layers else self.window
 

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gptft.attention import Layout
 from gptft.errors import UserError
 from gptft.model import GPT
 
@@ -133,11 +132,9 @@ def decode(
     idx = torch.zeros(B, longest, dtype=torch.long)
     for row, prompt in enumerate(prompts):
         idx[row, : len(prompt)] = torch.tensor(prompt)
-    idx = idx.to(model.device)
-    pos = torch.arange(longest, device=model.device).expand(B, -1)  # (B, T)
-    lengths = torch.tensor([len(prompt) for prompt in prompts])
-    last = (torch.arange(B) * longest + lengths - 1).to(model.device)  # (B,) each prompt's last token in (B * T)
-    h = model.hidden(idx, Layout(pos, end=longest, fresh=True), cache, at=last)  # (B, C)
+    layout = cache.begin([len(prompt) for prompt in prompts])
+    last = torch.arange(B) * longest + cache.lengths - 1  # (B,) each prompt's last token in (B * T)
+    h = model.hidden(idx.to(model.device), layout, cache, scored=last.to(model.device))  # (B, C)
 
     rows = list(range(B))  # which prompt each row of the cache belongs to
     while True:
@@ -155,15 +152,10 @@ def decode(
         if not alive:
             return
         if len(alive) <= len(rows) // 2:
-            kept = torch.tensor(alive)
-            cache.keep(kept.to(model.device))
-            rows, new, lengths = [rows[n] for n in alive], new[kept], lengths[kept]
+            cache.keep(alive)
+            rows, new = [rows[n] for n in alive], new[alive]
             alive = list(range(len(rows)))
-        end = int(lengths[alive].max()) + 1
-        pos = lengths.clamp(max=end - 1)[:, None].to(model.device)  # (rows, 1); a finished row may stand anywhere
-        layout = Layout(pos, end=end, even=bool((lengths == lengths[0]).all()))
-        h = model.hidden(new[:, None].to(model.device), layout, cache)[:, 0]  # (rows, C)
-        lengths = lengths + 1
+        h = model.hidden(new[:, None].to(model.device), cache.extend(growing=alive), cache)[:, 0]  # (rows, C)
 
 
 def check_lengths(model: GPT, prompts: Sequence[Sequence[int]]) -> None:

@@ -26,7 +26,7 @@ class Objective(nn.Module):
         The last MLP and the head run only where there is a target: the same loss, a fraction of the work. A batch
         without targets gives 0 and gradients of 0, never a NaN.
         """
-        h = self.model.hidden(batch.idx, batch.layout, at=batch.scored)  # (n_targets, C)
+        h = self.model.hidden(batch.idx, batch.layout, scored=batch.scored)  # (n_targets, C)
         logits = self.model.head(h)  # (n_targets, V)
         if logits.dtype in (torch.bfloat16, torch.float16):
             logits = logits.float()  # the softmax over V terms is not to be rounded to 8 bits

@@ -42,6 +42,13 @@ def make_norm(config: GPTConfig, size: int) -> nn.Module:
     return NORMS[config.norm](size, eps=config.norm_eps)
 
 
+def working_dtype(x: Tensor) -> torch.dtype:
+    """In what a linear layer computes: autocast's dtype where that is on, else that of x."""
+    if x.dtype != torch.float64 and torch.is_autocast_enabled(x.device.type):
+        return torch.get_autocast_dtype(x.device.type)
+    return x.dtype
+
+
 def rotary_frequencies(config: GPTConfig, device) -> Tensor:
     """Radians a position (rot/2,) by which each pair of channels turns: theta^(-2i/rot), fp32.
 
@@ -86,7 +93,7 @@ class Attention(nn.Module):
         C, hs = config.n_embd, config.head_size
         self.config, self.layer, self.dropout = config, layer, 0.0
         self.rotary = config.position == "rotary" and layer not in config.no_rope_layers
-        self.window = config.window_of(layer)
+        self.sliding_window = config.sliding_window_of(layer)
         self.q = nn.Linear(C, config.n_head * hs, bias=config.qkv_bias)
         self.k = nn.Linear(C, config.n_kv_head * hs, bias=config.qkv_bias)
         self.v = nn.Linear(C, config.n_kv_head * hs, bias=config.qkv_bias)
@@ -107,7 +114,8 @@ class Attention(nn.Module):
             q, k = rotate(q, table), rotate(k, table)
         if cache is not None:
             k, v = cache.write(self.layer, k, v, layout)  # (B, n_kv, S, hs)
-        y = attend(q, k, v, layout, self.dropout if self.training else 0.0, self.window)  # (B, nh, T, hs)
+        dropout = self.dropout if self.training else 0.0
+        y = attend(q, k, v, layout, dropout, self.sliding_window)  # (B, nh, T, hs)
         return self.out(y.transpose(1, 2).reshape(B, T, -1))  # (B, T, nh * hs) -> (B, T, C)
 
 
@@ -137,10 +145,10 @@ class Block(nn.Module):
         self.norm2, self.mlp = make_norm(config, config.n_embd), MLP(config)
         self.drop = nn.Dropout(0.0)
 
-    def forward(self, x: Tensor, table, layout: Layout | None, cache: KVCache | None, at: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, table, layout: Layout | None, cache: KVCache | None, scored: Tensor | None) -> Tensor:
         attended = self.drop(self.attn(self.norm1(x), table, layout, cache))
-        if at is not None:  # from here on no token looks at another, so those that nobody asks for can go
-            x, attended = x.flatten(0, 1)[at], attended.flatten(0, 1)[at]  # (n, C)
+        if scored is not None:  # from here on no token looks at another, so those that nobody asks for can go
+            x, attended = x.flatten(0, 1)[scored], attended.flatten(0, 1)[scored]  # (n, C)
         if self.parallel:
             return x + attended + self.drop(self.mlp(self.norm2(x)))
         x = x + attended
@@ -190,32 +198,33 @@ class GPT(nn.Module):
                 module.reset_parameters()  # a norm
 
     def hidden(
-        self, idx: Tensor, layout: Layout | None = None, cache: KVCache | None = None, at: Tensor | None = None
+        self, idx: Tensor, layout: Layout | None = None, cache: KVCache | None = None, scored: Tensor | None = None
     ) -> Tensor:
         """Token ids (B, T) -> final hidden states (B, T, C). `layout` None: every row starts at position 0.
 
-        With a cache the layout must say where the tokens stand. `at` (n,): only these places of the flattened (B * T)
+        With a cache the layout is the one that the cache made. `scored` (n,): only these of the flattened (B * T)
         tokens are wanted, and the last block computes no more -> (n, C).
         """
-        pos = layout.pos if layout is not None else torch.arange(idx.size(1), device=idx.device)[None]  # (1 or B, T)
-        if layout is None and idx.size(1) > self.config.block_size:
-            raise UserError(f"{idx.size(1)} tokens are more than the model's block_size {self.config.block_size}")
-        if layout is None and 0 < self.config.window < idx.size(1):
-            layout = Layout(pos)  # the windows need a mask
-        if layout is not None:
-            layout.make_masks(idx.size(1), {block.attn.window for block in self.blocks})
+        n_tokens, sliding_window = idx.size(1), self.config.window
+        if layout is None and n_tokens > self.config.block_size:
+            raise UserError(f"{n_tokens} tokens are more than the model's block_size {self.config.block_size}")
+        if layout is None and 0 < sliding_window < n_tokens:
+            layout = Layout.of_rows(n_tokens, idx.device)  # the layers that see less than the row need a mask
+        pos = layout.pos if layout is not None else torch.arange(n_tokens, device=idx.device)[None]  # (1 or B, T)
         x = self.tok(idx)  # (B, T, C)
+        if layout is not None:
+            layout.make_masks({block.attn.sliding_window for block in self.blocks}, working_dtype(x))
         if self.pos is not None:
             x = x + self.pos(pos)
         x = self.drop(x)
         table = rotary_table(self.config, pos) if self.config.position == "rotary" else None
         for block in self.blocks:
-            wanted = at if block is self.blocks[-1] else None
+            kept = scored if block is self.blocks[-1] else None
             if self.checkpoint_activations and self.training and torch.is_grad_enabled():
-                x = checkpoint(block, x, table, layout, cache, wanted, use_reentrant=False)
+                x = checkpoint(block, x, table, layout, cache, kept, use_reentrant=False)
             else:
                 # compiled blocks serve training: with a cache, every length would be compiled anew
-                x = (block if cache is None else block.forward)(x, table, layout, cache, wanted)
+                x = (block if cache is None else block.forward)(x, table, layout, cache, kept)
         return self.norm(x)
 
     def head(self, h: Tensor) -> Tensor:
@@ -235,10 +244,11 @@ class GPT(nn.Module):
             elif isinstance(module, Attention):
                 module.dropout = p
 
-    def new_cache(self, B: int, size: int) -> KVCache:
-        """A cache for B rows of at most `size` tokens, in the dtype of the weights."""
+    def new_cache(self, B: int, size: int, dtype: torch.dtype | None = None) -> KVCache:
+        """A cache for B rows of at most `size` tokens, in the dtype of the weights unless another is given."""
         config, weight = self.config, self.tok.weight
-        return KVCache(config.n_layer, B, config.n_kv_head, size, config.head_size, weight.device, weight.dtype)
+        dtype = dtype or weight.dtype
+        return KVCache(config.n_layer, B, config.n_kv_head, size, config.head_size, weight.device, dtype)
 
     @property
     def device(self) -> torch.device:
@@ -259,8 +269,8 @@ def flops_per_token(config: GPTConfig, context: float) -> int:
     C, hs = config.n_embd, config.head_size
     projections = C * hs * (2 * config.n_head + 2 * config.n_kv_head)  # q and out, k and v
     mlp = C * config.n_inner * (3 if config.gated_mlp else 2)
-    windows = (config.window_of(layer) for layer in range(config.n_layer))
-    seen = sum(min(context, window or context) for window in windows)  # over all layers
+    reaches = (config.sliding_window_of(layer) for layer in range(config.n_layer))
+    seen = sum(min(context, reach or context) for reach in reaches)  # over all layers
     return int(config.n_layer * 2 * (projections + mlp) + 4 * seen * config.n_head * hs)
 
 

@@ -38,8 +38,8 @@ class Perfect(torch.nn.Module):
         super().__init__()
         self.certain = 50.0 * F.one_hot(idx.roll(-ahead, dims=1), V).double()
 
-    def hidden(self, idx, layout=None, cache=None, at=None):
-        return self.certain[:, : idx.size(1)].flatten(0, 1)[at]
+    def hidden(self, idx, layout=None, cache=None, scored=None):
+        return self.certain[:, : idx.size(1)].flatten(0, 1)[scored]
 
     def head(self, h):
         return h

@@ -191,5 +191,5 @@ def test_hidden_states_at_some_places_are_those_of_all(name):
     """The last block may skip the tokens that nobody asks for; the others' states do not change."""
     model = toy_model(**VARIANTS[name])
     idx = torch.randint(0, 61, (3, 9), generator=torch.Generator().manual_seed(4))
-    at = torch.tensor([2, 5, 8, 9, 26])
-    assert difference(model.hidden(idx, at=at), model.hidden(idx).flatten(0, 1)[at]) < 1e-14
+    scored = torch.tensor([2, 5, 8, 9, 26])
+    assert difference(model.hidden(idx, scored=scored), model.hidden(idx).flatten(0, 1)[scored]) < 1e-14

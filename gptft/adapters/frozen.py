@@ -10,19 +10,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gptft.errors import UserError
-from gptft.model import GPT
+from gptft.model import GPT, working_dtype
 
 # the linear layers of a block; a model without a gated MLP (GPT-2, Pythia) has no gate
 LAYERS = {"attn": ("q", "k", "v", "out"), "mlp": ("gate", "up", "down")}
 DENSE_AT_ONCE = 1 << 20  # numbers of a weight that are held at full width at a time
 FP16_MAX = torch.finfo(torch.float16).max
-
-
-def working_dtype(x: Tensor) -> torch.dtype:
-    """In what a linear layer computes: autocast's dtype where that is on, else that of x."""
-    if x.dtype != torch.float64 and torch.is_autocast_enabled(x.device.type):
-        return torch.get_autocast_dtype(x.device.type)
-    return x.dtype
 
 
 class HalfLinear(nn.Module):

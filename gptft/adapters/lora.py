@@ -31,11 +31,10 @@ from gptft.adapters.frozen import (
     dense_pieces,
     freeze_layers_as,
     linear_layers,
-    working_dtype,
 )
 from gptft.config import FIELDS
 from gptft.errors import UserError, nearest
-from gptft.model import GPT
+from gptft.model import GPT, working_dtype
 
 TARGETS = FIELDS["lora_targets"].metadata["choices"]  # all, these two, and each of their layers by name
 

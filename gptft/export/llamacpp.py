@@ -139,7 +139,7 @@ def architecture_of(config: GPTConfig) -> tuple[str, list[str]]:
     family, _ = config_to_hf(config)
     arch = ARCHITECTURES[family.model_type]
     biased = config.qkv_bias or config.out_bias or config.mlp_bias
-    windows = {config.window_of(layer) for layer in range(config.n_layer)}
+    windows = {config.sliding_window_of(layer) for layer in range(config.n_layer)}
     every_fourth = tuple(range(3, config.n_layer, 4))
     wanted = ("gelu_tanh", "gelu") if arch in FUSED else ("silu",)
     cannot = {

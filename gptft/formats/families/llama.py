@@ -132,7 +132,7 @@ def write(config: GPTConfig) -> dict:
 
 
 def write_windows(config: GPTConfig) -> dict:
-    kinds = ["sliding_attention" if config.window_of(n) else "full_attention" for n in range(config.n_layer)]
+    kinds = ["sliding_attention" if config.sliding_window_of(n) else "full_attention" for n in range(config.n_layer)]
     return {
         **write(config),
         "use_sliding_window": bool(config.window),
