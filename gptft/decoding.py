@@ -116,16 +116,19 @@ def decode(
     n_vocab: int,
     sampling: Sampling = GREEDY,
     numbers: Sequence[int] | None = None,
+    cache_dtype: torch.dtype | None = None,
 ) -> Iterator[list[tuple[int, int]]]:
     """Continue several prompts at once with a KV cache: yields after each pass the (prompt number, new id) pairs.
 
     Prompts of unequal length stand side by side, each from position 0. A row that comes to one of the ids in `stops`,
     which is not yielded, or fills block_size, ends alone; when half of the rows have, the others
-    move together. `numbers`: which random stream each prompt draws from; None: 0, 1, 2, ...
+    move together. `numbers`: which random stream each prompt draws from; None: 0, 1, 2, ... `cache_dtype`: of the
+    cache; None: that of the weights, but whoever decodes under autocast wants autocast's, or the cache would be rounded
+    anew at every pass.
     """
     check_lengths(model, prompts)
     B, longest, block = len(prompts), max(map(len, prompts)), model.config.block_size
-    cache = model.new_cache(B, min(longest + max_new_tokens, block))
+    cache = model.new_cache(B, min(longest + max_new_tokens, block), cache_dtype)
     left = [min(max_new_tokens, block - len(prompt) + 1) for prompt in prompts]  # tokens still to come, per prompt
     generators = _generators(sampling, range(B) if numbers is None else numbers)
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
+
+import torch
 
 from gptft.data.shapes import prompt_parts
 from gptft.decoding import Sampling, check_lengths, decode
+from gptft.device import Precision
 from gptft.errors import UserError
 from gptft.model import GPT
 from gptft.tokenizer import Tokenizer
@@ -37,6 +41,16 @@ def stop_ids(tokenizer: Tokenizer) -> frozenset[int]:
     return frozenset([tokenizer.stop, tokenizer.eot, *tokenizer.end_ids])
 
 
+def lowered_dtype(model: GPT, precision: Precision | None) -> torch.dtype | None:
+    """In what the products and the cache of decoding are, where that is fewer bits than the weights have; else None.
+
+    On CUDA that is a run's own precision. On the CPU decoding waits for memory, and its attention is in fp32 anyhow.
+    """
+    if precision is None or precision.name == "fp32" or model.device.type != "cuda":
+        return None
+    return precision.dtype
+
+
 def generate(
     model: GPT,
     tokenizer: Tokenizer,
@@ -49,12 +63,13 @@ def generate(
     top_k: int = 0,
     top_p: float = 1.0,
     seed: int = 0,
+    precision: Precision | None = None,
 ) -> list[str]:
     """The model's responses to `prompts`, in their order; the prompt is not repeated. Greedy unless temperature > 0.
 
     A prompt is a text, a record such as {"instruction": ..., "input": ...}, or a list of messages; the checkpoint's
     template is applied unless `raw`. Raises UserError for a prompt beyond block_size, unless `max_input_tokens` (in
-    tokens) cuts its start.
+    tokens) cuts its start. `precision`: what a run trains in; None: the weights' own.
     """
     if isinstance(prompts, str):
         raise UserError("prompts must be a list of prompts, not one text")
@@ -63,16 +78,18 @@ def generate(
     check_lengths(model, ids)
     answers: list[list[int]] = [[] for _ in ids]
     order = sorted(range(len(ids)), key=lambda n: len(ids[n]))  # like lengths together: less padding
-    was_training = model.training
+    was_training, lowered = model.training, lowered_dtype(model, precision)
     model.eval()
     try:
         for start in range(0, len(order), batch_size):
             chosen = order[start : start + batch_size]
             batch = [ids[n] for n in chosen]
             # a stream of random numbers belongs to a prompt, not to its place in a batch
-            for pairs in decode(model, batch, max_new_tokens, stop_ids(tokenizer), tokenizer.n_vocab, sampling, chosen):
-                for row, token in pairs:
-                    answers[chosen[row]].append(token)
+            stops, n_vocab = stop_ids(tokenizer), tokenizer.n_vocab
+            with precision.autocast() if lowered else contextlib.nullcontext():
+                for pairs in decode(model, batch, max_new_tokens, stops, n_vocab, sampling, chosen, lowered):
+                    for row, token in pairs:
+                        answers[chosen[row]].append(token)
     finally:
         model.train(was_training)
     lead = tokenizer.template.lead if tokenizer.template and not raw else ""

@@ -2,8 +2,9 @@ import pytest
 import torch
 from toys import toy_model
 
-from gptft import decoding
+from gptft import decoding, generation
 from gptft.decoding import Sampling, choose, decode, decode_plain
+from gptft.device import Precision
 from gptft.errors import UserError
 from gptft.generation import generate, prompt_ids
 from gptft.model import GPT
@@ -223,3 +224,36 @@ def test_one_text_is_not_a_list_of_prompts():
     tokenizer = embedded()
     with pytest.raises(UserError, match="a list of prompts"):
         generate(toy_model(vocab_size=tokenizer.n_vocab), tokenizer, "Hello")
+
+
+def test_the_cache_is_in_the_dtype_that_is_asked_for(monkeypatch):
+    """A fp32 cache under autocast is rounded anew, all of it, by every layer at every token."""
+    model, caches = toy_model(torch.float32), []
+    new_cache = GPT.new_cache
+    monkeypatch.setattr(GPT, "new_cache", lambda *args: caches.append(new_cache(*args)) or caches[-1])
+    for dtype in (None, torch.bfloat16):
+        with torch.autocast("cpu", dtype, enabled=dtype is not None):
+            answers = collect(model, random_prompts([4, 6]), 5, -1, 61, cache_dtype=dtype)
+        assert [len(answer) for answer in answers] == [5, 5]
+    assert [cache.k.dtype for cache in caches] == [torch.float32, torch.bfloat16]
+
+
+@pytest.mark.parametrize("lowered", [None, torch.bfloat16])
+def test_a_run_generates_in_its_precision(monkeypatch, lowered):
+    """Generation inside a run: autocast and cache are the run's where the device gains by it, else as without."""
+    tokenizer = embedded()
+    model = GPT.create(toy_model(vocab_size=tokenizer.n_vocab).config, seed=1).train()
+    plain = generate(model, tokenizer, ["The dog", "One"], 6, raw=True)
+    if lowered:
+        monkeypatch.setattr(generation, "lowered_dtype", lambda model, precision: precision.dtype)
+    seen, decode_ids = [], generation.decode
+
+    def watch(*args):
+        seen.append((torch.is_autocast_enabled("cpu"), args[-1]))
+        return decode_ids(*args)
+
+    monkeypatch.setattr(generation, "decode", watch)
+    texts = generate(model, tokenizer, ["The dog", "One"], 6, raw=True, precision=Precision("bf16", model.device))
+    assert seen == [(lowered is not None, lowered)]
+    assert lowered or texts == plain
+    assert not torch.is_autocast_enabled("cpu") and model.training
