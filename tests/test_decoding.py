@@ -233,7 +233,7 @@ def test_the_cache_is_in_the_dtype_that_is_asked_for(monkeypatch):
     monkeypatch.setattr(GPT, "new_cache", lambda *args: caches.append(new_cache(*args)) or caches[-1])
     for dtype in (None, torch.bfloat16):
         with torch.autocast("cpu", dtype, enabled=dtype is not None):
-            answers = collect(model, random_prompts([4, 6]), 5, -1, 61, cache_dtype=dtype)
+            answers = collect(model, random_prompts([4, 6]), 5, (), 61, cache_dtype=dtype)
         assert [len(answer) for answer in answers] == [5, 5]
     assert [cache.k.dtype for cache in caches] == [torch.float32, torch.bfloat16]
 

@@ -7,31 +7,35 @@ from pathlib import Path
 from gptft.config import resolve, shipped, to_toml
 from gptft.errors import UserError
 from gptft.files import atomic_write
-from gptft.finetuning import Run, finetune
-from gptft.run.console import say
-from gptft.run.folder import holds_run, numbered
-from gptft.run.signals import Interruption
 
 
-def embedded_default(given: dict) -> Run:
-    """The course's story in miniature: pretrain on plain text, then tune on instructions. Two ordinary runs.
+def embedded_default(given: dict):
+    """The course's story in miniature: pretrain on plain text, then tune on instructions. Two ordinary runs -> the Run
+    of the second.
 
     With `resume` in `given`, whatever was finished is kept and the rest is gone on with.
     """
+    from gptft.finetuning import finetune
+    from gptft.run.console import say
+    from gptft.run.folder import holds_run, numbered
+    from gptft.run.signals import Interruption
+
     out_dir = Path(given.pop("out_dir", "") or numbered(Path("checkpoints/default")))
-    first, going_on = out_dir / "pretrain", given.get("resume", False)
-    if (holds_run(out_dir) or holds_run(first)) and not going_on:
+    first, resumed = out_dir / "pretrain", given.get("resume", False)
+    if (holds_run(out_dir) or holds_run(first)) and not resumed:
         raise UserError(f"--out_dir {out_dir} already holds a run: choose another, or go on with it by --resume")
     # both stages' settings are fixed at the start, so that whatever goes on later goes on with them
-    own = first / "config.toml", out_dir / "instruct.toml"
+    saved = first / "config.toml", out_dir / "instruct.toml"
     sources = [
-        str(path) if going_on and path.exists() else shipped(name)
-        for path, name in zip(own, ("pretrain.toml", "instruct.toml"), strict=True)
+        str(path) if resumed and path.exists() else shipped(name)
+        for path, name in zip(saved, ("pretrain.toml", "instruct.toml"), strict=True)
     ]
-    whole = {name: value for name, value in given.items() if not name.startswith("lora_")}  # adapters need a model
-    pretraining = resolve(sources[0], {**whole, "out_dir": str(first)})
+    without_adapters = {
+        name: value for name, value in given.items() if not name.startswith("lora_")
+    }  # adapters need a model
+    pretraining = resolve(sources[0], {**without_adapters, "out_dir": str(first)})
     tuning = resolve(sources[1], {**given, "init": str(first / "best"), "out_dir": str(out_dir)})
-    with atomic_write(own[1]) as file:
+    with atomic_write(saved[1]) as file:
         file.write(to_toml(tuning))
     say(f"1. pretraining from scratch on plain text, in {first}\n")
     try:
