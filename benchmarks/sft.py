@@ -69,7 +69,7 @@ def train_gptft(task: dict) -> dict:
     from gptft.device import Precision, keep_freed_memory
     from gptft.loss import Objective
     from gptft.optim import make_optimizer
-    from gptft.run.console import Metrics
+    from gptft.run.metrics_file import Metrics
     from gptft.training import Progress, TrainState, train
 
     model, tokenizer, dataset = load_gptft(task)

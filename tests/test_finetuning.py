@@ -18,7 +18,7 @@ from gptft.adapters.lora import lora_state
 from gptft.config import Config, resolve
 from gptft.errors import BadRecord, UserError
 from gptft.finetuning import finetune
-from gptft.run.console import read_metrics
+from gptft.run.metrics_file import read_metrics
 
 ROOT = Path(__file__).resolve().parent.parent
 QUICK = {

@@ -11,6 +11,8 @@ from gptft.files import atomic_write, write_json_lines
 from gptft.report.plot import plot_losses
 from gptft.run import console
 from gptft.run.console import say
+from gptft.run.metrics_file import read_metrics
+from gptft.run.tables import match_table, response_table
 
 
 def write_results(
@@ -22,11 +24,11 @@ def write_results(
         write_json_lines(out_dir / "lost.jsonl", lost)
     if rows:
         write_json_lines(out_dir / "responses.jsonl", rows)
-        say("\n" + console.response_table(rows, [shown_prompt(prompt) for prompt in prompts]))
-        say("\n" + console.match_table(summary["exact_match"]))
+        say("\n" + response_table(rows, [shown_prompt(prompt) for prompt in prompts]))
+        say("\n" + match_table(summary["exact_match"]))
     with atomic_write(out_dir / "summary.json") as file:
         json.dump(summary, file, indent=1)
-    if not plot_losses(console.read_metrics(out_dir / "metrics.jsonl"), out_dir / "loss.png"):
+    if not plot_losses(read_metrics(out_dir / "metrics.jsonl"), out_dir / "loss.png"):
         say("no loss.png: drawing it needs matplotlib (pip install 'gptft[plot]')")
     for name in ("eval_loss", "test_loss"):
         if summary[name] is not None:

@@ -1,62 +1,16 @@
-"""What a run shows and keeps: the progress bar, metrics.jsonl, loss.png and the tables on the console."""
+"""What a run says on the console: the progress bar, and lines that go above it."""
 
 from __future__ import annotations
 
-import json
 import math
 import os
-import shutil
 import sys
-from collections.abc import Sequence
-from pathlib import Path
 
 from tqdm import tqdm
 
 from gptft.adapters.lora import adapters_of
-from gptft.evaluation.responses import is_exact
-from gptft.files import atomic_write
 from gptft.model import GPT, count_parameters, weight_bytes
-from gptft.training import Evaluation, Progress, Step
-
-
-class Metrics:
-    """`metrics.jsonl`: a line a logged step, a line an evaluation; each step stands there once, resumed or not."""
-
-    def __init__(self, path: Path, progress: Progress, log_every: int) -> None:
-        self.path, self.log_every = path, log_every
-        kept = [row for row in read_metrics(path) if row["step"] <= _last(row, progress)]
-        with atomic_write(path) as file:
-            file.writelines(json.dumps(row) + "\n" for row in kept)
-        self.file = open(path, "a", encoding="utf-8")
-
-    def write(self, event: Step | Evaluation) -> None:
-        if isinstance(event, Evaluation):
-            row = {"step": event.step, "epoch": event.epoch, "eval_loss": event.eval_loss}
-        elif event.step % self.log_every:
-            return
-        else:
-            row = vars(event)
-        self.file.write(json.dumps(row) + "\n")
-        self.file.flush()
-
-    def close(self) -> None:
-        self.file.close()
-
-
-def _last(row: dict, progress: Progress) -> int:
-    """A killed run may have logged more than it saved: what comes after this step will come again."""
-    return progress.evaluated if "eval_loss" in row else progress.step
-
-
-def read_metrics(path: Path) -> list[dict]:
-    """The rows of a metrics.jsonl; a last line that was cut off is left out."""
-    rows = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return rows
+from gptft.training import Evaluation, Step
 
 
 class Bar:
@@ -138,34 +92,3 @@ def clock(seconds: float) -> str:
     minutes, seconds = divmod(math.ceil(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
-
-
-def response_table(rows: Sequence[dict], prompts: Sequence[str]) -> str:
-    """Held-out prompts with the expected response and those before and after training, a line each.
-
-    `=` marks a response that is exactly the expected one.
-    """
-    width = max(24, (shutil.get_terminal_size((160, 40)).columns - 12) // 4)
-
-    def cell(text: str) -> str:
-        text = " ".join(text.split())
-        return (text if len(text) <= width else text[: width - 3] + "...").ljust(width)
-
-    lines = [f"   {cell('prompt')} | {cell('expected')} | {cell('before')} | {cell('after')}"]
-    for row, prompt in zip(rows, prompts, strict=True):
-        mark = "=" if is_exact(row["after"], row["expected"]) else " "
-        lines.append(
-            f" {mark} {cell(prompt)} | {cell(row['expected'])} | {cell(row['before'])} | {cell(row['after'])}".rstrip()
-        )
-    return "\n".join(lines)
-
-
-def match_table(table: dict[str, dict]) -> str:
-    """Exact match by family."""
-    width = max(map(len, table))
-    lines = [f"  {'exact match'.ljust(width)}     n   before    after"]
-    lines += [
-        f"  {name.ljust(width)} {row['n']:>5}   {row['before']:6.1%}   {row['after']:6.1%}"
-        for name, row in table.items()
-    ]
-    return "\n".join(lines)

@@ -14,6 +14,7 @@ from gptft.device import is_out_of_memory
 from gptft.errors import NonFinite, UserError
 from gptft.run import console
 from gptft.run.console import say
+from gptft.run.metrics_file import Metrics
 from gptft.run.rehearsal import LESS_TO_TRAIN
 from gptft.run.signals import Interruption, catch_signals
 from gptft.tokenizer import Tokenizer
@@ -58,7 +59,7 @@ class Keeper:
     ) -> None:
         self.out_dir, self.state, self.tokenizer, self.config = out_dir, state, tokenizer, config
         self.fingerprint = fingerprint
-        self.metrics = console.Metrics(out_dir / "metrics.jsonl", state.progress, config.log_every)
+        self.metrics = Metrics(out_dir / "metrics.jsonl", state.progress, config.log_every)
         self.bar = console.Bar(total, state.progress.step)
         self.signals: list[int] = []
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from gptft.checkpoint import verify
-from gptft.run.console import read_metrics
+from gptft.run.metrics_file import read_metrics
 
 ROOT = Path(__file__).resolve().parents[2]
 
