@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from argparse import Namespace
 from functools import partial
+from statistics import fmean
 
 from gptft.commands.common import add_model, load_model
 from gptft.commands.parser import Parser, whole_number
@@ -31,7 +32,8 @@ def run(options: Namespace) -> None:
     config = resolve("", {**options.settings, **nothing_held_out, "init": options.model, "template": template})
     from gptft.collate import collate
     from gptft.device import Precision
-    from gptft.evaluation.responses import answer, is_exact, prompt_and_expected
+    from gptft.evaluation.metrics import METRICS, describe_metric
+    from gptft.evaluation.responses import answer, prompt_and_expected
     from gptft.finetuning import check_inputs, load_data
     from gptft.loss import Objective
     from gptft.run.console import describe_ledger
@@ -56,5 +58,6 @@ def run(options: Namespace) -> None:
             model.config.block_size,
             options.batch_size,
         )
-        right = sum(is_exact(text, expected) for text, (_, expected) in zip(responses, pairs, strict=True))
-        print(f"exact match {right / len(pairs):.1%}, over the first {len(pairs):,} records")
+        for name, metric in METRICS.items():
+            mean = fmean(metric(text, expected) for text, (_, expected) in zip(responses, pairs, strict=True))
+            print(f"{describe_metric(name)} {mean:.1%}, over the first {len(pairs):,} records")

@@ -1,8 +1,7 @@
-"""Responses to held-out prompts, compared with those expected."""
+"""Responses to held-out prompts."""
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Sequence
 
 from gptft.data.shapes import Parts, recognise
@@ -44,25 +43,3 @@ def answer(
 ) -> list[str]:
     """Greedy responses to prompts given as parts."""
     return generate(model, tokenizer, prompts, max_new_tokens, max_input_tokens=max_input_tokens, batch_size=batch_size)
-
-
-def is_exact(response: str, expected: str) -> bool:
-    """Equal but for white space at the ends."""
-    return response.strip() == expected.strip()
-
-
-def exact_match(rows: Sequence[dict]) -> dict[str, dict]:
-    """Rows with `expected`, `before`, `after` and a `record` -> by family (the record's `family`, where it has one)
-    and over `all`: n, and the shares of exact matches before and after."""
-    by_family = defaultdict(list)
-    for row in rows:
-        if isinstance(family := row["record"].get("family"), str):
-            by_family[family].append(row)
-    table = {}
-    for name, members in [*sorted(by_family.items()), ("all", rows)]:
-        shares = {
-            when: sum(is_exact(row[when], row["expected"]) for row in members) / len(members)
-            for when in ("before", "after")
-        }
-        table[name] = {"n": len(members), **shares}
-    return table

@@ -6,13 +6,14 @@ import json
 from pathlib import Path
 
 from gptft.data.examples import Dataset
+from gptft.evaluation.metrics import METRICS
 from gptft.evaluation.responses import shown_prompt
 from gptft.files import atomic_write, write_json_lines
 from gptft.report.plot import plot_losses
 from gptft.run import console
 from gptft.run.console import say
 from gptft.run.metrics_file import read_metrics
-from gptft.run.tables import match_table, response_table
+from gptft.run.tables import response_table, score_table
 
 
 def write_results(
@@ -25,7 +26,8 @@ def write_results(
     if rows:
         write_json_lines(out_dir / "responses.jsonl", rows)
         say("\n" + response_table(rows, [shown_prompt(prompt) for prompt in prompts]))
-        say("\n" + match_table(summary["exact_match"]))
+        for name in METRICS:
+            say("\n" + score_table(name, summary[name]))
     with atomic_write(out_dir / "summary.json") as file:
         json.dump(summary, file, indent=1)
     if not plot_losses(read_metrics(out_dir / "metrics.jsonl"), out_dir / "loss.png"):

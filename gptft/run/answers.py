@@ -8,7 +8,8 @@ import numpy as np
 
 from gptft.config import Config
 from gptft.data.examples import Split
-from gptft.evaluation.responses import answer, exact_match, prompt_and_expected
+from gptft.evaluation.metrics import METRICS, score_rows
+from gptft.evaluation.responses import answer, prompt_and_expected
 from gptft.files import read_json_lines, write_json_lines
 from gptft.model import GPT
 from gptft.run.console import say
@@ -48,12 +49,13 @@ def ask_before(
 def ask_after(
     config: Config, model: GPT, tokenizer: Tokenizer, rows: list[dict], prompts: list[dict], summary: dict
 ) -> None:
-    """Ask the same prompts again, and count the exact matches."""
+    """Ask the same prompts again; the scores go to the summary: METRIC by family, and `test_METRIC` over all."""
     if not rows:
         return
     say(f"answering {len(rows)} test prompts again ...")
     after = answer(model, tokenizer, prompts, config.max_new_tokens, model.config.block_size, config.eval_batch_size)
     for row, text in zip(rows, after, strict=True):
         row["after"] = text
-    summary["exact_match"] = exact_match(rows)
-    summary["test_exact_match"] = summary["exact_match"]["all"]["after"]
+    for name, metric in METRICS.items():
+        summary[name] = score_rows(rows, metric)
+        summary[f"test_{name}"] = summary[name]["all"]["after"]

@@ -5,35 +5,38 @@ from __future__ import annotations
 import shutil
 from collections.abc import Sequence
 
-from gptft.evaluation.responses import is_exact
+from gptft.evaluation.metrics import METRICS, describe_metric, exact_match
 
 
 def response_table(rows: Sequence[dict], prompts: Sequence[str]) -> str:
     """Held-out prompts with the expected response and those before and after training, a line each.
 
-    `=` marks a response that is exactly the expected one.
+    `=` marks a response that is exactly the expected one; other metrics have a column with the score after training.
     """
     width = max(24, (shutil.get_terminal_size((160, 40)).columns - 12) // 4)
+    others = {describe_metric(name): metric for name, metric in METRICS.items() if metric is not exact_match}
 
     def cell(text: str) -> str:
         text = " ".join(text.split())
         return (text if len(text) <= width else text[: width - 3] + "...").ljust(width)
 
-    lines = [f"   {cell('prompt')} | {cell('expected')} | {cell('before')} | {cell('after')}"]
+    lines = [" | ".join([f"   {cell('prompt')}", *map(cell, ("expected", "before", "after")), *others])]
     for row, prompt in zip(rows, prompts, strict=True):
-        mark = "=" if is_exact(row["after"], row["expected"]) else " "
-        lines.append(
-            f" {mark} {cell(prompt)} | {cell(row['expected'])} | {cell(row['before'])} | {cell(row['after'])}".rstrip()
-        )
+        after, expected = row["after"], row["expected"]
+        cells = [f" {'=' if exact_match(after, expected) else ' '} {cell(prompt)}"]
+        cells += [cell(expected), cell(row["before"]), cell(after)]
+        cells += [f"{metric(after, expected):.1%}".rjust(len(name)) for name, metric in others.items()]
+        lines.append(" | ".join(cells).rstrip())
     return "\n".join(lines)
 
 
-def match_table(table: dict[str, dict]) -> str:
-    """Exact match by family."""
-    width = max(map(len, table))
-    lines = [f"  {'exact match'.ljust(width)}     n   before    after"]
+def score_table(name: str, table: dict[str, dict]) -> str:
+    """One metric by family, in per cent."""
+    title = describe_metric(name)
+    width = max(map(len, [title, *table]))
+    lines = [f"  {title.ljust(width)}     n   before    after"]
     lines += [
-        f"  {name.ljust(width)} {row['n']:>5}   {row['before']:6.1%}   {row['after']:6.1%}"
-        for name, row in table.items()
+        f"  {family.ljust(width)} {row['n']:>5}   {row['before']:6.1%}   {row['after']:6.1%}"
+        for family, row in table.items()
     ]
     return "\n".join(lines)

@@ -3,9 +3,10 @@
 import json
 
 import torch
-from cli import GPTFT, write
+from cli import GOOD, GPTFT, write
 
 from gptft import generation, loading
+from gptft.evaluation.metrics import METRICS
 from gptft.prompts import TEMPLATES
 
 
@@ -32,3 +33,10 @@ def test_evaluate_measures_loss_and_exact_matches(ask, saved):
     assert f"loss {total / n:.4f} nats a target, over 3 examples" in out
     if said.strip():
         assert "exact match 33.3%, over the first 3 records" in out
+
+
+def test_evaluate_tells_of_every_metric(ask, saved, monkeypatch):
+    monkeypatch.setitem(METRICS, "is_text", lambda response, expected: 0.25)
+    write("d.jsonl", GOOD)
+    status, out, err = ask(GPTFT, "evaluate", saved(), "--data", "d.jsonl", "--max_new_tokens", "2")
+    assert (status, err) == (0, "") and "is text 25.0%, over the first 1 records" in out
