@@ -116,7 +116,11 @@ class Config:
     eval_every: int = setting(0, "steps between evaluations; 0: ten times a run")
     eval_batch_size: int = setting(16, "examples a batch in evaluation; the result does not depend on it")
     patience: int = setting(0, "evaluations without improvement before an early stop; 0: never")
-    test_samples: int = setting(100, "test records answered before and after training; 0: none")
+    test_samples: int = setting(
+        100,
+        "test records answered before and after training, but for those whose prompt leaves no room for the response, "
+        "which are named and left out of the score; 0: none",
+    )
     max_new_tokens: int = setting(100, "longest generated response, tokens")
 
     # checkpoints and logging

@@ -16,7 +16,12 @@ def add_arguments(parser: Parser) -> None:
     add_model(parser)
     parser.add_fields("data", "data", "fields", "bad_records", required=("data",), data="files to measure on")
     group = parser.group("evaluation")
-    group.add_argument("--samples", type=whole_number(at_least=0), default=100, help="records to answer; 0: none [100]")
+    group.add_argument(
+        "--samples",
+        type=whole_number(at_least=0),
+        default=100,
+        help="records to answer; one whose prompt leaves no room for its response is left out; 0: none [100]",
+    )
     group.add_argument(
         "--batch_size", type=whole_number(at_least=1), default=16, help="examples a batch; changes no result [16]"
     )
@@ -33,7 +38,7 @@ def run(options: Namespace) -> None:
     from gptft.collate import collate
     from gptft.device import Precision
     from gptft.evaluation.metrics import METRICS, describe_metric
-    from gptft.evaluation.responses import answer, prompt_and_expected
+    from gptft.evaluation.responses import answer, describe_left_out, make_questions
     from gptft.finetuning import check_inputs, load_data
     from gptft.loss import Objective
     from gptft.run.console import describe_ledger
@@ -47,17 +52,12 @@ def run(options: Namespace) -> None:
     loss = evaluate_loss(Objective(model), examples, options.batch_size, to_batch, Precision("fp32", model.device))
     print(f"loss {loss:.4f} nats a target, over {len(examples):,} examples")
     asked = range(min(options.samples, len(examples)))
-    pairs = [prompt_and_expected(record, config.fields) for record in examples.records(asked)]
-    pairs = [pair for pair in pairs if pair]
-    if pairs:
-        responses = answer(
-            model,
-            tokenizer,
-            [prompt for prompt, _ in pairs],
-            options.max_new_tokens,
-            model.config.block_size,
-            options.batch_size,
-        )
-        for name, metric in METRICS.items():
-            mean = fmean(metric(text, expected) for text, (_, expected) in zip(responses, pairs, strict=True))
-            print(f"{describe_metric(name)} {mean:.1%}, over the first {len(pairs):,} records")
+    questions = make_questions(model, tokenizer, examples, asked, config.fields, options.max_new_tokens)
+    responses = answer(model, tokenizer, questions, options.max_new_tokens, options.batch_size)
+    if left_out := describe_left_out(questions, at_most=len(questions)):
+        print(left_out)
+    scored = [pair for pair in zip(questions, responses, strict=True) if not pair[0].left_out]
+    over = "the first" if len(scored) == len(questions) else f"{len(scored):,} of the first"
+    for name, metric in METRICS.items() if scored else ():
+        mean = fmean(metric(response, question.expected) for question, response in scored)
+        print(f"{describe_metric(name)} {mean:.1%}, over {over} {len(questions):,} records")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
+from gptft.data.examples import Split
 from gptft.data.shapes import Parts, recognise
-from gptft.generation import generate
+from gptft.generation import generate, prompt_ids
 from gptft.model import GPT
 from gptft.tokenizer import Tokenizer
 
@@ -33,13 +35,61 @@ def shown_prompt(parts: dict) -> str:
     return " / ".join(text for name in ("instruction", "input") if (text := parts.get(name)))
 
 
+@dataclass(frozen=True)
+class Question:
+    """A held-out record as a model is asked it: the prompt's parts, and the response that is expected.
+
+    `left_out`: why it is not asked and stays out of every score, naming file and line; empty where it is asked.
+    """
+
+    record: dict
+    parts: Parts
+    expected: str
+    left_out: str = ""
+
+
+def make_questions(
+    model: GPT, tokenizer: Tokenizer, examples: Split, numbers: Iterable[int], fields: dict, max_new_tokens: int
+) -> list[Question]:
+    """The examples with these numbers as questions; plain text asks nothing and has none."""
+    numbers = list(numbers)
+    questions = []
+    for number, record in zip(numbers, examples.records(numbers), strict=True):
+        if pair := prompt_and_expected(record, fields):
+            why = lack_of_room(model, tokenizer, *pair, max_new_tokens)
+            file, line = examples[number].record
+            questions.append(Question(record, *pair, f"{file}, line {line}: {why}" if why else ""))
+    return questions
+
+
+def lack_of_room(model: GPT, tokenizer: Tokenizer, parts: Parts, expected: str, max_new_tokens: int) -> str:
+    """Why a prompt cannot be asked fairly; empty where it can be.
+
+    The rule: a prompt is asked as it is, never cut, and only where the model has room after it for as many tokens as
+    the expected response has, or for max_new_tokens where that is less. A prompt of p tokens leaves room for
+    block_size + 1 - p: the last token of a response is never read again.
+    """
+    p, block_size = len(prompt_ids(tokenizer, parts)), model.config.block_size
+    needed, room = max(1, min(len(tokenizer.encode(expected)), max_new_tokens)), max(0, block_size + 1 - p)
+    if needed <= room:
+        return ""
+    return f"its prompt of {p:,} tokens leaves room for {room:,} of {needed:,} within block_size {block_size:,}"
+
+
 def answer(
-    model: GPT,
-    tokenizer: Tokenizer,
-    prompts: Sequence[Parts],
-    max_new_tokens: int,
-    max_input_tokens: int,
-    batch_size: int,
+    model: GPT, tokenizer: Tokenizer, questions: Sequence[Question], max_new_tokens: int, batch_size: int
 ) -> list[str]:
-    """Greedy responses to prompts given as parts."""
-    return generate(model, tokenizer, prompts, max_new_tokens, max_input_tokens=max_input_tokens, batch_size=batch_size)
+    """Greedy responses to the questions; empty for those that are left out."""
+    asked = [question.parts for question in questions if not question.left_out]
+    responses = iter(generate(model, tokenizer, asked, max_new_tokens, batch_size=batch_size))
+    return ["" if question.left_out else next(responses) for question in questions]
+
+
+def describe_left_out(questions: Sequence[Question], at_most: int) -> str:
+    """Which questions are left out, at most so many of them by name; empty where none is."""
+    reasons = [question.left_out for question in questions if question.left_out]
+    if not reasons:
+        return ""
+    more = [f"  ... and {len(reasons) - at_most:,} more"] if len(reasons) > at_most else []
+    first = f"{len(reasons):,} of {len(questions):,} prompts are left out of the score:"
+    return "\n".join([first, *(f"  {reason}" for reason in reasons[:at_most]), *more])

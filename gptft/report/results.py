@@ -7,7 +7,7 @@ from pathlib import Path
 
 from gptft.data.examples import Dataset
 from gptft.evaluation.metrics import METRICS
-from gptft.evaluation.responses import shown_prompt
+from gptft.evaluation.responses import Question, shown_prompt
 from gptft.files import atomic_write, write_json_lines
 from gptft.report.plot import plot_losses
 from gptft.run import console
@@ -17,7 +17,7 @@ from gptft.run.tables import response_table, score_table
 
 
 def write_results(
-    out_dir: Path, rows: list[dict], prompts: list[dict], summary: dict, datasets: dict[str, Dataset]
+    out_dir: Path, rows: list[dict], questions: list[Question], summary: dict, datasets: dict[str, Dataset]
 ) -> None:
     """Write the run's files, and print what they hold and where they are."""
     lost = [{"split": name, **entry} for name, dataset in datasets.items() for entry in dataset.lost()]
@@ -25,9 +25,10 @@ def write_results(
         write_json_lines(out_dir / "lost.jsonl", lost)
     if rows:
         write_json_lines(out_dir / "responses.jsonl", rows)
-        say("\n" + response_table(rows, [shown_prompt(prompt) for prompt in prompts]))
+        say("\n" + response_table(rows, [shown_prompt(question.parts) for question in questions]))
         for name in METRICS:
-            say("\n" + score_table(name, summary[name]))
+            if name in summary:
+                say("\n" + score_table(name, summary[name]))
     with atomic_write(out_dir / "summary.json") as file:
         json.dump(summary, file, indent=1)
     if not plot_losses(read_metrics(out_dir / "metrics.jsonl"), out_dir / "loss.png"):

@@ -9,7 +9,7 @@ import numpy as np
 from gptft.config import Config
 from gptft.data.examples import Split
 from gptft.evaluation.metrics import METRICS, score_rows
-from gptft.evaluation.responses import answer, prompt_and_expected
+from gptft.evaluation.responses import Question, answer, describe_left_out, make_questions
 from gptft.files import read_json_lines, write_json_lines
 from gptft.model import GPT
 from gptft.run.console import say
@@ -18,44 +18,59 @@ from gptft.tokenizer import Tokenizer
 
 def ask_before(
     config: Config, out_dir: Path, model: GPT, tokenizer: Tokenizer, test_set: Split
-) -> tuple[list[dict], list[dict]]:
-    """The rows of responses.jsonl with the responses before training, and the prompts to ask again afterwards.
+) -> tuple[list[dict], list[Question]]:
+    """The rows of responses.jsonl with the responses before training, and the questions to ask again afterwards.
 
-    A resumed run reads them back: its weights are no longer those from before.
+    A question that leaves no room for its response is named and has a row that says so in `left_out`. A resumed run
+    reads the rows back.
     """
     chosen = np.sort(np.random.default_rng(config.seed).permutation(len(test_set))[: config.test_samples])
-    rows, prompts = [], []
-    for record in test_set.records(chosen):
-        pair = prompt_and_expected(record, config.fields)
-        if pair is not None:
-            prompts.append(pair[0])
-            rows.append({"record": record, "expected": pair[1], "before": "", "after": ""})
+    questions = make_questions(model, tokenizer, test_set, chosen.tolist(), config.fields, config.max_new_tokens)
+    rows = [
+        {"record": question.record, "expected": question.expected, "before": "", "after": ""}
+        | ({"left_out": question.left_out} if question.left_out else {})
+        for question in questions
+    ]
     path = out_dir / "responses.jsonl"
     if config.resume and path.exists():
         earlier = read_json_lines(path)
-        if [row["record"] for row in earlier] == [row["record"] for row in rows]:
-            return earlier, prompts
+        if list(map(what_is_asked, earlier)) == list(map(what_is_asked, rows)):
+            return earlier, questions
     if rows:
-        say(f"answering {len(rows)} test prompts before training ...")
-        before = answer(
-            model, tokenizer, prompts, config.max_new_tokens, model.config.block_size, config.eval_batch_size
-        )
+        if left_out := describe_left_out(questions, at_most=5):
+            say(f"{left_out}\n  (responses.jsonl says why of each)")
+        if number := count_asked(rows):
+            say(f"answering {number} test prompts before training ...")
+        before = answer(model, tokenizer, questions, config.max_new_tokens, config.eval_batch_size)
         for row, text in zip(rows, before, strict=True):
             row["before"] = text
         write_json_lines(path, rows)
-    return rows, prompts
+    return rows, questions
+
+
+def what_is_asked(row: dict) -> tuple[dict, bool]:
+    """What must be the same for a row's response to stand."""
+    return row["record"], "left_out" in row
+
+
+def count_asked(rows: list[dict]) -> int:
+    return sum("left_out" not in row for row in rows)
 
 
 def ask_after(
-    config: Config, model: GPT, tokenizer: Tokenizer, rows: list[dict], prompts: list[dict], summary: dict
+    config: Config, model: GPT, tokenizer: Tokenizer, rows: list[dict], questions: list[Question], summary: dict
 ) -> None:
-    """Ask the same prompts again; the scores go to the summary: METRIC by family, and `test_METRIC` over all."""
+    """Ask the same questions again. The summary gets the number of those that are left out, and of the others the
+    scores: METRIC by family and `test_METRIC` over all, where there is one to score."""
     if not rows:
         return
-    say(f"answering {len(rows)} test prompts again ...")
-    after = answer(model, tokenizer, prompts, config.max_new_tokens, model.config.block_size, config.eval_batch_size)
+    if number := count_asked(rows):
+        say(f"answering {number} test prompts again ...")
+    after = answer(model, tokenizer, questions, config.max_new_tokens, config.eval_batch_size)
     for row, text in zip(rows, after, strict=True):
         row["after"] = text
-    for name, metric in METRICS.items():
-        summary[name] = score_rows(rows, metric)
+    scored = [row for row in rows if "left_out" not in row]
+    summary["prompts_left_out"] = len(rows) - len(scored)
+    for name, metric in METRICS.items() if scored else ():
+        summary[name] = score_rows(scored, metric)
         summary[f"test_{name}"] = summary[name]["all"]["after"]

@@ -11,7 +11,8 @@ from gptft.evaluation.metrics import METRICS, describe_metric, exact_match
 def response_table(rows: Sequence[dict], prompts: Sequence[str]) -> str:
     """Held-out prompts with the expected response and those before and after training, a line each.
 
-    `=` marks a response that is exactly the expected one; other metrics have a column with the score after training.
+    `=` marks a response that is exactly the expected one, `-` a prompt that is left out of the score; other metrics
+    have a column with the score after training.
     """
     width = max(24, (shutil.get_terminal_size((160, 40)).columns - 12) // 4)
     others = {describe_metric(name): metric for name, metric in METRICS.items() if metric is not exact_match}
@@ -23,9 +24,11 @@ def response_table(rows: Sequence[dict], prompts: Sequence[str]) -> str:
     lines = [" | ".join([f"   {cell('prompt')}", *map(cell, ("expected", "before", "after")), *others])]
     for row, prompt in zip(rows, prompts, strict=True):
         after, expected = row["after"], row["expected"]
-        cells = [f" {'=' if exact_match(after, expected) else ' '} {cell(prompt)}"]
-        cells += [cell(expected), cell(row["before"]), cell(after)]
-        cells += [f"{metric(after, expected):.1%}".rjust(len(name)) for name, metric in others.items()]
+        left_out = "left_out" in row
+        mark = "-" if left_out else "=" if exact_match(after, expected) else " "
+        cells = [f" {mark} {cell(prompt)}", cell(expected), cell(row["before"]), cell(after)]
+        for name, metric in others.items():
+            cells.append(("" if left_out else f"{metric(after, expected):.1%}").rjust(len(name)))
         lines.append(" | ".join(cells).rstrip())
     return "\n".join(lines)
 

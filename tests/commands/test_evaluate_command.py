@@ -40,3 +40,15 @@ def test_evaluate_tells_of_every_metric(ask, saved, monkeypatch):
     write("d.jsonl", GOOD)
     status, out, err = ask(GPTFT, "evaluate", saved(), "--data", "d.jsonl", "--max_new_tokens", "2")
     assert (status, err) == (0, "") and "is text 25.0%, over the first 1 records" in out
+
+
+def test_evaluate_leaves_out_prompts_without_room_by_name(ask, saved):
+    """The rule is that of a run: they were once cut without a word, and scored as wrong."""
+    path = saved()
+    (said,) = generation.generate(*loading.load(path), ["Who is it?"], 30)
+    records = [{"question": "Who is it?", "answer": said}, {"question": "~" * 230, "answer": "No, " * 30}]
+    write("d.jsonl", "".join(json.dumps(record) + "\n" for record in records))
+    status, out, err = ask(GPTFT, "evaluate", path, "--data", "d.jsonl", "--max_new_tokens", "30")
+    assert (status, err) == (0, "")
+    assert "1 of 2 prompts are left out of the score:\n  d.jsonl, line 2: its prompt of " in out
+    assert "exact match 100.0%, over 1 of the first 2 records" in out
