@@ -103,9 +103,9 @@ def test_predicting_the_next_token_gives_no_loss_and_the_one_after_it_does():
             super().__init__()
             self.ahead = ahead
 
-        def hidden(self, idx, layout, at):
+        def hidden(self, idx, layout, scored):
             ids = torch.cat((idx, torch.full((1, 1), EOT)), dim=1)
-            return torch.nn.functional.one_hot(ids.roll(-self.ahead, dims=1)[:, :-1], 10).float().flatten(0, 1)[at]
+            return torch.nn.functional.one_hot(ids.roll(-self.ahead, dims=1)[:, :-1], 10).float().flatten(0, 1)[scored]
 
         def head(self, h):
             return 50 * h
