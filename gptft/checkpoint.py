@@ -37,7 +37,7 @@ from torch import Tensor
 from gptft.adapters.lora import adapters_of, lora_state
 from gptft.errors import UserError
 from gptft.files import sha256_file, sync_directory, sync_tree
-from gptft.formats.hf import read_bin
+from gptft.formats.tensors import read_bin
 from gptft.model import GPT
 from gptft.tokenizer import Tokenizer
 

@@ -11,7 +11,8 @@ from gptft.architecture import PRESETS, GPTConfig
 from gptft.checkpoint import listed_file, load_weights, model_id, recover, save, verify
 from gptft.errors import UserError, nearest
 from gptft.files import read_json
-from gptft.formats.hf import download, hf_tokenizer, is_hf, load_hf
+from gptft.formats.hf import hf_tokenizer, is_hf, load_hf
+from gptft.formats.hub import download
 from gptft.formats.peft import TEMPLATE, is_peft, peft_base, read_peft
 from gptft.model import GPT
 from gptft.prompts import saved_template

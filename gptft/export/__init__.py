@@ -17,13 +17,13 @@ from gptft.export.peft import save_peft
 from gptft.files import read_json
 from gptft.loading import load
 
-DTYPES = {"": None, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+DTYPE_OPTIONS = {"": None, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def export(options: Namespace) -> list[str]:
     """Write what the options ask for; -> notes for the user. Raises UserError, with nothing written."""
     out, dtype = Path(options.out), options.dtype
-    kinds = {"hf": tuple(DTYPES), "gguf": ("", "fp32", "fp16", "q8_0"), "peft": ("",)}[options.format]
+    kinds = {"hf": tuple(DTYPE_OPTIONS), "gguf": ("", "fp32", "fp16", "q8_0"), "peft": ("",)}[options.format]
     if options.format == "peft" and dtype:
         raise UserError("--dtype: adapters are written in fp32, as they are; --format peft takes none")
     if dtype not in kinds:
@@ -45,7 +45,7 @@ def export(options: Namespace) -> list[str]:
     if options.format == "gguf":
         return notes + export_gguf(model, tokenizer, out, dtype or "fp16", options.name)
     card = {**card_of(Path(options.model)), **{k: v for k in ("name", "license") if (v := getattr(options, k))}}
-    return notes + export_hf(model, tokenizer, out, int(options.shard_gb * 1e9), card, DTYPES[dtype])
+    return notes + export_hf(model, tokenizer, out, int(options.shard_gb * 1e9), card, DTYPE_OPTIONS[dtype])
 
 
 def card_of(model: Path) -> dict:

@@ -28,7 +28,7 @@ from gptft.errors import UserError, nearest
 from gptft.export.hf_tokenizer import write_hf_tokenizer
 from gptft.files import new_directory
 from gptft.formats.families import Place, all_places, config_to_hf
-from gptft.formats.hf import NAMES
+from gptft.formats.tensors import SAFETENSORS_NAMES
 from gptft.model import GPT
 from gptft.tokenizer import Tokenizer
 
@@ -46,7 +46,7 @@ MESSAGES = [{"role": "user", "content": QUESTION}]
 
 
 @dataclass(frozen=True)
-class Stored:
+class TensorToWrite:
     """A tensor of the files: its name, its shape, how many bytes it takes, and how to make it."""
 
     name: str
@@ -77,8 +77,8 @@ def export_hf(
     if adapters_of(model):
         raise UserError("the model has adapters: merge them first (python -m gptft merge ADAPTER OUT)")
     dtype = dtype or model.tok.weight.dtype
-    if dtype not in NAMES:
-        raise UserError(f"weights cannot be exported as {dtype}: one of {', '.join(map(name_of, NAMES))}")
+    if dtype not in SAFETENSORS_NAMES:
+        raise UserError(f"weights cannot be exported as {dtype}: one of {', '.join(map(name_of, SAFETENSORS_NAMES))}")
     family, config = config_to_hf(model.config)
     tokens = token_ids(tokenizer)
     config |= {
@@ -92,7 +92,7 @@ def export_hf(
         write_json(temporary / "generation_config.json", generation_settings(tokenizer))
         notes = write_tokenizer(tokenizer, temporary, model.config.block_size) if tokenizer else []
         notes += qwen2_note(family.model_type, temporary) if tokenizer else []
-        write_weights(stored_tensors(model, all_places(family, model.config), dtype), temporary, shard_bytes, dtype)
+        write_weights(tensors_to_write(model, all_places(family, model.config), dtype), temporary, shard_bytes, dtype)
         text = model_card(model, tokenizer, family.model_type, dtype, card, directory.name)
         (temporary / "README.md").write_text(text, encoding="utf-8")
     return notes
@@ -161,11 +161,11 @@ def qwen2_note(model_type: str, directory: Path) -> list[str]:
 # ---- weights
 
 
-def stored_tensors(model: GPT, places: list[Place], dtype: torch.dtype) -> list[Stored]:
+def tensors_to_write(model: GPT, places: list[Place], dtype: torch.dtype) -> list[TensorToWrite]:
     """Every tensor of the files, under transformers' names, not made yet."""
     ours = dict(model.named_parameters())
 
-    def one(place: Place) -> Stored:
+    def one(place: Place) -> TensorToWrite:
         parts = [ours[name].detach() for name in place.ours]
         meta = place.join([torch.empty(part.shape, device="meta") for part in parts])
 
@@ -175,14 +175,14 @@ def stored_tensors(model: GPT, places: list[Place], dtype: torch.dtype) -> list[
                 raise UserError(f"{place.theirs} holds numbers beyond float16's 65504: export as bfloat16 or float32")
             return x
 
-        return Stored(place.theirs, tuple(meta.shape), meta.numel() * dtype.itemsize, make)
+        return TensorToWrite(place.theirs, tuple(meta.shape), meta.numel() * dtype.itemsize, make)
 
     return [one(place) for place in places]
 
 
-def write_weights(tensors: list[Stored], directory: Path, shard_bytes: int, dtype: torch.dtype) -> None:
+def write_weights(tensors: list[TensorToWrite], directory: Path, shard_bytes: int, dtype: torch.dtype) -> None:
     """`model.safetensors`, or numbered files of at most `shard_bytes` (a larger tensor has its own) and their index."""
-    shards: list[list[Stored]] = [[]]
+    shards: list[list[TensorToWrite]] = [[]]
     for tensor in tensors:
         if shards[-1] and sum(t.n_bytes for t in shards[-1]) + tensor.n_bytes > shard_bytes:
             shards.append([])
@@ -200,14 +200,14 @@ def write_weights(tensors: list[Stored], directory: Path, shard_bytes: int, dtyp
     write_json(directory / "model.safetensors.index.json", index)
 
 
-def write_safetensors(path: Path, tensors: list[Stored], dtype: torch.dtype) -> None:
+def write_safetensors(path: Path, tensors: list[TensorToWrite], dtype: torch.dtype) -> None:
     """The format by hand, since the library would hold all tensors at once: the length of the header (8 bytes), the
     header (JSON: for each tensor where its bytes are), the bytes."""
     header: dict[str, dict] = {"__metadata__": {"format": "pt"}}
     end = 0
     for tensor in tensors:
         header[tensor.name] = {
-            "dtype": NAMES[dtype],
+            "dtype": SAFETENSORS_NAMES[dtype],
             "shape": tensor.shape,
             "data_offsets": [end, end + tensor.n_bytes],
         }

@@ -14,7 +14,7 @@ from gptft.adapters.lora import LoraLinear, adapters_of
 from gptft.errors import UserError, need_extra
 from gptft.files import new_directory
 from gptft.formats.families import Place, config_to_hf
-from gptft.formats.peft import PEFT_PARTS, PREFIX, TEMPLATE, layer_places
+from gptft.formats.peft import ADAPTER_TENSORS, PREFIX, TEMPLATE, layer_places
 from gptft.model import GPT
 
 
@@ -45,7 +45,7 @@ def save_peft(model: GPT, directory: Path, base: str = "", template: dict | None
         if len(parts["A"]) != config.rank:
             ranks[target] = len(parts["A"])
             alphas[target] = config.scale * (math.sqrt(ranks[target]) if config.rslora else ranks[target])
-        for ending, part in PEFT_PARTS.items():
+        for ending, part in ADAPTER_TENSORS.items():
             if part in parts:
                 tensors[f"{PREFIX}{module}.{ending}"] = parts[part].detach().float().cpu().contiguous()
     family, _ = config_to_hf(model.config)

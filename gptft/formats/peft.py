@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -20,12 +21,12 @@ from gptft.architecture import GPTConfig
 from gptft.errors import UserError
 from gptft.files import read_json
 from gptft.formats.families import Place, config_to_hf
-from gptft.formats.hf import read_bin, read_safetensors
+from gptft.formats.tensors import Stored, read_bin, read_safetensors
 from gptft.model import GPT
 
 TEMPLATE = "gptft_template.json"
 PREFIX = "base_model.model."  # in front of every name that PEFT writes
-PEFT_PARTS = {"lora_A.weight": "A", "lora_B.weight": "B", "lora_magnitude_vector": "m"}
+ADAPTER_TENSORS = {"lora_A.weight": "A", "lora_B.weight": "B", "lora_magnitude_vector": "m"}
 # settings of PEFT that change what is computed, and the values with which nothing changes
 PLAIN = {
     "peft_type": ("LORA",),
@@ -119,7 +120,7 @@ def read_peft(directory: Path, model: GPT) -> tuple[LoraConfig, dict[str, Tensor
     return config, state
 
 
-def read_adapter_file(directory: Path):
+def read_adapter_file(directory: Path) -> Iterator[Stored]:
     """The tensors of `adapter_model.safetensors` or `adapter_model.bin`."""
     for name, read in (("adapter_model.safetensors", read_safetensors), ("adapter_model.bin", read_bin)):
         if (directory / name).exists():
@@ -129,7 +130,7 @@ def read_adapter_file(directory: Path):
 
 def _split_name(name: str) -> tuple[str, str | None]:
     """`base_model.model.transformer.h.0.attn.c_attn.lora_A.weight` -> (transformer.h.0.attn.c_attn, A)."""
-    for ending, part in PEFT_PARTS.items():
+    for ending, part in ADAPTER_TENSORS.items():
         if name.endswith(f".{ending}"):
             return name.removeprefix(PREFIX).removesuffix(f".{ending}"), part
     return name, None

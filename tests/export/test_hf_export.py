@@ -16,7 +16,8 @@ from gptft.adapters.lora import LoraConfig, add_lora
 from gptft.checkpoint import model_id
 from gptft.errors import UserError
 from gptft.export.hf import CARD, export_hf
-from gptft.formats.hf import NAMES, load_hf
+from gptft.formats.hf import load_hf
+from gptft.formats.tensors import SAFETENSORS_NAMES
 from gptft.generation import generate, prompt_ids
 from gptft.loading import load, preset
 from gptft.prompts import TEMPLATES, Template
@@ -192,7 +193,7 @@ def test_the_files_are_what_the_library_would_write(tmp_path):
     """The format is written by hand: safetensors itself reads names, shapes, dtypes and the metadata."""
     from safetensors import safe_open
 
-    for dtype in NAMES:
+    for dtype in SAFETENSORS_NAMES:
         model = toy_model(torch.float32)
         export_hf(model, None, tmp_path / str(dtype), dtype=dtype)
         with safe_open(tmp_path / str(dtype) / "model.safetensors", "pt") as file:
