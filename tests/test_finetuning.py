@@ -480,7 +480,7 @@ def test_compiled_blocks_give_the_same_losses_with_adapters(tmp_path, write_line
 @pytest.mark.slow
 def test_everything_works_without_a_network(tmp_path, write_lines, pairs, shared):
     """Row 21: with local files a run starts, trains and saves although every connection fails."""
-    from test_pretrained import hf_gpt2
+    from hf_models import hf_gpt2
 
     hf_gpt2(tmp_path / "hf", vocab_size=50257)
     (tmp_path / "sitecustomize.py").write_text(

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_families import CASES, EXACT, T, V, reference
+from hf_models import CASES, EXACT, T, V, reference
 from toys import difference, toy_model
 
 import gptft.export.hf
@@ -36,7 +36,7 @@ def their_model(directory, dtype=torch.float32):
 @pytest.mark.parametrize("case", CASES)
 def test_transformers_loads_the_export_and_gives_the_same_logits(tmp_path, case, dtype):
     """Out and in again nothing changes, to the bit: neither in our weights nor in transformers' own logits. Ours and
-    theirs agree as far as test_families.py says."""
+    theirs agree as far as formats/test_families.py says."""
     theirs = reference(case, dtype, tmp_path / "theirs")
     ours = load_hf(tmp_path / "theirs", dtype)
     assert export_hf(ours, None, tmp_path / "out") == []

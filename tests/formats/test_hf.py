@@ -7,6 +7,7 @@ import sys
 
 import pytest
 import torch
+from hf_models import hf_gpt2
 from toys import difference
 
 from gptft import checkpoint
@@ -15,23 +16,6 @@ from gptft.formats.hf import load_hf
 from gptft.loading import load
 
 transformers = pytest.importorskip("transformers")
-
-
-def hf_gpt2(directory, dtype=torch.float32, seed=0, save=True, **changes):
-    """A transformers GPT-2 with random weights, biases and norms included, saved to `directory`."""
-    torch.manual_seed(seed)
-    values = {"vocab_size": 97, "n_positions": 48, "n_embd": 32, "n_layer": 3, "n_head": 4}
-    config = transformers.GPT2Config(
-        **{**values, **changes}, bos_token_id=0, eos_token_id=0, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0
-    )
-    model = transformers.GPT2LMHeadModel(config)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.1 * torch.randn_like(parameter))
-    model = model.to(dtype).eval()
-    if save:
-        model.save_pretrained(directory)
-    return model
 
 
 # fp64 leaves only the order of summation; fp32 at toy size stays near its rounding of 6e-8 times the depth

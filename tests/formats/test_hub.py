@@ -11,7 +11,7 @@ import threading
 import hf_families
 import pytest
 import torch
-from test_families import reference
+from hf_models import reference
 
 pytest.importorskip("transformers")
 pytest.importorskip("huggingface_hub")

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from test_families import reference
+from hf_models import reference
 from toys import difference
 
 from gptft.adapters.lora import LoraConfig, add_lora, lora_state
@@ -16,7 +16,7 @@ from gptft.formats.peft import read_peft
 peft = pytest.importorskip("peft")
 
 IDX = torch.randint(0, 97, (2, 24), generator=torch.Generator().manual_seed(1))
-# toy cases of test_families; what PEFT is asked to adapt; what we are
+# toy cases of hf_models; what PEFT is asked to adapt; what we are
 MODELS = {
     "gpt2": ["attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"],
     "pythia": ["query_key_value", "dense_h_to_4h"],

@@ -6,7 +6,7 @@ import json
 import hf_families
 import pytest
 import torch
-from test_families import HUB
+from hf_models import HUB
 
 from gptft import BasicModelRunner, load
 from gptft.formats.families import FAMILIES, all_places, config_from_hf
