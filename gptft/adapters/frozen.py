@@ -1,4 +1,10 @@
-"""Frozen weights in fewer bits: the linear layers of a model held in bf16 or int8."""
+"""Frozen weights in fewer bits: the linear layers of a model that nothing trains, held in 16 bits or 8.
+
+    HalfLinear   y = x W^T + b,              W in bf16, or in fp16 where the products are in fp16
+    Int8Linear   y = scale * (x q^T) + b,    q in int8 (whole numbers up to 127), scale (out,) in fp32
+
+Both are multiplied as they are held or, for 8 bits, in what the caller computes in; no gradient is taken of them.
+"""
 
 from __future__ import annotations
 
@@ -107,25 +113,28 @@ def linear_layers(model: GPT) -> Iterator[tuple[str, nn.Module, str, nn.Module]]
 
 
 def kind_for(lora_base: str, precision: str) -> str:
-    """What --lora_base stands for where products are in `precision`: 16 bits are those of the products, which spares
-    casts. From 6e-5 to 65504, where weights are, fp16 keeps 11 bits of a number and bf16 keeps 8."""
+    """How to freeze layers for --lora_base where products are in `precision`: its 16 bits are those of the products,
+    which spares casts. From 6e-5 to 65504, where weights are, fp16 keeps 11 bits of a number and bf16 keeps 8."""
     return "fp16" if (lora_base, precision) == ("bf16", "fp16") else lora_base
 
 
 def freeze_layers_as(model: GPT, kind: str) -> GPT:
     """Hold the linear layers of the blocks in "bf16", "fp16" or "int8"; "fp32" leaves them as they are. Embeddings,
-    norms and the head stay: they are where rounding hurts most, and few. Raises UserError, with the model as it was,
-    for numbers beyond fp16's range."""
-    layers = list(linear_layers(model))
+    norms and the head stay: they are where rounding hurts most, and few. Returns the model.
+
+    One layer after the other, so that no more than one is there twice. Raises UserError, with the model as it was, for
+    numbers beyond fp16's range.
+    """
+    if kind == "fp32":
+        return model
     if kind == "fp16":
-        for path, _, _, layer in layers:
-            if not all(tensor.abs().max() <= FP16_MAX for tensor in layer.parameters()):
+        for path, _, _, layer in linear_layers(model):
+            if not all(tensor.abs().max() <= FP16_MAX for tensor in layer.parameters()):  # a nan is not either
                 raise UserError(
                     f"{path} holds numbers beyond fp16's {FP16_MAX:.0f}, and is not frozen in it: take another "
                     "--precision, or --lora_base int8 or fp32"
                 )
-    if kind != "fp32":
-        held = {"bf16": HalfLinear, "fp16": partial(HalfLinear, dtype=torch.float16), "int8": Int8Linear}[kind]
-        for _, parent, name, layer in layers:
-            setattr(parent, name, held(layer))
+    frozen = {"bf16": HalfLinear, "fp16": partial(HalfLinear, dtype=torch.float16), "int8": Int8Linear}[kind]
+    for _, parent, name, layer in linear_layers(model):
+        setattr(parent, name, frozen(layer))
     return model

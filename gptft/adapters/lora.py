@@ -103,7 +103,7 @@ def adapters_of(model: GPT) -> Adapters | None:
 
 
 class LoraLinear(nn.Module):
-    """A frozen linear layer, `base`, and the adapter beside it."""
+    """A frozen linear layer, `base`, and the adapter beside it: A (r, in), B (out, r) and, with DoRA, m (out,)."""
 
     def __init__(self, base: nn.Module, config: LoraConfig, generator: torch.Generator) -> None:
         super().__init__()
