@@ -21,7 +21,8 @@ from toys import difference, toy_model
 from gptft.decoding import decode
 from gptft.errors import UserError
 from gptft.export.hf_tokenizer import write_hf_tokenizer
-from gptft.export.llamacpp import KINDS, Entry, architecture_of, export_gguf, storage, vocabulary_of
+from gptft.export.llamacpp import KINDS, Entry, architecture_of, export_gguf, storage
+from gptft.export.llamacpp_vocabulary import vocabulary_of
 from gptft.formats.hf_tokenizer import read_hf_tokenizer
 from gptft.model import GPT
 from gptft.prompts import TEMPLATES, Template
