@@ -8,22 +8,23 @@ import json
 import sys
 from array import array
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
+from gptft.data.plain_text import can_be_cut, chunks, text_ids
 from gptft.data.shapes import recognise, used_keys
-from gptft.data.sources import Unreadable, parse, raw_records
+from gptft.data.sources import TextFile, Unreadable, parse, raw_records
 from gptft.errors import BadRecord, UserError
 from gptft.files import json_line, sha256_file
 from gptft.prompts import Template
 from gptft.tokenizer import Tokenizer
 
 FORMAT = 3  # of the cache: raise it when what is stored, or how it is made, changes
-CHUNK = 1000  # records tokenised at a time
+AT_ONCE = 1000  # records tokenised together
 NAMED = 5  # bad records named one by one in an error
 
 
@@ -73,14 +74,8 @@ def truncate(
     return None
 
 
-def windows(ids: list[int], max_length: int) -> Iterator[list[int]]:
-    """Plain text -> windows of `max_length`. Neighbours share one token, so every token but the first is a target."""
-    for start in range(0, max(len(ids) - 1, 1), max_length - 1):
-        yield ids[start : start + max_length]
-
-
 class Builder:
-    """Streams records into the flat files of a dataset; memory holds one chunk of records and the offsets."""
+    """Streams records into the flat files of a dataset; memory holds some records and the offsets."""
 
     def __init__(self, directory: Path, tokenizer: Tokenizer, recipe: Recipe, key: str) -> None:
         self.directory, self.tokenizer, self.recipe, self.key = directory, tokenizer, recipe, key
@@ -91,6 +86,8 @@ class Builder:
         self.reasons: Counter[str] = Counter()
         self.unused: Counter[str] = Counter()  # keys that play no part, and how many records have them
         self.bad: list[str] = []
+        # fields that ask for more than a text make a text file a bad record, which is said as of any other
+        self.streams_text = can_be_cut(tokenizer) and (recipe.fields or {"text": "text"}) == {"text": "text"}
 
     def build(self, paths: Sequence[Path]) -> None:
         with (
@@ -100,9 +97,9 @@ class Builder:
         ):
             for file, path in enumerate(paths):
                 numbered = enumerate(raw_records(path))
-                while chunk := list(itertools.islice(numbered, CHUNK)):
-                    self._chunk(file, path, chunk)
-                    bar.update(len(chunk))
+                while records := list(itertools.islice(numbered, AT_ONCE)):
+                    self._tokenise(file, path, records)
+                    bar.update(len(records))
         if self.bad and self.recipe.bad_records == "stop":
             count = self.reasons["bad record"]
             more = f"\n  ... and {count - NAMED} more" if count > NAMED else ""
@@ -116,10 +113,16 @@ class Builder:
             raise UserError(f"{', '.join(map(str, paths))}: no record is left to use ({lost or 'there is none'})")
         self._finish()
 
-    def _chunk(self, file: int, path: Path, chunk: list[tuple[int, tuple[int, bytes | object]]]) -> None:
+    def _tokenise(
+        self, file: int, path: Path, records: list[tuple[int, tuple[int, bytes | TextFile | object]]]
+    ) -> None:
         kept = []
-        for number, (line, raw) in chunk:
+        for number, (line, raw) in records:
             self.count["records_read"] += 1
+            if isinstance(raw, TextFile) and self.streams_text:
+                pieces = raw.pieces()
+                self._add_text(file, line, number, text_ids(self.tokenizer, self.recipe.template, pieces))
+                continue
             try:
                 record = parse(raw)
                 parts = recognise(record, self.recipe.fields)
@@ -129,7 +132,10 @@ class Builder:
                 self._bad(file, path, line, str(error))
         encoded = self.tokenizer.encode_many([segments for *_, segments in kept])
         for (number, line, parts, _), (ids, spans) in zip(kept, encoded, strict=True):
-            self._add(file, line, number, parts, ids, spans)
+            if "text" in parts:
+                self._add_text(file, line, number, ids)
+            else:
+                self._add(file, line, number, ids, spans)
 
     def _bad(self, file: int, path: Path, line: int, why: str) -> None:
         if len(self.bad) < NAMED:
@@ -141,20 +147,21 @@ class Builder:
         entry = {"file": file, "line": line, "what": what, "why": why, "tokens": tokens}
         self.lost_file.write(json_line(entry))
 
-    def _add(self, file: int, line: int, number: int, parts: dict, ids: list[int], spans: Spans) -> None:
+    def _add_text(self, file: int, line: int, number: int, ids: Iterable[int]) -> None:
+        """A text is trained on whole, in chunks; each may be split from the others, or a single text could not be."""
+        stored, shared = 0, -1  # neighbours share one token
+        for chunk in chunks(ids, self.recipe.max_length):
+            self._store(file, line, number, chunk, [(0, len(chunk))], _group(chunk))
+            stored, shared = stored + len(chunk), shared + 1
+        self.count["records_kept"] += 1
+        self.count["tokens_read"] += stored - shared
+        self.count["tokens_kept"] += stored - shared
+        self.count["tokens_repeated"] += shared
+
+    def _add(self, file: int, line: int, number: int, ids: list[int], spans: Spans) -> None:
         recipe, count = self.recipe, self.count
         count["tokens_read"] += len(ids)
         # records with one prompt share a group, so that a split cannot part them
-        if "text" in parts:
-            count["records_kept"] += 1
-            for part in windows(ids, recipe.max_length):
-                # a single document that fills many windows could not be split otherwise
-                self._store(file, line, number, part, [(0, len(part))], _group(part))
-                count["tokens_kept"] += len(part)
-            repeated = max(0, (len(ids) - 2) // (recipe.max_length - 1))
-            count["tokens_repeated"] += repeated
-            count["tokens_kept"] -= repeated
-            return
         group = _group(ids[: spans[0][0]])
         result = truncate(ids, spans, recipe.max_length, recipe.truncation, self.tokenizer.beginnings)
         if result is None:
@@ -204,7 +211,7 @@ class Builder:
 
 
 # tokens_read = targets + tokens_masked + tokens_cut + tokens_dropped, where tokens_masked are those kept as context
-# alone (prompts, and the first token of a text); tokens_repeated stand in two windows and are counted once.
+# alone (prompts, and the first token of a text); tokens_repeated stand in two chunks and are counted once.
 LEDGER = (
     "records_read",
     "records_kept",

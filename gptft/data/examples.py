@@ -20,7 +20,7 @@ import numpy as np
 
 from gptft.data.build import Builder, Recipe
 from gptft.data.cache import cache_directory
-from gptft.data.sources import parse, raw_records
+from gptft.data.sources import TextFile, parse, raw_records
 from gptft.errors import UserError
 from gptft.files import sync_tree
 from gptft.tokenizer import Tokenizer
@@ -76,15 +76,16 @@ class Dataset:
                 yield {"file": self.files[entry.pop("file")], **entry}
 
     def fetch(self, indices: Iterable[int]) -> list[dict]:
-        """The user's records behind these examples, read again from their files, in the order asked for."""
+        """The user's records behind these examples, read again from their files, in the order asked for. A text file
+        is no record of anybody's, and may be too long to be read again: its examples are left out."""
         wanted = [(int(self.sources[i][0]), int(self.sources[i][2])) for i in indices]
-        found = {}
+        records = {}
         for file in {file for file, _ in wanted}:
             numbers = {number for f, number in wanted if f == file}
             for number, (_, raw) in enumerate(raw_records(Path(self.files[file]))):
-                if number in numbers:
-                    found[file, number] = parse(raw)
-        return [found[key] for key in wanted]
+                if number in numbers and not isinstance(raw, TextFile):
+                    records[file, number] = parse(raw)
+        return [records[key] for key in wanted if key in records]
 
 
 @dataclass(frozen=True)
@@ -114,6 +115,7 @@ class Split:
         return np.diff(sums[self.dataset.span_offsets])[self.indices]
 
     def records(self, chosen: Iterable[int]) -> list[dict]:
+        """The user's records behind the chosen examples; none for those of text files."""
         return self.dataset.fetch(int(self.indices[i]) for i in chosen)
 
     def digest(self) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import codecs
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from gptft.errors import UserError
@@ -34,19 +35,43 @@ def find(paths: Sequence[str], flag: str = "data") -> list[Path]:
 JSON_NAMES = {str: "a text", list: "a list", bool: "true or false", type(None): "null"}
 
 
+PIECE = 100_000  # characters of a text that are read at a time
+
+
 class Unreadable(ValueError):
     """A line that is no JSON object; the message says why."""
 
 
-def raw_records(path: Path) -> Iterator[tuple[int, bytes | object]]:
-    """(line, record) for every record, streamed. JSON lines come as bytes, unparsed, so that a reader may skip them.
+@dataclass(frozen=True)
+class TextFile:
+    """A `.txt` file: one record, which need not be in memory as a whole."""
+
+    path: Path
+
+    def pieces(self) -> Iterator[str]:
+        """The text, a piece at a time. Raises UserError where it is no UTF-8, and where it holds nothing."""
+        blank = True
+        try:
+            with open(self.path, encoding="utf-8-sig") as file:
+                while piece := file.read(PIECE):
+                    blank = blank and not piece.strip()
+                    yield piece
+        except UnicodeDecodeError:
+            raise _not_utf8(self.path) from None
+        if blank:
+            raise UserError(f"{self.path} holds nothing but white space")
+
+
+def raw_records(path: Path) -> Iterator[tuple[int, bytes | TextFile | object]]:
+    """(line, record) for every record, streamed. JSON lines come as bytes, unparsed, so that a reader may skip them;
+    a `.txt` file as a TextFile, unread.
 
     Raises UserError naming the line for a `.json` file that cannot be parsed: nothing after it can be found.
     """
     if path.suffix == ".txt":
-        yield 1, {"text": _read_text(path)}
+        yield 1, TextFile(path)
     elif path.suffix == ".json" and not _is_json_lines(path):
-        yield from _json_array(path, _read_text(path))
+        yield from _json_array(path, "".join(TextFile(path).pieces()))
     else:
         with open(path, "rb") as file:
             for line, content in enumerate(file, 1):
@@ -56,8 +81,10 @@ def raw_records(path: Path) -> Iterator[tuple[int, bytes | object]]:
                     yield line, content
 
 
-def parse(raw: bytes | object) -> dict:
+def parse(raw: bytes | TextFile | object) -> dict:
     """A raw record -> dict. Raises Unreadable with the column or the type that was found."""
+    if isinstance(raw, TextFile):
+        return {"text": "".join(raw.pieces())}
     if isinstance(raw, bytes):
         try:
             raw = json.loads(raw.decode().rstrip())  # an error at the line's end would be in column 1 of the next
@@ -72,15 +99,15 @@ def parse(raw: bytes | object) -> dict:
     return raw
 
 
-def _read_text(path: Path) -> str:
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = path.read_bytes()[: error.start].count(b"\n") + 1
-        raise UserError(f"{path}, line {line}: not UTF-8") from None
-    if not text.strip():
-        raise UserError(f"{path} holds nothing but white space")
-    return text
+def _not_utf8(path: Path) -> UserError:
+    """The error that names the first line which is no UTF-8."""
+    with open(path, "rb") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                line.decode()
+            except UnicodeDecodeError:
+                return UserError(f"{path}, line {number}: not UTF-8")
+    return UserError(f"{path}: not UTF-8")  # it was mended meanwhile
 
 
 def _is_json_lines(path: Path) -> bool:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gptft.data.build import truncate, windows
+from gptft.data.build import truncate
 from gptft.data.cache import cache_directory
 from gptft.data.examples import Dataset, Recipe, load_dataset, split
 from gptft.errors import UserError
@@ -153,18 +153,7 @@ def test_an_example_whose_response_does_not_survive_is_dropped_counted_and_named
 # ---- plain text
 
 
-@pytest.mark.parametrize("max_length", [2, 3, 7, 64])
-@pytest.mark.parametrize("n", [1, 2, 3, 6, 7, 8, 13, 14, 100])
-def test_windows_make_every_token_but_the_first_a_target_exactly_once(n, max_length):
-    """Windows without the shared token would leave the first of each unlearned; wider overlaps learn some twice."""
-    ids = list(range(1000, 1000 + n))
-    parts = list(windows(ids, max_length))
-    assert [token for part in parts for token in part[1:]] == ids[1:]
-    assert all(len(part) <= max_length for part in parts) and parts[0][0] == ids[0]
-    assert n == 1 or all(len(part) >= 2 for part in parts)
-
-
-def test_text_is_trained_on_whole_and_cut_into_windows(tokenizer, tmp_path):
+def test_text_is_trained_on_whole_and_cut_into_chunks(tokenizer, tmp_path):
     path = tmp_path / "d.txt"
     path.write_text("the cat sat on the mat. " * 40)
     dataset = load(tokenizer, path, max_length=16)
