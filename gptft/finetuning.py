@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -26,6 +27,7 @@ from gptft.architecture import PRESETS
 from gptft.collate import collate
 from gptft.config import Config, check, check_names, resolve, to_toml
 from gptft.data import sources
+from gptft.data.build import NAMED
 from gptft.data.examples import Dataset, Recipe, Split, load_dataset, split
 from gptft.data.readings import choose_template
 from gptft.device import Precision, keep_freed_memory, pick_device
@@ -238,9 +240,14 @@ def set_template(config: Config, tokenizer: Tokenizer, paths: list[Path]) -> dic
 
 
 def describe_data(datasets: dict[str, Dataset], train_set: Split, val_set: Split, test_set: Split) -> None:
-    """Say what became of the records, and what an empty split means."""
+    """Say what became of the records, name the first that were dropped, and say what an empty split means."""
     for name, dataset in datasets.items():
         say(console.describe_ledger(name, dataset.ledger))
+        dropped = (entry for entry in dataset.lost() if entry["what"] == "dropped")
+        for entry in itertools.islice(dropped, NAMED):
+            say(f"  dropped: {entry['file']}, line {entry['line']}: {entry['why']}")
+        if (n_dropped := sum(dataset.ledger["records_dropped"].values())) > NAMED:
+            say(f"  ... and {n_dropped - NAMED:,} more; lost.jsonl will name them all")
     say(f"split: {len(train_set):,} to train on, {len(val_set):,} for validation, {len(test_set):,} for the test")
     if not len(val_set):
         say("  the validation split is empty: its loss is not measured, and the last weights are kept, not the best")

@@ -289,6 +289,36 @@ def test_three_lines_of_the_course(tmp_path, write_lines, pairs, monkeypatch):
         BasicModelRunner("start").train()
 
 
+def test_the_three_lines_go_on_without_an_empty_answer_and_name_it(tmp_path, write_lines, pairs, monkeypatch, capsys):
+    """The course's own file has one among its 1,400 answers, on which its three lines stopped."""
+    from gptft import BasicModelRunner
+
+    monkeypatch.chdir(tmp_path)
+    data = write_lines([*pairs(30), {"question": "Why?", "answer": ""}])
+    with open(data, "a") as file:
+        file.write('{"question": \n')
+    model = BasicModelRunner("tiny", **{k: v for k, v in QUICK.items() if k != "init"})
+    with pytest.warns(UserWarning, match="2 of 32 records cannot be used and will be left out") as warned:
+        model.load_data_from_jsonlines("data.jsonl")
+    assert warned[0].filename == __file__  # the user's own line
+    _, first, second = str(warned[0].message).split("\n")
+    assert first.startswith("  data.jsonl, line 31: key 'answer' is empty") and "line 32: broken JSON" in second
+    model.train()
+    assert model.run.summary["ledger"]["data"]["records_dropped"] == {"bad record": 2}
+    assert "dropped: data.jsonl, line 31: key 'answer' is empty" in capsys.readouterr().out
+    # `python train.py` keeps its rule, and so does who asks for it
+    with pytest.raises(UserError, match="2 bad records"):
+        finetune(data=data, out_dir="other", **QUICK)
+    with pytest.raises(UserError, match="2 bad records"):
+        model.train(bad_records="stop")
+    # a setting of the runner's is not forgotten because no keys are named
+    other = BasicModelRunner("tiny", fields={"instruction": "q", "response": "a"})
+    other.load_data_from_jsonlines(write_lines([{"q": "Why?", "a": "So."}], "other.jsonl"))
+    assert other.fields == {"instruction": "q", "response": "a"}
+    with pytest.raises(UserError, match=r"none of the 6 records of .* can be used(.*\n){6}  ... and 1 more"):
+        model.load_data_from_jsonlines(write_lines([{"question": "Why?"}] * 6, "none.jsonl"))
+
+
 def test_conversations_train_on_every_assistant_turn(tmp_path, write_lines):
     """messages records: all assistant turns are targets; the last one is what the test asks for."""
     talk = [
