@@ -23,7 +23,8 @@ from gptft.files import json_line, sha256_file
 from gptft.prompts import Template
 from gptft.tokenizer import Tokenizer
 
-FORMAT = 3  # of the cache: raise it when what is stored, or how it is made, changes
+FORMAT = 3  # part of the key by which a resumed run knows its data again: it stays
+EDITION = 4  # of the cache: raise it when what is stored changes, or what the same inputs are made into
 AT_ONCE = 1000  # records tokenised together
 NAMED = 5  # bad records named one by one in an error
 
@@ -39,6 +40,8 @@ class Recipe:
     fields: dict[str, str] | None = None
 
     def key(self, tokenizer: Tokenizer, paths: Sequence[Path]) -> str:
+        """A hash of all that decides the examples. A run that is resumed compares it, so it does not change with how
+        the cache is laid out."""
         content = [FORMAT, self.template.to_dict(), self.max_length, self.truncation, self.bad_records]
         content += [sorted((self.fields or {}).items()), tokenizer.digest]
         content += [[path.suffix, sha256_file(path)] for path in paths]
@@ -151,7 +154,7 @@ class Builder:
         """A text is trained on whole, in chunks; each may be split from the others, or a single text could not be."""
         stored, shared = 0, -1  # neighbours share one token
         for chunk in chunks(ids, self.recipe.max_length):
-            self._store(file, line, number, chunk, [(0, len(chunk))], _group(chunk))
+            self._store(file, line, number, chunk, [(0, len(chunk))], group_of(chunk))
             stored, shared = stored + len(chunk), shared + 1
         self.count["records_kept"] += 1
         self.count["tokens_read"] += stored - shared
@@ -162,7 +165,7 @@ class Builder:
         recipe, count = self.recipe, self.count
         count["tokens_read"] += len(ids)
         # records with one prompt share a group, so that a split cannot part them
-        group = _group(ids[: spans[0][0]])
+        group = group_of(ids[: spans[0][0]])
         result = truncate(ids, spans, recipe.max_length, recipe.truncation, self.tokenizer.beginnings)
         if result is None:
             count["tokens_dropped"] += len(ids)
@@ -225,6 +228,7 @@ LEDGER = (
 )
 
 
-def _group(ids: list[int]) -> int:
+def group_of(ids: list[int]) -> int:
+    """A number that stands for these ids: examples with the same number stay on one side of a split."""
     digest = hashlib.blake2b(np.asarray(ids, dtype="<u4").tobytes(), digest_size=8).digest()
     return int.from_bytes(digest, "little")

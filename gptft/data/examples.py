@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from gptft.data.build import Builder, Recipe
+from gptft.data.build import EDITION, Builder, Recipe
 from gptft.data.cache import cache_directory
 from gptft.data.sources import TextFile, parse, raw_records
 from gptft.errors import UserError
@@ -124,7 +124,7 @@ class Split:
         return hashlib.sha256(content).hexdigest()
 
 
-def is_whole(directory: Path) -> bool:
+def is_complete(directory: Path) -> bool:
     """Whether a cached dataset is there, and not cut short by a power failure."""
     try:
         meta = json.loads((directory / "meta.json").read_text())
@@ -139,8 +139,8 @@ def load_dataset(paths: Sequence[Path], tokenizer: Tokenizer, recipe: Recipe) ->
     Raises UserError naming file, line and key of the first bad records and their count, unless they may be dropped.
     """
     key = recipe.key(tokenizer, paths)
-    directory = cache_directory() / key
-    if not is_whole(directory):
+    directory = cache_directory() / f"{key}-{EDITION}"
+    if not is_complete(directory):
         shutil.rmtree(directory, ignore_errors=True)
         try:
             directory.parent.mkdir(parents=True, exist_ok=True)
@@ -155,7 +155,7 @@ def load_dataset(paths: Sequence[Path], tokenizer: Tokenizer, recipe: Recipe) ->
             try:
                 os.replace(temporary, directory)
             except OSError:
-                if not is_whole(directory):  # else another process was first, with the same content
+                if not is_complete(directory):  # else another process was first, with the same content
                     raise
         except OSError as error:
             raise UserError(f"while tokenising into {directory.parent}: {error.strerror or error}") from None

@@ -7,6 +7,7 @@ ids. The pass keeps no record, and what it found is cached under the hash of the
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -45,10 +46,11 @@ def survey(path: Path) -> tuple[list[Kind], Counter[str]]:
     """
     if path.suffix == ".txt":
         return [Kind(path, 1, 1, frozenset({"text"}))], Counter()
-    cached = cache_directory() / f"keys-{path.suffix[1:]}-{sha256_file(path)[:32]}.json"
+    content = json.dumps([path.suffix, sha256_file(path), sorted(KNOWN)])
+    cached = cache_directory() / f"keys-{hashlib.sha256(content.encode()).hexdigest()[:32]}.json"
     try:
         kinds, others = json.loads(cached.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, TypeError):
         kinds, others = _count_keys(path)
         with contextlib.suppress(OSError), atomic_write(cached) as file:  # whoever tokenises next says what is wrong
             json.dump([kinds, others], file)
@@ -88,7 +90,7 @@ def choose_template(
         its_kinds, its_others = survey(path)
         kinds += its_kinds
         others += its_others
-    read = [] if fields else list(_read(kinds))
+    kinds_read = [] if fields else list(_read(kinds))
     if name != "auto":
         template, why = load_template(name, fields), f"--template {name}"
     elif trained_with is not None and trained_with.name != "plain":
@@ -96,10 +98,10 @@ def choose_template(
     elif fields:
         template, why = TEMPLATES[_asked_by_fields(fields)], "by --fields"
     else:
-        template, why = TEMPLATES[_asked_by_records(read)], "by the records' keys"
+        template, why = TEMPLATES[_asked_by_records(kinds_read)], "by the records' keys"
     template.check_fields(fields)
     keys = {key: part for part, key in fields.items()}
-    for kind, reading in read:
+    for kind, reading in kinds_read:
         parts = parts_of(reading, "system" in kind.keys)
         keys |= parts
         others.update(dict.fromkeys(kind.keys - parts.keys(), kind.count))
@@ -111,7 +113,7 @@ def choose_template(
         "template": template.name,
         "why": why,
         "keys": keys,
-        "records": sum(kind.count for kind in (kinds if fields else (kind for kind, _ in read))),
+        "records": sum(kind.count for kind in (kinds if fields else (kind for kind, _ in kinds_read))),
         "unused_keys": dict(unused[:NAMED_KEYS]),
     }
 
@@ -138,10 +140,10 @@ def _read(kinds: list[Kind]) -> Iterator[tuple[Kind, Reading]]:
             yield kind, reading
 
 
-def _asked_by_records(read: list[tuple[Kind, Reading]]) -> str:
+def _asked_by_records(kinds_read: list[tuple[Kind, Reading]]) -> str:
     """The template that all records ask for."""
     asked: dict[str, tuple[Kind, Reading]] = {}
-    for kind, reading in read:
+    for kind, reading in kinds_read:
         asked.setdefault(reading.template, (kind, reading))
     if len(asked) > 1:
         lines = "".join(f"\n  {kind.place}: {name}, by the keys {reading}" for name, (kind, reading) in asked.items())

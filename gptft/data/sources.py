@@ -17,7 +17,7 @@ from gptft.files import resource
 
 def find(paths: Sequence[str], flag: str = "data") -> list[Path]:
     """The files behind `--data` words; `embedded:NAME` is a file that gptft carries. Missing or empty: UserError."""
-    found = []
+    files = []
     for word in paths:
         path = resource(f"data/{word.removeprefix('embedded:')}") if word.startswith("embedded:") else Path(word)
         if path.is_dir():
@@ -28,8 +28,8 @@ def find(paths: Sequence[str], flag: str = "data") -> list[Path]:
             raise UserError(f"--{flag}: {path}: expected a .json, .jsonl or .txt file")
         if not path.stat().st_size:
             raise UserError(f"--{flag}: {path} is empty")
-        found.append(path)
-    return found
+        files.append(path)
+    return files
 
 
 JSON_NAMES = {str: "a text", list: "a list", bool: "true or false", type(None): "null"}

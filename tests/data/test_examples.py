@@ -396,6 +396,18 @@ def test_whatever_decides_the_examples_is_part_of_the_key(tokenizer, write_lines
     assert len(os.listdir(cache)) == 2
 
 
+def test_a_new_edition_of_the_cache_is_made_anew_under_the_key_that_runs_know(
+    tokenizer, write_lines, pairs, cache, monkeypatch
+):
+    """Examples that an earlier commit made otherwise must not be used, and its unfinished runs must go on."""
+    path = write_lines(pairs(9))
+    before = load(tokenizer, path)
+    monkeypatch.setattr("gptft.data.examples.EDITION", 1000)
+    after = load(tokenizer, path)
+    assert len(os.listdir(cache)) == 2 and before.meta["key"] == after.meta["key"]
+    assert split(before, 0.1, 0.1, 1)[0].digest() == split(after, 0.1, 0.1, 1)[0].digest()
+
+
 def test_a_cache_that_cannot_be_used_is_one_clear_line(tokenizer, write_lines, pairs, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("GPTFT_CACHE", str(tmp_path / "file"))
