@@ -19,6 +19,7 @@ NAMES = {
     "llamacpp": "exports to GGUF in the real llama.cpp: the same greedy ids, and how near the logits come",
     "lora": "LoRA against full fine-tuning and against PEFT with TRL: speed, memory, validation loss",
     "decode": "greedy decoding GPT-2 124M, tokens a second: gptft against transformers",
+    "gpu": "training and decoding on one GPU: gptft against transformers, and TRL where it is installed",
     "startup": "seconds until gptft is imported and until train.py --help has answered",
     "tokenize": "seconds to tokenise 50,000 records, and to find them in the cache",
     "memory": "resident memory while 1,000,000 records are tokenised and split",
@@ -29,6 +30,7 @@ TITLES = {
     "llamacpp": "GGUF in llama.cpp",
     "lora": "LoRA",
     "decode": "Greedy decoding",
+    "gpu": "One GPU",
     "startup": "Start-up",
     "tokenize": "Tokenising",
     "memory": "Memory of a large dataset",
@@ -59,6 +61,7 @@ def section(result: dict) -> str:
     machine, name = result["machine"], result["name"]
     versions = ", ".join(f"{package} {version}" for package, version in result["versions"].items())
     where = f"{machine['cpu']}, {machine['cores']} cores, {machine['threads']} threads; {versions}; {result['date']}."
+    where = f"{machine['gpu']}; {where}" if "gpu" in machine else where
     table = importlib.import_module(f"benchmarks.{name}").table(result)
     return f"## {TITLES[name]}\n\n`python -m benchmarks {name}`: {where}\n\n{table}\n"
 
