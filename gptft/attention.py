@@ -89,17 +89,18 @@ def added_mask(visible: Tensor, dtype: torch.dtype) -> Tensor:
     return padded[..., :S].masked_fill_(~visible, -torch.inf)
 
 
-def kernel_takes_groups(q: Tensor, mask: Tensor | None) -> bool:
+@torch.compiler.assume_constant_result  # to the compiler this is a fact, not a step
+def kernel_takes_groups(device: torch.device, dtype: torch.dtype, masked: bool) -> bool:
     """Whether keys and values may be given with fewer heads than queries.
 
     Of CUDA's fused kernels only flash attention takes them: without a mask, in 16 bits, from compute capability 8.0
     on. The others would leave it to the slow path that writes all scores out
     (github.com/pytorch/pytorch, aten/src/ATen/native/transformers/cuda/sdp_utils.cpp). The CPU's kernel takes them.
     """
-    if q.device.type != "cuda":
+    if device.type != "cuda":
         return True
-    half = q.dtype in (torch.bfloat16, torch.float16)
-    return mask is None and half and torch.cuda.get_device_capability(q.device)[0] >= 8
+    half = dtype in (torch.bfloat16, torch.float16)
+    return half and not masked and torch.cuda.get_device_capability(device)[0] >= 8
 
 
 def attend(
@@ -124,7 +125,7 @@ def attend(
         # the queries of a group see the same keys: they stand in a column, and every kernel takes them
         column = q.reshape(B, n_kv, nh // n_kv, hs)  # (B, nh, 1, hs) -> (B, n_kv, nh / n_kv, hs)
         return F.scaled_dot_product_attention(column, k, v, mask, dropout).reshape(B, nh, 1, hs)
-    if not kernel_takes_groups(q, mask):
+    if not kernel_takes_groups(q.device, q.dtype, mask is not None):
         k, v = repeat_heads(k, nh), repeat_heads(v, nh)
     return F.scaled_dot_product_attention(q, k, v, mask, dropout, causal, enable_gqa=k.size(1) != nh)
 

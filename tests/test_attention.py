@@ -1,3 +1,4 @@
+import dataclasses
 import math
 
 import pytest
@@ -5,7 +6,7 @@ import torch
 from toys import difference, toy_model
 
 from gptft import attention
-from gptft.attention import KVCache, Layout, added_mask, attend, seen_keys
+from gptft.attention import KVCache, Layout, added_mask, attend, kernel_takes_groups, seen_keys
 
 
 def written_out(q, k, v, visible):
@@ -127,7 +128,7 @@ def test_heads_are_repeated_where_a_kernel_does_not_take_groups(monkeypatch):
     results = []
     layouts = (None, Layout(torch.arange(7)[None], torch.tensor([[0, 0, 0, 1, 1, 1, 1]])))
     for takes in (True, False):
-        monkeypatch.setattr(attention, "kernel_takes_groups", lambda q, mask, takes=takes: takes)
+        monkeypatch.setattr(attention, "kernel_takes_groups", lambda *args, takes=takes: takes)
         asked = record_kernels(monkeypatch)
         tensors = [x.requires_grad_() for x in qkv(nh=6, n_kv=2)]
         out = torch.cat([attend(*tensors, layout) for layout in layouts])
@@ -189,3 +190,46 @@ def test_rows_that_have_ended_do_not_lengthen_the_cache():
     assert step.end == 4 and step.pos.tolist() == [[3], [2], [3]] and not step.even
     cache.keep([1, 2])
     assert cache.extend().pos.tolist() == [[3], [4]]
+
+
+def test_on_cuda_groups_go_to_flash_attention_alone(monkeypatch):
+    """The kernels for masks, for fp32 and for cards before compute capability 8.0 take no groups."""
+    cuda = torch.device("cuda")
+    for capability, takes in (((9, 0), True), ((8, 0), True), ((7, 5), False)):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, capability=capability: capability)
+        assert kernel_takes_groups(cuda, torch.bfloat16, masked=False) == takes
+        assert kernel_takes_groups(cuda, torch.float16, masked=False) == takes
+        assert not kernel_takes_groups(cuda, torch.bfloat16, masked=True)
+        assert not kernel_takes_groups(cuda, torch.float32, masked=False)
+    assert kernel_takes_groups(torch.device("cpu"), torch.float32, masked=True)
+
+
+@pytest.mark.parametrize("changes", [{"n_kv_head": 2}, {"n_kv_head": 2, "window": 5, "full_layers": (1,)}])
+def test_a_model_computes_the_same_with_masks_and_heads_as_cuda_has_them(monkeypatch, changes):
+    """Training rows, packed rows, and decoding: added masks and repeated heads are the booleans and groups."""
+    model, idx = toy_model(**changes), torch.arange(24).view(2, 12)
+    packed = Layout(torch.arange(12).expand(2, -1) % 7, torch.arange(12).expand(2, -1) // 7)
+
+    def compute():
+        cache = model.new_cache(2, 12)
+        logits = [model(idx), model(idx, dataclasses.replace(packed, _masks={}))]
+        logits.append(model(idx[:, :9], cache.begin([9, 4]), cache))
+        logits += [model(idx[:, n : n + 1], cache.extend(), cache) for n in (9, 10)]
+        return torch.cat([each.flatten() for each in logits])
+
+    plain = compute()
+    monkeypatch.setattr(attention, "as_the_kernels_take_it", added_mask)
+    monkeypatch.setattr(attention, "kernel_takes_groups", lambda device, dtype, masked: not masked)
+    assert difference(compute(), plain) < 1e-10
+
+
+@pytest.mark.parametrize("changes", [{"n_kv_head": 2}, {"n_kv_head": 2, "window": 5, "full_layers": (1,)}])
+def test_a_compiled_model_is_one_graph_a_block(changes):
+    """Whether a kernel takes groups is asked of the driver, which the compiler could not follow."""
+    model, idx = toy_model(torch.float32, **changes), torch.arange(24).view(2, 12)
+    plain = model(idx)
+    torch.compiler.reset()
+    for block in model.blocks:
+        block.compile(fullgraph=True, backend="eager")
+    assert difference(model(idx), plain) < 1e-6
+    torch.compiler.reset()
