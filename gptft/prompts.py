@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gptft.errors import BadRecord, UserError, nearest
-from gptft.text.chat import ChatTemplate
+from gptft.text.chat import THINKING, ChatTemplate
 from gptft.text.segments import PARTS, Segment
 
 
@@ -153,6 +153,12 @@ class Template:
                         f"message {number} has the key {key!r}, for which the template {self.name!r} has no place"
                     )
 
+    def for_training(self, thinking: str = "keep") -> Template:
+        """The template as a run trains with it. Reasoning is a matter of chat templates: here it is text like any."""
+        if thinking != "keep":
+            raise UserError(f"--thinking {thinking} goes with a model's own chat template, not with {self.name!r}")
+        return self
+
     def to_dict(self) -> dict:
         """What a checkpoint stores: `Template(**that)` gives the template back. What was added later and is not used
         is left out, so that a template has the keys, and data the cache key, that an earlier commit gave them."""
@@ -263,4 +269,6 @@ def saved_template(values: dict, where: str) -> Template | ChatTemplate:
         texts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
         if not isinstance(value, kind) or not all(isinstance(text, str) for text in texts):
             raise UserError(f"{where}: {key} must be {what}, not {json.dumps(value)[:80]}")
+    if values.get("thinking", "keep") not in THINKING:
+        raise UserError(f"{where}: thinking must be one of {', '.join(THINKING)}, not {values['thinking']!r}")
     return ChatTemplate(**{**values, "specials": tuple(values.get("specials", ()))})

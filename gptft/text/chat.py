@@ -1,9 +1,8 @@
-"""A checkpoint's own chat template: Jinja source -> the same segments that our templates give, and our templates as
-Jinja source.
+"""A checkpoint's own chat template: Jinja source -> the same segments that our templates give.
 
-A chat template is somebody else's program that turns messages into text. To know which of that text the template wrote
-and which the user did, it is rendered twice: once as it is, and once with a placeholder for each message. What stands
-around the placeholders is the template's.
+A chat template is somebody else's program that turns messages into text (rendering.py). Which of that text is the
+user's is found by rendering it with placeholders (aligning.py); here it is decided what of it is trained: each answer,
+from where its prompt ends to what ends the turn.
 """
 
 from __future__ import annotations
@@ -11,17 +10,23 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
+from datetime import datetime
 from functools import cached_property
 
-from gptft.errors import BadRecord, UserError, nearest, need_extra
-from gptft.text.sandbox import Refused, TooMuch, environment, one_line
+from gptft.errors import BadRecord, UserError, nearest
+from gptft.text.aligning import PLACEHOLDER, PLAIN, Changed, Piece, Source, align, extent, mask, next_message
+from gptft.text.conversation import REASONING, messages_of, split_reasoning, without_reasoning
+from gptft.text.rendering import TELLS_THE_DAY, compile_template, render
 from gptft.text.segments import PARTS, Segment
 
-# Characters of Unicode's private plane: no template looks for them, and no strip() takes them away.
-SENTINEL = re.compile("\U000f0001(\\d+)\U000f0002")
-TAG = re.compile(r"(</?[A-Za-z_]+>)")
+THINKING = ("keep", "strip", "mask")
+OPENED_THOUGHT = re.compile(r"<think>\s*\Z")  # a prompt that begins the reasoning itself
+EMPTY_THOUGHT = re.compile(r"\s*(<think>\s*</think>)?\s*")
+# The day that a template is told in training, for good: that which Llama 3's own templates name where no clock is at
+# hand. Whatever it is, the same data must give the same ids tomorrow, to a run that is resumed and to who repeats it.
+DAY = "2024-07-26"
 
 
 @dataclass(frozen=True)
@@ -29,7 +34,9 @@ class ChatTemplate:
     """A Jinja chat template with what it is rendered with; it stands wherever a `prompts.Template` does.
 
     `variables` are the named special tokens (bos_token, eos_token, ...), `specials` the names of all special tokens,
-    `eot` the one that ends a text.
+    `eot` the one that ends a text. `thinking` is what becomes of the reasoning in the assistant's messages: "keep"
+    trains it, "strip" takes it away and has the template ask for answers without (enable_thinking), "mask" shows it
+    and does not train it. `day` is the day that the template is told; empty: today.
     """
 
     jinja: str
@@ -37,29 +44,56 @@ class ChatTemplate:
     specials: tuple[str, ...] = ()
     eot: str = "<|endoftext|>"
     name: str = "chat"
+    thinking: str = "keep"
+    day: str = ""
 
     # ---- what the rest of the project asks of a template
 
     @cached_property
     def stop(self) -> str:
-        """The special token that follows a response in the template; the end-of-text where none does."""
-        text, end = self._trial[0], self._trial[2]
-        found = self._special.search(text, end)
-        return found.group() if found else self.eot
+        """The special token that ends a response in the template; the end-of-text where none does."""
+        return self.ending[-1] if self.ending else self.eot
+
+    @cached_property
+    def ending(self) -> list[str]:
+        """The special tokens that the template writes, one at the other, to end an answer, be it the last or not: what
+        only the last has belongs to the end of the text. Where both have nothing in common, those of the last."""
+        ask, answer = _messages("q", "a"), _messages("r", "b")
+        last, middle = self._run(ask, 1), self._run([*ask, *answer], 1)
+        return _common(last, middle) or last
 
     @cached_property
     def lead(self) -> str:
         """The text, without special tokens, that the template writes between a prompt and its response."""
-        text, start, _, prompt = self._trial
-        return self._special.sub("", text[len(prompt) : start]) if text[:start].startswith(prompt) else ""
+        for messages in self._trials(_messages("q", "a")):
+            try:
+                pieces, start = self._answered(messages)
+            except BadRecord:
+                continue
+            end = extent(pieces, len(messages) - 1, answer=True)
+            if end:
+                return self._special.sub("", _text(pieces)[start : end[0]])
+        return ""
 
     @cached_property
     def multi_turn(self) -> bool:
         try:
-            self._render([*_messages({"instruction": "a", "response": "b"}), {"role": "user", "content": "c"}], True)
+            self._render([*_messages("a", "b"), {"role": "user", "content": "c"}], True)
         except BadRecord:
             return False
         return True
+
+    @cached_property
+    def today(self) -> str:
+        """The day of rendering where the template asks for it and is told no fixed one, else "": what is kept of such
+        renderings must be kept under their day."""
+        return datetime.now().date().isoformat() if TELLS_THE_DAY.search(self.jinja) and not self.day else ""
+
+    def for_training(self, thinking: str = "keep") -> ChatTemplate:
+        """The template as a run trains with it and its checkpoint keeps it. One that asks for the day is told the same
+        day ever after: a prompt must have the ids that were trained, not those of the day on which it is asked."""
+        day = DAY if self.today else self.day
+        return dataclasses.replace(self, thinking=thinking, day=day)
 
     def check(self, extra: Iterable[str] = (), where: str = "") -> ChatTemplate:
         self._compiled  # noqa: B018  (a syntax error is said now)
@@ -75,24 +109,29 @@ class ChatTemplate:
         """What the model is given to answer: the last turn of a conversation left open, or the prompt."""
         if "text" in parts:
             return [Segment(parts["text"], False)]
-        messages = _messages({part: text for part, text in parts.items() if part != "response"})
+        messages = self._prepared({part: text for part, text in parts.items() if part != "response"})
         if messages[-1]["role"] == "assistant":
             messages = messages[:-1]
-        return self._segments(messages, True)
+        # templates leave out the reasoning of earlier turns when they ask for the next
+        return list(self._cut(self._pieces(messages, True, range(len(messages))), [], []))
 
     def segments(self, parts: dict) -> list[Segment]:
-        """A whole training example: every assistant turn is trained, from where a prompt ends to its stop.
+        """A whole training example: every assistant turn is trained, from where a prompt ends to what ends the turn.
 
-        Raises BadRecord with the template's own words where it refuses the messages, and where it changes one by more
-        than the white space around it: which of the text is the user's would be unknown.
+        Raises BadRecord with the template's own words where it refuses the messages; where it leaves out or changes a
+        text by more than the white space around it: which of the text is the user's would be unknown; and where it
+        asks for an answer otherwise than it writes one: inference would not send what was trained.
         """
         if "text" in parts:
             return [Segment(parts["text"], True), Segment(self.eot, True, "stop")]
-        return self._segments(_messages(parts), False)
+        return self._segments(self._prepared(parts))
 
     def to_dict(self) -> dict:
-        """What a checkpoint stores; `saved_template` gives the template back."""
-        return {**dataclasses.asdict(self), "specials": list(self.specials)}
+        """What a checkpoint stores; `saved_template` gives the template back. What was added later is left out where
+        it says nothing, so that the template has the form, and data the cache key, that an earlier commit gave."""
+        values = {**dataclasses.asdict(self), "specials": list(self.specials)}
+        later = {"thinking": "keep", "day": ""}
+        return {key: value for key, value in values.items() if later.get(key) != value}
 
     # ---- rendering
 
@@ -103,187 +142,271 @@ class ChatTemplate:
 
     @cached_property
     def _compiled(self):
-        try:
-            import jinja2
-        except ImportError:
-            raise need_extra("jinja2", "hf", "the checkpoint's chat template") from None
-        try:
-            return environment().from_string(self.jinja)
-        except jinja2.TemplateSyntaxError as error:
-            raise UserError(f"the chat template, line {error.lineno}: {one_line(error.message)}") from None
-        except RecursionError:
-            raise UserError("the chat template cannot be read: what is in it is nested too deeply") from None
-        except Exception as error:  # Python has limits of its own, on blocks inside one another for one
-            raise UserError(f"the chat template cannot be read: {type(error).__name__}: {one_line(error)}") from None
-
-    def _render(self, messages: list[dict], opened: bool) -> str:
-        """The messages as text; `opened`: with the beginning of an answer."""
-        compiled = self._compiled
-        from jinja2.exceptions import SecurityError
-
-        given = [{"role": message["role"], "content": message["content"]} for message in messages]
-        compiled.environment.budget.begin(sum(len(message["content"]) for message in messages))
-        try:
-            return compiled.render(
-                messages=given, tools=None, documents=None, add_generation_prompt=opened, **self.variables
-            )
-        except Refused as error:
-            raise BadRecord(f"the chat template says: {error}") from None
-        except SecurityError as error:
-            raise UserError(f"the chat template does what templates must not: {one_line(error)}") from None
-        except TooMuch as error:
-            raise UserError(f"the chat template {error}; choose another by --template") from None
-        except Exception as error:  # whatever a stranger's program runs into
-            raise BadRecord(f"the chat template fails on it: {type(error).__name__}: {one_line(error)}") from None
+        return compile_template(self.jinja)
 
     @cached_property
-    def _trial(self) -> tuple[str, int, int, str]:
-        """(a text with one answer, where the answer starts and ends in it, the prompt alone)."""
-        for system in ({}, {"system": "s"}):
-            messages = _messages({**system, "instruction": "q", "response": "a"})
-            masked, _, _ = _mask(messages, lambda content: [content])
+    def _in_blocks(self) -> bool:
+        """Whether the template shows contents only as lists of typed blocks, as those of some models that see do."""
+        for in_blocks in (False, True):
+            for messages in self._trials(_messages("q", "a")):
+                masked = mask(messages, False, False)
+                try:
+                    text = self._render(masked.messages, False, in_blocks)
+                except BadRecord:
+                    continue
+                if len(PLACEHOLDER.findall(text)) >= len(messages):
+                    return in_blocks
+        return False
+
+    def _render(self, messages: list[dict], opened: bool, in_blocks: bool | None = None) -> str:
+        """The messages as text; `opened`: with the beginning of an answer."""
+        switch = {"enable_thinking": False} if self.thinking == "strip" else {}
+        blocks = self._in_blocks if in_blocks is None else in_blocks
+        return render(self._compiled, messages, opened, blocks, self.day, **self.variables, **switch)
+
+    def _prepared(self, parts: dict) -> list[dict]:
+        messages = messages_of(parts)
+        return without_reasoning(messages) if self.thinking == "strip" else messages
+
+    def _pieces(self, messages: list[dict], opened: bool, may_lack: Collection[int] = ()) -> list[Piece]:
+        """The rendered text in pieces with their sources. `may_lack`: messages whose reasoning may be left out."""
+        rendered = self._render(messages, opened)
+        further = any(key not in PLAIN for message in messages for key in message)
+        problem: Exception | None = None
+        # a template may look for tags such as <think> in a message, or choose by what stands under a key: where a
+        # placeholder changes what it writes, they are kept
+        for tags, keys in itertools.product((False, True), (True, False) if further else (False,)):
+            masked = mask(messages, tags, keys, self.specials)
             try:
-                text, prompt = self._render(masked, False), self._render(masked[:-1], True)
+                pieces = align(self._render(masked.messages, opened), masked, rendered, may_lack)
+            except Changed as changed:
+                problem = self._refusal(messages, *changed.args) if keys or not further else problem
+            except BadRecord as error:
+                if not keys:
+                    raise
+                problem = error
+            else:
+                self._check_keys(messages, opened, pieces, may_lack)
+                return pieces
+        raise problem
+
+    def _refusal(self, messages: list[dict], source: Source, what: str) -> BadRecord:
+        role = messages[source.message]["role"]
+        whose = f"message {source.message + 1} (the {role}'s)"
+        if source.key != "content":
+            whose = f"{source.key!r} of {whose}"
+        remedy = "; --thinking strip trains without reasoning, mask on the answers alone" if source.reasoning else ""
+        return BadRecord(f"the chat template {what} {whose}, so its text cannot be told apart{remedy}")
+
+    def _check_keys(self, messages: list[dict], opened: bool, pieces: list[Piece], may_lack: Collection[int]) -> None:
+        """Refuse a key of a message that changes nothing, and one whose text would be read as the template's own."""
+        shown = {source[:2] for _, source in pieces if source}
+        for n, message in enumerate(messages):
+            for key, value in message.items():
+                if key in PLAIN or value in (None, "", [], {}) or (key in REASONING and n in may_lack):
+                    continue
+                without = {other: kept for other, kept in message.items() if other != key}
+                if (n, key) not in shown:
+                    others = [*messages[:n], without, *messages[n + 1 :]]
+                    if self._render(others, opened) == _text(pieces):
+                        raise self._refusal(messages, Source(n, key, key in REASONING), "leaves out")
+                texts = _names(value) if (n, key) in shown else [str(value)]
+                if any(self._special.search(text) for text in texts):
+                    raise BadRecord(
+                        f"message {n + 1} has a special token under {key!r}, which the template would take for its own"
+                    )
+
+    # ---- what is trained
+
+    @staticmethod
+    def _trials(messages: list[dict]) -> Iterator[list[dict]]:
+        """A conversation to try a template on, also with the system text that some insist on."""
+        yield messages
+        yield [{"role": "system", "content": "s"}, *messages]
+
+    def _run(self, messages: list[dict], n: int) -> list[str]:
+        """The special tokens that follow the answer in message `n`, one at the other."""
+        for trial in self._trials(messages):
+            masked = mask(trial, False, False)
+            try:
+                text = self._render(masked.messages, False)
             except BadRecord:
                 continue
-            found = [match for match in SENTINEL.finditer(text) if int(match[1]) == len(messages) - 1]
+            number = n + len(trial) - len(messages)
+            found = [match for match in PLACEHOLDER.finditer(text) if int(match[1]) == number]
             if found:
-                return text, found[0].start(), found[-1].end(), prompt
-        return "", 0, 0, ""
+                return [text[start:end] for start, end in self._specials_after(text, found[-1].end(), len(text))]
+        return []
 
-    def _pieces(self, messages: list[dict], opened: bool) -> list[tuple[str, int | None]]:
-        """The rendered text in pieces: (text, which message it is from; None: the template's own)."""
-        rendered = self._render(messages, opened)
-        tags_kept = lambda content: TAG.split(content)  # noqa: E731
-        # a template may look for tags such as <think> in a message: where that changes what it writes, keep them
-        for split in (lambda content: [content], tags_kept):
-            masked, texts, owners = _mask(messages, split, self.specials)
-            try:
-                return _align(self._render(masked, opened), texts, owners, rendered)
-            except _Changed as changed:
-                n, what = changed.args
-        role = messages[n]["role"]
-        raise BadRecord(f"the chat template {what} message {n + 1} (the {role}'s), so its text cannot be told apart")
+    def _specials_after(self, text: str, start: int, limit: int) -> list[tuple[int, int]]:
+        """Where the first special token after `start` stands, and those that follow at once, as [start, end)."""
+        spans: list[tuple[int, int]] = []
+        found = self._special.search(text, start, limit)
+        while found:
+            spans.append(found.span())
+            found = self._special.match(text, found.end(), limit)
+        return spans
 
-    def _segments(self, messages: list[dict], opened: bool) -> list[Segment]:
-        pieces = self._pieces(messages, opened)
-        rendered = "".join(text for text, _ in pieces)
-        spans, ends = [], []  # what is trained, and the stops that end it, as [start, end) in `rendered`
+    def _ends(self, rendered: str, n: int, message: dict, end: int, limit: int) -> list[tuple[int, int]]:
+        """The special tokens that end message `n`, whose texts end at `end`, before the next one's begin at `limit`."""
+        if not self.ending:
+            return []
+        if message.get("tool_calls") and (ended := re.compile(re.escape(self.ending[0])).search(rendered, end, limit)):
+            end = ended.start()  # calls of tools have special tokens of their own to close with
+        found = self._specials_after(rendered, end, limit)
+        names = [rendered[start:stop] for start, stop in found]
+        if common := _common(names, self.ending):
+            return found[: len(common)]
+        if limit == len(rendered):  # the last
+            return []
+        if found and found[0][0] == end:  # what the template ends an answer with that is not the last
+            return found[:1]
+        raise BadRecord(
+            f"the chat template ends message {n + 1} (the assistant's) with no special token, so where it ends cannot "
+            "be learned"
+        )
+
+    def _segments(self, messages: list[dict]) -> list[Segment]:
+        last, answered = len(messages) - 1, messages[-1]["role"] == "assistant"
+        pieces, begin = self._answered(messages) if answered else (self._pieces(messages, False, self._unseen(last)), 0)
+        rendered = _text(pieces)
+        spans, stops = [], []  # what is trained, and the special tokens that end it, as [start, end) in `rendered`
         for n, message in enumerate(messages):
-            if message["role"] == "assistant":
-                prompt = self._render(messages[:n], True)
-                start, end = _extent(pieces, n) or (len(prompt), len(prompt))  # an empty turn
-                if len(prompt) <= start and rendered.startswith(prompt):
-                    start = len(prompt)
-                elif message is messages[-1]:
-                    raise BadRecord(
-                        "the chat template asks for an answer otherwise than it writes one, so inference "
-                        "would not send what was trained; choose another by --template"
-                    )
-                limit = next((at for at, owner in _starts(pieces) if at >= end and owner is not None), len(rendered))
-                stop = self._special.search(rendered, end, limit)
-                if stop and stop.group() == self.stop:
-                    ends.append(stop.span())
-                    end = stop.end()
-                spans.append((start, end))
-        segments, at = [Segment("", False, "chat")], 0
-        for text, owner in pieces:
-            kind = "chat" if owner is None else "text"
-            edges = {at, at + len(text)} | {
-                edge for pair in spans + ends for edge in pair if at < edge < at + len(text)
-            }
-            cuts = sorted(edges)
-            for start, end in itertools.pairwise(cuts):
-                trained = any(a <= start and end <= b for a, b in spans)
-                is_stop = owner is None and (start, end) in ends
-                segments.append(Segment(rendered[start:end], trained, "stop" if is_stop else kind))
-            at += len(text)
-        if not opened and messages[-1]["role"] == "assistant" and (not ends or ends[-1][0] < spans[-1][0]):
+            if message["role"] != "assistant" or message.get("weight") == 0:
+                continue
+            prompt = rendered[:begin] if n == last else self._render(messages[:n], True)
+            start, end = extent(pieces, n) or (len(prompt), len(prompt))  # an empty turn
+            if len(prompt) > start or not rendered.startswith(prompt):
+                raise BadRecord(
+                    f"the chat template writes message {n + 1} (the assistant's) otherwise than it asks for one, so "
+                    'inference would not send what was trained; give it "weight": 0, or each answer a record of its own'
+                )
+            ends = self._ends(rendered, n, message, end, next_message(pieces, end))
+            stops += [(a, b) for a, b in ends if rendered[a:b] in self.ending]
+            spans.append((self._first_target(pieces, n, len(prompt), message), ends[-1][1] if ends else end))
+        segments = list(self._cut(pieces, spans, stops))
+        if answered and messages[last].get("weight") != 0 and (not stops or stops[-1][0] < spans[-1][0]):
             # the template ends no answer: ours is ended here, so that generation stops
             while not segments[-1].trained:
                 segments.pop()
             segments.append(Segment(self.stop, True, "stop"))
         return segments
 
+    def _first_target(self, pieces: list[Piece], n: int, start: int, message: dict) -> int:
+        """Where training begins in message `n`, whose prompt ends at `start`: behind the reasoning if that is masked,
+        be it an empty one."""
+        answer = extent(pieces, n, answer=True)
+        if self.thinking != "mask" or not answer:
+            return start
+        thought = split_reasoning(message)[0] or "</think>" in _text(pieces)[start : answer[0]]
+        return answer[0] if thought else start
 
-class _Changed(Exception):
-    """A template's rendering is not its skeleton with the messages filled in: (message, what it does to it)."""
+    def _unseen(self, last: int) -> Collection[int]:
+        """The messages whose reasoning the template may leave out of a training example: where it is no target
+        anyway, all but that which is answered."""
+        return range(last) if self.thinking == "mask" else ()
 
+    def _answered(self, messages: list[dict]) -> tuple[list[Piece], int]:
+        """A conversation that ends with an answer in pieces, and where its prompt ends: that is what inference sends.
 
-def _messages(parts: dict) -> list[dict]:
-    """A record's parts as messages."""
-    if "messages" in parts:
-        return parts["messages"]
-    asked = "\n".join(text for text in (parts.get("instruction", ""), parts.get("input", "")) if text)
-    messages = [{"role": "user", "content": asked}]
-    if parts.get("system", "").strip():
-        messages.insert(0, {"role": "system", "content": parts["system"]})
-    if "response" in parts:
-        messages.append({"role": "assistant", "content": parts["response"]})
-    return messages
+        Some templates ask for an answer with the beginning of a thought (`<think>`) and yet write answers without.
+        What they would have to be given back is the rest of the thought, perhaps an empty one, and the answer.
+        """
+        last = len(messages) - 1
+        try:
+            pieces = self._pieces(messages, False, self._unseen(last))
+            prompt = self._render(messages[:-1], True)
+            start = (extent(pieces, last) or (len(prompt),))[0]
+            if len(prompt) <= start and _text(pieces).startswith(prompt):
+                return pieces, len(prompt)
+            problem = BadRecord(
+                "the chat template asks for an answer otherwise than it writes one, so inference "
+                "would not send what was trained; choose another by --template"
+            )
+        except BadRecord as error:
+            problem = error
+        try:
+            return self._thought_out(messages)
+        except BadRecord:
+            raise problem from None
 
-
-def _mask(messages: list[dict], split: Callable, specials=()) -> tuple[list[dict], list[str], list[int]]:
-    """Messages with placeholders for their texts -> (those, the texts, which message each is from)."""
-    masked: list[dict] = []
-    texts: list[str] = []
-    owners: list[int] = []
-    for n, message in enumerate(messages):
-        parts = split(message["content"])
-        kept = [not text.strip() or (k % 2 == 1 and text not in specials) for k, text in enumerate(parts)]
-        if all(kept):  # nothing but tags
-            parts, kept = [message["content"]], [not message["content"].strip()]
-        content = ""
-        for text, keep in zip(parts, kept, strict=True):
-            content += text if keep else f"\U000f0001{len(texts)}\U000f0002"
-            if not keep:
-                texts.append(text)
-                owners.append(n)
-        masked.append({"role": message["role"], "content": content})
-    return masked, texts, owners
-
-
-def _align(skeleton: str, texts: list[str], owners: list[int], rendered: str) -> list[tuple[str, int | None]]:
-    """The rendering in pieces, as the skeleton has them. A text may have lost the white space around it."""
-    first, *rest = SENTINEL.split(skeleton)  # template, number, template, number, ...
-    missing = set(range(len(texts))) - {int(number) for number in rest[::2]}
-    if missing:
-        raise _Changed(
-            owners[min(missing)], "leaves out" if len(set(owners)) == len(owners) else "leaves out a part of"
-        )
-    if not rendered.startswith(first):
-        raise _Changed(0, "changes with")
-    pieces: list[tuple[str, int | None]] = [(first, None)]
-    at = len(first)
-    for k in range(0, len(rest), 2):
-        text, owner, follows = texts[int(rest[k])], owners[int(rest[k])], rest[k + 1]
-        last = k + 2 == len(rest)
-        for variant in (
-            text,
-            text.strip(),
-            text.lstrip(),
-            text.rstrip(),
-            *(strip("\n") for strip in (text.strip, text.lstrip, text.rstrip)),
+    def _thought_out(self, messages: list[dict]) -> tuple[list[Piece], int]:
+        """`_answered` where the prompt opens a thought and the template writes the answer without it."""
+        last = len(messages) - 1
+        prompt = self._render(messages[:-1], True)
+        reasoning, answer = split_reasoning(messages[last])
+        bare = {key: value for key, value in messages[last].items() if key not in REASONING}
+        whole = self._pieces([*messages[:-1], {**bare, "content": answer}], False, self._unseen(last))
+        opened, found = OPENED_THOUGHT.search(prompt), extent(whole, last)
+        before = prompt[: opened.start()] if opened else prompt
+        between = _text(whole)[len(before) : found[0]] if found else ""
+        if not (
+            opened
+            and found
+            and found[0] >= len(before)
+            and _text(whole).startswith(before)
+            and EMPTY_THOUGHT.fullmatch(between)
         ):
-            end = at + len(variant) + len(follows)
-            if rendered.startswith(variant + follows, at) and (not last or end == len(rendered)):
-                break
-        else:
-            raise _Changed(owner, "changes")
-        pieces += [(variant, owner), (follows, None)]
-        at = end
-    return [piece for piece in pieces if piece[0]]
+            raise BadRecord("its prompt opens no thought, or its answer is no end of one")
+        thought = [(reasoning, Source(last, "reasoning_content", True))] if reasoning else []
+        asked = self._pieces(messages[:-1], True, range(last))
+        return [*asked, *thought, (self._closing, None), *_after(whole, found[0])], len(prompt)
+
+    @cached_property
+    def _closing(self) -> str:
+        """What the template writes between reasoning and answer; where it writes none, what DeepSeek-R1 does."""
+        for messages in self._trials(_messages("q", "a")):
+            masked = mask([*messages[:-1], {**messages[-1], "reasoning_content": "r"}], False, True)
+            try:
+                text = self._render(masked.messages, False)
+            except BadRecord:
+                continue
+            places = {masked.sources[int(match[1])]: match.span() for match in PLACEHOLDER.finditer(text)}
+            last = len(messages) - 1
+            thought, answer = places.get(Source(last, "reasoning_content", True)), places.get(Source(last, "content"))
+            if thought and answer and "</think>" in text[thought[1] : answer[0]]:
+                return text[thought[1] : answer[0]]
+        return "\n</think>\n\n"
+
+    @staticmethod
+    def _cut(pieces: list[Piece], spans: list[tuple[int, int]], stops: list[tuple[int, int]]) -> Iterator[Segment]:
+        """Pieces -> segments, cut where what is trained begins and ends."""
+        yield Segment("", False, "chat")
+        at = 0
+        for text, source in pieces:
+            edges = {edge for pair in spans + stops for edge in pair if at < edge < at + len(text)}
+            for start, end in itertools.pairwise(sorted({at, at + len(text)} | edges)):
+                trained = any(a <= start and end <= b for a, b in spans)
+                kind = "text" if source else "stop" if (start, end) in stops else "chat"
+                yield Segment(text[start - at : end - at], trained, kind)
+            at += len(text)
 
 
-def _starts(pieces: list[tuple[str, int | None]]) -> list[tuple[int, int | None]]:
+def _messages(asked: str, answer: str) -> list[dict]:
+    return [{"role": "user", "content": asked}, {"role": "assistant", "content": answer}]
+
+
+def _common(a: list[str], b: list[str]) -> list[str]:
+    """What both lists begin with."""
+    return [x for x, _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(a, b, strict=False))]
+
+
+def _text(pieces: list[Piece]) -> str:
+    return "".join(text for text, _ in pieces)
+
+
+def _after(pieces: list[Piece], position: int) -> list[Piece]:
+    """The pieces from `position` on."""
     out, at = [], 0
-    for text, owner in pieces:
-        out.append((at, owner))
+    for text, source in pieces:
+        if at + len(text) > position:
+            out.append((text[max(position - at, 0) :], source))
         at += len(text)
     return out
 
 
-def _extent(pieces: list[tuple[str, int | None]], n: int) -> tuple[int, int] | None:
-    """Where message n's text starts and ends; None where it has none."""
-    mine = [(at, at + len(piece[0])) for (at, owner), piece in zip(_starts(pieces), pieces, strict=True) if owner == n]
-    return (mine[0][0], mine[-1][1]) if mine else None
+def _names(value) -> list[str]:
+    """The names of all keys in a value: a template writes them as they are."""
+    if isinstance(value, dict):
+        return [*value, *(name for item in value.values() for name in _names(item))]
+    return [name for item in value for name in _names(item)] if isinstance(value, list) else []
