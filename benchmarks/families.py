@@ -22,10 +22,19 @@ EXERCISED = {
     "gpt2": "tied and untied, tanh and exact GELU, odd head size, own MLP width",
     "neox": "partial rotary 0.25, 0.6 and 1, parallel and sequential residual, biases or none, tied and untied",
     "llama": "1, 2 and all key-value heads, own head size, llama3 rope scaling, biases, tied and untied",
-    "mistral": "window of 9 on 40 tokens, no window, grouped queries, own head size",
-    "qwen2": "biases on q, k, v, grouped queries, window in half of the layers, tied and untied",
-    "qwen3": "q and k norms, own head sizes, window in every other layer, biases, tied and untied",
-    "smollm3": "layers without rotary positions, window in those, grouped queries, tied and untied",
+    "mistral": "sliding window of 9 on 40 tokens, none, grouped queries, own head size",
+    "qwen2": "biases on q, k, v, grouped queries, sliding window in half of the layers, tied and untied",
+    "qwen3": "q and k norms, own head sizes, sliding window in every other layer, biases, tied and untied",
+    "smollm3": "layers without rotary positions, sliding window in those, grouped queries, tied and untied",
+}
+HUB_IDS = {
+    "gpt2": ["gpt2", "gpt2-xl"],
+    "neox": ["EleutherAI/pythia-70m", "EleutherAI/pythia-12b"],
+    "llama": ["meta-llama/Llama-2-7b-hf", "meta-llama/Llama-3.2-1B", "HuggingFaceTB/SmolLM2-135M"],
+    "mistral": ["mistralai/Mistral-7B-v0.1"],
+    "qwen2": ["Qwen/Qwen2.5-0.5B"],
+    "qwen3": ["Qwen/Qwen3-0.6B"],
+    "smollm3": ["HuggingFaceTB/SmolLM3-3B"],
 }
 FAMILY = {"pythia": "neox", "neox": "neox", "llama": "llama", "smollm2": "llama"}  # other first parts are families
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from gptft.files import atomic_write
 
 NAMES = {
+    "default": "the embedded default, python train.py: exact match, losses, seconds, by three seeds",
     "sft": "fine-tuning GPT-2 124M, examples a second: gptft against TRL's SFTTrainer",
     "families": "every family of models: the largest difference from transformers",
     "llamacpp": "exports to GGUF in the real llama.cpp: the same greedy ids, and how near the logits come",
@@ -25,6 +26,7 @@ NAMES = {
     "memory": "resident memory while 1,000,000 records are tokenised and split",
 }
 TITLES = {
+    "default": "The embedded default",
     "sft": "Fine-tuning",
     "families": "Families of models",
     "llamacpp": "GGUF in llama.cpp",
@@ -36,6 +38,7 @@ TITLES = {
     "memory": "Memory of a large dataset",
 }
 FOLDER = Path(__file__).resolve().parent / "results"
+DOCS = FOLDER.parent.parent / "docs"
 HEAD = """# Results
 
 Made by `python -m benchmarks NAME`; the raw rounds are in `benchmarks/results/NAME.json`. Contenders run in fresh
@@ -45,7 +48,10 @@ over the rounds, with the smallest and the largest in brackets; a ratio is forme
 
 
 def save(result: dict, folder: Path | None) -> None:
-    """Print the table; write the JSON and, in the repository's own folder, RESULTS.md. `folder` None: only print."""
+    """Print the table; write the JSON and, in the repository's own folder, RESULTS.md and the documents' figures.
+
+    `folder` None: only print.
+    """
     print("\n" + section(result))
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -54,6 +60,7 @@ def save(result: dict, folder: Path | None) -> None:
             file.write("\n")
         if folder.resolve() == FOLDER:
             render()
+            importlib.import_module("benchmarks.document").render()
 
 
 def section(result: dict) -> str:
@@ -66,12 +73,21 @@ def section(result: dict) -> str:
     return f"## {TITLES[name]}\n\n`python -m benchmarks {name}`: {where}\n\n{table}\n"
 
 
+def read(name: str) -> dict:
+    """The saved result of one benchmark."""
+    return json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def all_tables() -> str:
+    """The text of RESULTS.md, from the JSON files that are there."""
+    parts = [section(read(name)) for name in NAMES if (FOLDER / f"{name}.json").exists()]
+    return "\n".join([HEAD, *parts])
+
+
 def render() -> None:
-    """Write RESULTS.md from the JSON files that are there."""
-    found = [FOLDER / f"{name}.json" for name in NAMES if (FOLDER / f"{name}.json").exists()]
-    parts = [section(json.loads(path.read_text(encoding="utf-8"))) for path in found]
+    """Write RESULTS.md."""
     with atomic_write(FOLDER.parent / "RESULTS.md") as file:
-        file.write("\n".join([HEAD, *parts]))
+        file.write(all_tables())
 
 
 def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

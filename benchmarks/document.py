@@ -1,0 +1,250 @@
+"""The figures in the documents, made from the results: no number there is typed.
+
+A document has `<!-- figures: NAME -->` ... `<!-- end -->` around what is made here, in a line for a sentence, on lines
+of their own for a table. `python -m benchmarks document` writes all of them anew; a test finds any that differ.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+from benchmarks import common, core_lines, results
+from benchmarks.default import excerpt
+from benchmarks.families import EXERCISED, HUB_IDS, TITLES
+from benchmarks.results import markdown, read, shown
+from gptft.errors import UserError, nearest
+from gptft.files import atomic_write
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+MARKED = re.compile(r"<!-- figures: ([\w-]+) -->(.*?)<!-- end -->", re.DOTALL)
+
+
+def documents() -> list[Path]:
+    """Every document that may hold figures."""
+    return [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *sorted(results.DOCS.glob("*.md"))]
+
+
+def fill(text: str) -> str:
+    """A document's text with its figures as the results have them. Raises UserError for a name that is not there."""
+
+    def replace(found: re.Match) -> str:
+        name, old = found.groups()
+        if name not in FIGURES:
+            raise UserError(f"there are no figures {name!r}{nearest(name, FIGURES)}")
+        lines = "\n\n" if old.startswith("\n") else ""
+        return f"<!-- figures: {name} -->{lines}{FIGURES[name]()}{lines}<!-- end -->"
+
+    return MARKED.sub(replace, text)
+
+
+def render() -> None:
+    """Write the figures of every document anew."""
+    for path in documents():
+        text = path.read_text(encoding="utf-8")
+        if (new := fill(text)) != text:
+            with atomic_write(path) as file:
+                file.write(new)
+
+
+def describe_where(name: str) -> str:
+    """The machine, the versions and the day of a result, in a sentence's words."""
+    result = read(name)
+    versions = ", ".join(
+        f"{package} {version}" for package, version in result["versions"].items() if package not in ("python", "gptft")
+    )
+    cores = f"{result['machine']['cores']} cores of an {result['machine']['cpu']}"
+    return f"{cores}, {versions}, {result['date']}"
+
+
+def gigabytes(value: float) -> str:
+    return f"{value / 1e9:.2f}"
+
+
+def bold(ratio: dict) -> str:
+    """A ratio's spread, the median in bold: **2.44x** (2.29 - 2.49)."""
+    median, _, span = shown(ratio).partition(" ")
+    return f"**{median}x** {span}"
+
+
+# one function for each name
+
+
+def default_output() -> str:
+    return "\n".join(["```", *excerpt(read("default")["console"]), "```"])
+
+
+def default_scores() -> str:
+    result = read("default")
+    machine, first = result["machine"], result["rounds"][0]
+    # a time that was taken beside other work says nothing
+    idle = machine["load_before"] < machine["cores"]
+    time = f"; the run took {first['seconds']:.0f} s on {machine['cores']} cores of an {machine['cpu']}" if idle else ""
+    others = " and ".join(f"{once['test_exact_match']:.1%}" for once in result["rounds"][1:])
+    seeds = " and ".join(once["seed"] for once in result["rounds"][1:])
+    others = f" (seeds {seeds}: {others})" if others else ""
+    return (
+        f"{first['test_exact_match']:.1%} of the test questions exactly, {first['exact_match_before']:.1%} before"
+        f"{others}{time}"
+    )
+
+
+def default_answer() -> str:
+    result = read("default")
+    return f"```\n$ python -m gptft generate {result['question']}\n{result['answer']}\n```"
+
+
+def sft_ratios() -> str:
+    result = read("sft")
+    ratios = [
+        f"{result['summary']['ratios'][f'TRL {kind}']['median']:.1f} times in {kind}" for kind in ("fp32", "bf16")
+    ]
+    return f"{' and '.join(ratios)}, on {result['machine']['cores']} CPU cores"
+
+
+def sft() -> str:
+    result = read("sft")
+    summary, trl = result["summary"], result["versions"]["trl"]
+    rows = []
+    for kind in ("fp32", "bf16"):
+        for name in (f"TRL {kind}", f"gptft {kind}", f"gptft {kind}, keep_memory"):
+            is_peer = name.startswith("TRL")
+            ratio = "" if is_peer else bold(common.ratios(result["rounds"], name, f"TRL {kind}", "examples_per_second"))
+            who = f"TRL {trl} SFTTrainer" if is_peer else "gptft"
+            who += " `--keep_memory`" if "keep_memory" in name else ""
+            speed, peak = summary["examples_per_second"][name], summary["peak_bytes"][name]["median"]
+            rows.append([who, kind, shown(speed), gigabytes(peak), ratio])
+    return markdown(["who", "precision", "examples a second", "peak memory, GB", "against TRL, by round"], rows)
+
+
+def sft_padding() -> str:
+    shares = read("sft")["summary"]["real_share"]
+    return (
+        f"{shares['gptft fp32']['median']:.0%} of the tokens that gptft computes are no padding, "
+        f"{shares['TRL fp32']['median']:.0%} of TRL's"
+    )
+
+
+def sft_gate() -> str:
+    gate = read("sft")["gate"]
+    return (
+        f"{gate['records_unequal']} of {gate['records']} records differ in ids or labels; on one batch gptft has loss "
+        f"{gate['loss'][0]:.5f} and gradient norm {gate['gradient_norm'][0]:.4f}, transformers {gate['loss'][1]:.5f} "
+        f"and {gate['gradient_norm'][1]:.4f}"
+    )
+
+
+def decode() -> str:
+    summary = read("decode")["summary"]
+    rows = []
+    for count, ratio in summary["ratios"].items():
+        speed = shown(summary["tokens_per_second"][f"gptft, {count}"], 1)
+        said = "" if ratio["median"] >= 1 else ": slower"
+        rows.append([count, speed, f"{shown(ratio)}x{said}"])
+    return markdown(["prompts at once", "tokens a second", "over transformers, by round"], rows)
+
+
+def small() -> str:
+    """Start-up, tokenising and memory, a line each."""
+    startup, tokens, memory = (read(name)["summary"] for name in ("startup", "tokenize", "memory"))
+    torch = "torch is imported" if startup["help_imports_torch"] else "torch is not imported"
+    cold, cached = tokens["seconds"]["cold"]["median"], tokens["seconds"]["cached"]["median"]
+    records = memory["tokenised"]
+    again = memory["from the cache"]["load_seconds"] + memory["from the cache"]["split_seconds"]
+    rows = [
+        ["`import gptft` beyond `import torch`", f"{startup['gptft_beyond_torch']['median']:.2f} s"],
+        ["`python train.py --help`", f"{startup['seconds']['python train.py --help']['median']:.2f} s, {torch}"],
+        [
+            f"tokenising {tokens['examples']:,} records ({tokens['tokens'] / 1e6:.1f} million tokens)",
+            f"{cold:.1f} s; {cached:.2f} s from the cache",
+        ],
+        [
+            f"{records['examples']:,} records of {records['tokens'] / records['examples']:.0f} tokens, streamed, split",
+            f"{gigabytes(records['peak_bytes'])} GB resident at the peak, "
+            f"{records['load_seconds'] + records['split_seconds']:.0f} s; from the cache {again:.1f} s",
+        ],
+    ]
+    return markdown(["what", "measured"], rows)
+
+
+def lora_speed() -> str:
+    summary = read("lora")["summary"]
+    ratios: dict[str, dict[str, str]] = {}
+    for name, peer, ratio in summary["ratios"]:
+        side = "PEFT" if peer.startswith("PEFT") else "full"
+        ratios.setdefault(name, {})[side] = bold(ratio)
+    rows = []
+    for name, speed in summary["examples_per_second"].items():
+        trained, peak = (summary[key][name]["median"] for key in ("trained", "peak_bytes"))
+        cells = [ratios.get(name, {}).get(side, "") for side in ("full", "PEFT")]
+        rows.append([name, f"{trained:,.0f}", shown(speed), gigabytes(peak), *cells])
+    head = ["who", "trained parameters", "examples a second", "peak memory, GB", "against full fine-tuning"]
+    return markdown([*head, "against PEFT with TRL"], rows)
+
+
+def lora_quality() -> str:
+    rows = []
+    for data, runs in read("lora")["quality"].items():
+        for name, run in runs.items():
+            match = "" if run["test_exact_match"] is None else f"{run['test_exact_match']:.1%}"
+            rate = f"{run['lr']:g}" if "lr" in run else "the config's"
+            rows.append([data, name, f"{run['trainable_parameters']:,}", rate, f"{run['eval_loss']:.4f}", match])
+    head = ["set", "how", "trained parameters", "learning rate", "validation loss", "exact match"]
+    return markdown(head, rows)
+
+
+def lora_int8() -> str:
+    runs = read("lora")["quality"]["GPT-2 124M"]
+    losses = [runs[name]["eval_loss"] for name in ("LoRA, rank 8, base int8", "LoRA, rank 8")]
+    return f"{losses[0] - losses[1]:.4f}"
+
+
+def lora_gate() -> str:
+    gate = read("lora")["gate"]
+    ours, theirs = (f"loss {gate['loss'][n]:.5f}, gradient norm {gate['gradient_norm'][n]:.4f}" for n in (0, 1))
+    return f"{ours}; {theirs}"
+
+
+def families() -> str:
+    rows = []
+    for family, dtypes in read("families")["summary"].items():
+        values = [dtypes[dtype][what] for dtype in ("float64", "float32") for what in ("logits", "gradients")]
+        cells = ["same bits" if value == 0 else f"{value:.0e}" for value in values]
+        rows.append([TITLES[family], ", ".join(f"`{name}`" for name in HUB_IDS[family]), EXERCISED[family], *cells])
+    head = ["family", "by hub id, for example", "options exercised", "logits, fp64", "gradients, fp64"]
+    return markdown([*head, "logits, fp32", "gradients, fp32"], rows)
+
+
+def llamacpp() -> str:
+    result = read("llamacpp")
+    models, versions = result["summary"], result["versions"]
+    kinds = [kind for model in models.values() for kind in model["kinds"].values()]
+    same = sum(kind["same"] for kind in kinds)
+    return (
+        f"llama-cpp-python {versions['llama-cpp-python']}, gguf {versions['gguf']}: {same} of {len(kinds)} exports, "
+        f"{len(models)} toy models in {len(kinds) // len(models)} formats each, gave the same greedy ids"
+    )
+
+
+WHERE = ("decode", "families", "lora", "sft", "startup")
+FIGURES: dict[str, Callable[[], str]] = {
+    "core": core_lines.table,
+    "decode": decode,
+    "default-answer": default_answer,
+    "default-output": default_output,
+    "default-scores": default_scores,
+    "families": families,
+    "llamacpp": llamacpp,
+    "lora-gate": lora_gate,
+    "lora-int8": lora_int8,
+    "lora-quality": lora_quality,
+    "lora-speed": lora_speed,
+    "sft": sft,
+    "sft-gate": sft_gate,
+    "sft-padding": sft_padding,
+    "sft-ratios": sft_ratios,
+    "small": small,
+    **{f"where-{name}": functools.partial(describe_where, name) for name in WHERE},
+}
