@@ -33,13 +33,14 @@ from gptft.data.readings import choose_template
 from gptft.device import Precision, keep_freed_memory, pick_device
 from gptft.errors import UserError
 from gptft.files import atomic_write
+from gptft.generation import prompt_ids
 from gptft.loss import Objective
 from gptft.model import GPT
 from gptft.optim import make_optimizer
 from gptft.prompts import load_template
 from gptft.report.results import write_results
 from gptft.run import console
-from gptft.run.answers import ask_after, ask_before
+from gptft.run.answers import ask_after, ask_before, choose_questions
 from gptft.run.console import say
 from gptft.run.estimate import print_estimate, summarise
 from gptft.run.folder import choose_out_dir, open_run
@@ -80,7 +81,8 @@ def finetune(config: Config | None = None, **settings) -> Run:
     # 1. what we start from, and the data, as tokens
     model, tokenizer = load_start(config)
     datasets, (train_set, val_set, test_set) = load_data(config, model, tokenizer)
-    describe_data(datasets, train_set, val_set, test_set)
+    print_data(datasets, train_set, val_set, test_set)
+    questions = choose_questions(config, model, tokenizer, test_set)
 
     # 2. the state of training; a rehearsal of what costs most finds now what would fail later
     model = model.to(device)
@@ -91,8 +93,9 @@ def finetune(config: Config | None = None, **settings) -> Run:
     if config.compile:
         compile_blocks(model)
     to_batch = partial(collate, pad_id=tokenizer.eot, mask_prompt=config.mask_prompt)
-    rehearse(state, objective, config, train_set, val_set, to_batch)
-    print_estimate(state, config, train_set)
+    prompts = [prompt_ids(tokenizer, question.parts) for question in questions if not question.left_out]
+    rehearse(state, objective, config, train_set, val_set, to_batch, prompts)
+    print_estimate(state, config, train_set, val_set)
 
     # 3. from here on there is something to keep; the model is asked before it is trained, also by a resumed run
     fingerprint = describe_inputs(config, state, tokenizer, train_set, val_set)
@@ -102,7 +105,7 @@ def finetune(config: Config | None = None, **settings) -> Run:
             say(f"note: {out_dir / 'best'} is of a run that cannot be gone on with: it is in {aside} now")
         with atomic_write(out_dir / "config.toml") as file:
             file.write(to_toml(config))
-        rows, prompts = ask_before(config, out_dir, model, tokenizer, test_set)
+        rows = ask_before(config, out_dir, state, tokenizer, questions)
         torch.manual_seed(config.seed)
         if newest:
             load_run_state(state, newest, out_dir)
@@ -120,8 +123,8 @@ def finetune(config: Config | None = None, **settings) -> Run:
         summary["ledger"] = {name: dataset.ledger for name, dataset in datasets.items()}
         if len(test_set):
             summary["test_loss"] = evaluate_loss(objective, test_set, config.eval_batch_size, to_batch, state.precision)
-        ask_after(config, model, tokenizer, rows, prompts, summary)
-        write_results(out_dir, rows, prompts, summary, datasets)
+        ask_after(config, state, tokenizer, rows, questions, summary)
+        write_results(out_dir, rows, questions, summary, datasets)
     return Run(model, tokenizer, summary, out_dir)
 
 
@@ -239,7 +242,7 @@ def set_template(config: Config, tokenizer: Tokenizer, paths: list[Path]) -> dic
     return choice
 
 
-def describe_data(datasets: dict[str, Dataset], train_set: Split, val_set: Split, test_set: Split) -> None:
+def print_data(datasets: dict[str, Dataset], train_set: Split, val_set: Split, test_set: Split) -> None:
     """Say what became of the records, name the first that were dropped, and say what an empty split means."""
     for name, dataset in datasets.items():
         say(console.describe_ledger(name, dataset.ledger))

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from gptft.data.examples import Split
 from gptft.data.shapes import Parts, recognise
+from gptft.device import Precision
 from gptft.generation import generate, prompt_ids
 from gptft.model import GPT
 from gptft.tokenizer import Tokenizer
@@ -77,11 +78,16 @@ def lack_of_room(model: GPT, tokenizer: Tokenizer, parts: Parts, expected: str, 
 
 
 def answer(
-    model: GPT, tokenizer: Tokenizer, questions: Sequence[Question], max_new_tokens: int, batch_size: int
+    model: GPT,
+    tokenizer: Tokenizer,
+    questions: Sequence[Question],
+    max_new_tokens: int,
+    batch_size: int,
+    precision: Precision | None = None,
 ) -> list[str]:
-    """Greedy responses to the questions; empty for those that are left out."""
+    """Greedy responses to the questions; empty for those that are left out. `precision`: as `generate` takes it."""
     asked = [question.parts for question in questions if not question.left_out]
-    responses = iter(generate(model, tokenizer, asked, max_new_tokens, batch_size=batch_size))
+    responses = iter(generate(model, tokenizer, asked, max_new_tokens, batch_size=batch_size, precision=precision))
     return ["" if question.left_out else next(responses) for question in questions]
 
 

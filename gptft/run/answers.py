@@ -14,18 +14,23 @@ from gptft.files import read_json_lines, write_json_lines
 from gptft.model import GPT
 from gptft.run.console import say
 from gptft.tokenizer import Tokenizer
+from gptft.training import TrainState
+
+
+def choose_questions(config: Config, model: GPT, tokenizer: Tokenizer, test_set: Split) -> list[Question]:
+    """The test records that are asked before and after training: `test_samples` of them, by the seed."""
+    chosen = np.sort(np.random.default_rng(config.seed).permutation(len(test_set))[: config.test_samples])
+    return make_questions(model, tokenizer, test_set, chosen.tolist(), config.fields, config.max_new_tokens)
 
 
 def ask_before(
-    config: Config, out_dir: Path, model: GPT, tokenizer: Tokenizer, test_set: Split
-) -> tuple[list[dict], list[Question]]:
-    """The rows of responses.jsonl with the responses before training, and the questions to ask again afterwards.
+    config: Config, out_dir: Path, state: TrainState, tokenizer: Tokenizer, questions: list[Question]
+) -> list[dict]:
+    """The rows of responses.jsonl with the responses before training.
 
     A question that leaves no room for its response is named and has a row that says so in `left_out`. A resumed run
     reads the rows back.
     """
-    chosen = np.sort(np.random.default_rng(config.seed).permutation(len(test_set))[: config.test_samples])
-    questions = make_questions(model, tokenizer, test_set, chosen.tolist(), config.fields, config.max_new_tokens)
     rows = [
         {"record": question.record, "expected": question.expected, "before": "", "after": ""}
         | ({"left_out": question.left_out} if question.left_out else {})
@@ -35,17 +40,19 @@ def ask_before(
     if config.resume and path.exists():
         earlier = read_json_lines(path)
         if list(map(what_is_asked, earlier)) == list(map(what_is_asked, rows)):
-            return earlier, questions
+            return earlier
     if rows:
         if left_out := describe_left_out(questions, at_most=5):
             say(f"{left_out}\n  (responses.jsonl says why of each)")
         if number := count_asked(rows):
             say(f"answering {number} test prompts before training ...")
-        before = answer(model, tokenizer, questions, config.max_new_tokens, config.eval_batch_size)
+        before = answer(
+            state.model, tokenizer, questions, config.max_new_tokens, config.eval_batch_size, state.precision
+        )
         for row, text in zip(rows, before, strict=True):
             row["before"] = text
         write_json_lines(path, rows)
-    return rows, questions
+    return rows
 
 
 def what_is_asked(row: dict) -> tuple[dict, bool]:
@@ -58,7 +65,12 @@ def count_asked(rows: list[dict]) -> int:
 
 
 def ask_after(
-    config: Config, model: GPT, tokenizer: Tokenizer, rows: list[dict], questions: list[Question], summary: dict
+    config: Config,
+    state: TrainState,
+    tokenizer: Tokenizer,
+    rows: list[dict],
+    questions: list[Question],
+    summary: dict,
 ) -> None:
     """Ask the same questions again. The summary gets the number of those that are left out, and of the others the
     scores: METRIC by family and `test_METRIC` over all, where there is one to score."""
@@ -66,7 +78,7 @@ def ask_after(
         return
     if number := count_asked(rows):
         say(f"answering {number} test prompts again ...")
-    after = answer(model, tokenizer, questions, config.max_new_tokens, config.eval_batch_size)
+    after = answer(state.model, tokenizer, questions, config.max_new_tokens, config.eval_batch_size, state.precision)
     for row, text in zip(rows, after, strict=True):
         row["after"] = text
     scored = [row for row in rows if "left_out" not in row]

@@ -19,7 +19,7 @@ from gptft.tokenizer import Tokenizer
 from gptft.training import TrainState, total_steps
 
 
-def print_estimate(state: TrainState, config: Config, train_set: Split) -> None:
+def print_estimate(state: TrainState, config: Config, train_set: Split, val_set: Split) -> None:
     """Say what is about to happen, and which settings will do nothing."""
     optimizer_bytes = sum(
         tensor.numel() * tensor.element_size()
@@ -36,6 +36,8 @@ def print_estimate(state: TrainState, config: Config, train_set: Split) -> None:
         f"training: {total:,} steps of {examples} examples, about {console.amount(flops, 'FLOP')} a step, "
         f"in {state.precision.name} on {state.model.device}"
     )
+    if config.patience and not len(val_set):
+        say(f"note: --patience {config.patience} does nothing: there is no validation data to stop by")
     for name in unused_settings(state.optimizer, config):
         say(f"note: {config.optimizer} has no {name}: --{name} does nothing")
 

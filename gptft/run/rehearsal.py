@@ -14,6 +14,7 @@ from gptft.data.examples import Split
 from gptft.decoding import decode
 from gptft.device import is_out_of_memory, random_state, set_random_state
 from gptft.errors import UserError
+from gptft.generation import lowered_dtype
 from gptft.loss import Objective
 from gptft.optim import allocate_state
 from gptft.training import ToBatch, TrainState
@@ -62,8 +63,11 @@ def rehearse(
             longest = sorted(prompts, key=len)[-config.eval_batch_size :]
             size = f"{len(longest)} prompts of up to {len(longest[-1])} tokens, {config.max_new_tokens} new ones"
             with one_line(f"answering {size}", model.device, LESS_TO_ANSWER):
-                answers = decode(model, longest, config.max_new_tokens, (), model.config.vocab_size)
-                next(answers), next(answers, None)  # the prompts, and the first step upon the cache, which is whole now
+                lowered = lowered_dtype(model, state.precision)
+                with state.precision.autocast() if lowered else contextlib.nullcontext():
+                    V = model.config.vocab_size
+                    answers = decode(model, longest, config.max_new_tokens, (), V, cache_dtype=lowered)
+                    next(answers), next(answers, None)  # the prompts, and a first step upon the cache at its full size
     finally:
         state.optimizer.zero_grad(set_to_none=True)
         model.train(was_training)

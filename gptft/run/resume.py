@@ -20,8 +20,8 @@ from gptft.training import TrainState
 # What fixes the order of the data and the meaning of the optimizer's state: another value is another run.
 FIXED = ("seed", "batch_size", "grad_accum", "batching", "mask_prompt", "optimizer")
 # What may be changed on the way, from the next step on.
-FREE = ("epochs", "max_steps", "lr", "min_lr", "warmup_steps", "schedule", "grad_clip", "dropout", "precision",
-        "eval_every", "patience")  # fmt: skip
+FREE = ("epochs", "max_steps", "lr", "min_lr", "warmup_steps", "schedule", "grad_clip", "dropout", "precision")
+FREE += ("eval_every", "patience")
 
 
 def describe_inputs(config: Config, state: TrainState, tokenizer: Tokenizer, train_set: Split, val_set: Split) -> dict:
