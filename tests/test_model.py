@@ -56,7 +56,7 @@ def test_rotary_scores_depend_on_distance_alone():
 
 
 def test_packed_documents_equal_those_alone():
-    """Row 19: documents side by side in one row must not see each other, and each starts at position 0."""
+    """Documents side by side in one row must not see each other, and each starts at position 0."""
     for variant in ("gpt2", "rotary", "grouped"):
         model = toy_model(**VARIANTS[variant])
         documents = [torch.randint(0, 61, (n,), generator=torch.Generator().manual_seed(n)) for n in (5, 9, 3)]
