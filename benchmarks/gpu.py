@@ -14,6 +14,7 @@ from __future__ import annotations
 import gc
 import importlib.util
 import itertools
+import json
 import math
 import statistics
 import sys
@@ -266,7 +267,23 @@ def main(argv: list[str]) -> None:
             training, decoding = measure_model(model, values, budget, options, scratch)
             result["training"][model], result["decoding"][model] = training, decoding
     result["left_out"] = [*([] if options.trl else ["TRL: it is not installed"]), *budget.left_out]
+    result["summary"] = summarise(result)
     results.save(result, common.results_folder(options))
+    print(json.dumps({name: result[name] for name in ("machine", "versions", "date", "summary", "left_out")}))
+
+
+def summarise(result: dict) -> dict:
+    """{"model, records or prompts at once, who": median tokens a second}, of training and of decoding."""
+    training = ((model, *item) for model, kinds in result["training"].items() for item in kinds.items())
+    decoding = ((model, *item) for model, counts in result["decoding"].items() for item in counts.items())
+    summary = {"matrix_flops_per_second": result["matrix_flops_per_second"], "training": {}, "decoding": {}}
+    for model, kind, outcome in training:
+        for who, speed in common.spreads(outcome["rounds"], "tokens_per_second").items():
+            summary["training"][f"{model}, {kind}, {who}"] = round(speed["median"], 1)
+    for model, count, rounds in decoding:
+        for who, speed in common.spreads(rounds, "tokens_per_second").items():
+            summary["decoding"][f"{model}, {count}, {who}"] = round(speed["median"], 1)
+    return summary
 
 
 def table(result: dict) -> str:

@@ -34,7 +34,7 @@ def test_families_are_transformers_in_fp32(device, tmp_path, case, record_proper
 @pytest.mark.parametrize("autocast", [False, True], ids=["weights", "autocast"])
 @pytest.mark.parametrize("case", CASES)
 def test_families_are_as_near_to_fp32_in_bf16_as_transformers(device, tmp_path, case, autocast, record_property):
-    """In bf16, by its weights or by autocast: both sides round, each in its order, and ours may not be twice as far
+    """In bf16, by its weights or by autocast: both sides round, each in its order, and ours may not be half as far again
     from fp32 as theirs."""
     theirs = reference(case, torch.float32, tmp_path).to(device)
     ours = load_hf(tmp_path, torch.float32).to(device)
@@ -44,12 +44,13 @@ def test_families_are_as_near_to_fp32_in_bf16_as_transformers(device, tmp_path, 
         if autocast:
             lowered = torch.autocast(device.type, torch.bfloat16)
         else:
-            lowered, ours, theirs = contextlib.nullcontext(), ours.bfloat16(), theirs.bfloat16()
+            lowered, ours = contextlib.nullcontext(), ours.bfloat16()
+            theirs = type(theirs).from_pretrained(tmp_path, dtype=torch.bfloat16).to(device)  # its tables stay in fp32
         with lowered:
             off, their_off = (difference(logits.float(), exact) for logits in (ours(idx), theirs(idx).logits))
     record_property("ours from fp32", off)
     record_property("theirs", their_off)
-    assert off < 2 * their_off + 1e-3
+    assert off < 1.5 * their_off + 1e-3
     assert off < 0.1
 
 
