@@ -60,6 +60,12 @@ class Config:
         "prompt template: alpaca, qa, phi3, llama2, chatml, plain, or a TOML file; "
         "auto: the checkpoint's own, else qa for question/answer records, else alpaca",
     )
+    thinking: str = setting(
+        "auto",
+        "reasoning in the answers, under a model's own chat template: keep trains it, strip takes it away, mask shows "
+        "it untrained; auto: as the checkpoint was trained, else keep",
+        ("auto", "keep", "strip", "mask"),
+    )
     mask_prompt: bool = setting(True, "score responses only; false scores the prompt's tokens too")
     max_length: int = setting(0, "longest example, prompt and response, tokens; 0: block_size, at most 1024")
     truncation: str = setting(

@@ -213,6 +213,7 @@ def load_data(
             files[name] = sources.find(getattr(config, name), name)
     choice = set_template(config, tokenizer, [path for paths in files.values() for path in paths])
     max_length = config.max_length or min(model.config.block_size, 1024)
+    tokenizer.template = tokenizer.template.for_training(config.thinking)
     recipe = Recipe(tokenizer.template, max_length, config.truncation, config.bad_records, config.fields)
     datasets = {name: load_dataset(paths, tokenizer, recipe) for name, paths in files.items()}
     datasets["data"].ledger["template"] = choice

@@ -153,9 +153,14 @@ class Template:
                         f"message {number} has the key {key!r}, for which the template {self.name!r} has no place"
                     )
 
-    def for_training(self, thinking: str = "keep") -> Template:
+    @property
+    def today(self) -> str:
+        """The day of rendering, where it changes what is written; here it never does."""
+        return ""
+
+    def for_training(self, thinking: str = "auto") -> Template:
         """The template as a run trains with it. Reasoning is a matter of chat templates: here it is text like any."""
-        if thinking != "keep":
+        if thinking not in ("auto", "keep"):
             raise UserError(f"--thinking {thinking} goes with a model's own chat template, not with {self.name!r}")
         return self
 

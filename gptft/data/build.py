@@ -45,6 +45,8 @@ class Recipe:
         content = [FORMAT, self.template.to_dict(), self.max_length, self.truncation, self.bad_records]
         content += [sorted((self.fields or {}).items()), tokenizer.digest]
         content += [[path.suffix, sha256_file(path)] for path in paths]
+        if self.template.today:  # a chat template that writes the day: its ids are this day's
+            content.append(self.template.today)
         if self.truncation == "left" and tokenizer.beginnings:
             content.append("a beginning-of-text is kept")  # it once was cut, and such data must not be found again
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:32]

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import re
+from datetime import date
+
 from gptft.errors import UserError
 from gptft.prompts import PLACEHOLDER, Template
 from gptft.text.chat import ChatTemplate
+
+CLOCK = re.compile(r"""\bstrftime_now\(\s*(["'])((?:(?!\1)[^\\])*)\1\s*\)""")  # a call with a plain text
 
 
 def to_jinja(template: Template | ChatTemplate, eos_name: str, bos_name: str = "") -> str:
@@ -15,7 +20,7 @@ def to_jinja(template: Template | ChatTemplate, eos_name: str, bos_name: str = "
     (--fields) cannot be. Raises UserError naming such a part.
     """
     if isinstance(template, ChatTemplate):
-        return template.jinja
+        return _as_trained(template)
     for part in PLACEHOLDER.findall(template.prompt):
         if part not in ("instruction", "input", "prompt"):
             raise UserError(f"the template {template.name!r} asks for {part!r}, which a conversation does not have")
@@ -49,6 +54,15 @@ def to_jinja(template: Template | ChatTemplate, eos_name: str, bos_name: str = "
         f"{{%- else %}}{_put(template.lead)}{{{{- message['content'] }}}}{_put(template.tail)}{_put(eos_name)}\n"
         "{%- endif %}\n{%- endfor %}"
     )
+
+
+def _as_trained(template: ChatTemplate) -> str:
+    """The source of a chat template, with what it was told in training written into it: others do not know of it."""
+    source = template.jinja
+    if template.day:
+        told = date.fromisoformat(template.day)
+        source = CLOCK.sub(lambda call: _quote(told.strftime(call[2])), source)
+    return ("{%- set enable_thinking = false %}" if template.thinking == "strip" else "") + source
 
 
 def _quote(text: str) -> str:

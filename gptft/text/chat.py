@@ -24,8 +24,7 @@ from gptft.text.segments import PARTS, Segment
 THINKING = ("keep", "strip", "mask")
 OPENED_THOUGHT = re.compile(r"<think>\s*\Z")  # a prompt that begins the reasoning itself
 EMPTY_THOUGHT = re.compile(r"\s*(<think>\s*</think>)?\s*")
-# The day that a template is told in training, for good: that which Llama 3's own templates name where no clock is at
-# hand. Whatever it is, the same data must give the same ids tomorrow, to a run that is resumed and to who repeats it.
+# The day that a template is told from training on: that which Llama 3's own templates name where they have no clock.
 DAY = "2024-07-26"
 
 
@@ -83,17 +82,20 @@ class ChatTemplate:
             return False
         return True
 
-    @cached_property
+    @property
     def today(self) -> str:
         """The day of rendering where the template asks for it and is told no fixed one, else "": what is kept of such
         renderings must be kept under their day."""
         return datetime.now().date().isoformat() if TELLS_THE_DAY.search(self.jinja) and not self.day else ""
 
-    def for_training(self, thinking: str = "keep") -> ChatTemplate:
-        """The template as a run trains with it and its checkpoint keeps it. One that asks for the day is told the same
-        day ever after: a prompt must have the ids that were trained, not those of the day on which it is asked."""
-        day = DAY if self.today else self.day
-        return dataclasses.replace(self, thinking=thinking, day=day)
+    def for_training(self, thinking: str = "auto") -> ChatTemplate:
+        """The template as a run trains with it and its checkpoint keeps it; `thinking` "auto" leaves that as it is.
+
+        One that asks for the day is told the same day ever after: a prompt must have the ids that were trained, not
+        those of the day on which it is asked, and data must have the same ids when a run is gone on with.
+        """
+        mode = self.thinking if thinking == "auto" else thinking
+        return dataclasses.replace(self, thinking=mode, day=DAY if self.today else self.day)
 
     def check(self, extra: Iterable[str] = (), where: str = "") -> ChatTemplate:
         self._compiled  # noqa: B018  (a syntax error is said now)

@@ -1,9 +1,11 @@
 """Chat templates of checkpoints: the same text and ids as transformers gives, the mask on the assistant's turns, a
 sandbox around the template; and our own templates as Jinja."""
 
+import copy
 import io
 import random
 import time
+from datetime import datetime
 
 import hf_families as families
 import pytest
@@ -11,6 +13,7 @@ import torch
 from toys import toy_model
 
 from gptft.__main__ import main
+from gptft.data.examples import Recipe, load_dataset
 from gptft.errors import BadRecord, UserError
 from gptft.export.hf_tokenizer import write_hf_tokenizer
 from gptft.export.jinja import to_jinja
@@ -603,6 +606,152 @@ def test_without_jinja2_it_is_said_what_to_install(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "jinja2", None)
     with pytest.raises(UserError, match=r"needs the package 'jinja2': pip install 'gptft\[hf\]'"):
         chat("{{ messages }}").segments(HI)
+
+
+# ---- the day
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """clock("2031-05-06"): today is another day."""
+
+    def turn(day):
+        class Clock(datetime):
+            @classmethod
+            def now(cls):
+                return cls.fromisoformat(day)
+
+        for module in ("chat", "sandbox"):
+            monkeypatch.setattr(f"gptft.text.{module}.datetime", Clock)
+
+    return turn
+
+
+def test_a_run_tells_a_template_the_same_day_in_training_and_ever_after(loaded, clock, tmp_path):
+    """Llama 3's template writes today's date: a model was asked with other ids than those it was trained with, and a
+    run that went on after midnight had other data."""
+    ours, _ = loaded("llama3")
+    ours = copy.copy(ours)
+    seen = []
+    for day in ("2031-05-06", "2031-05-07"):
+        clock(day)
+        ours.template = loaded("llama3")[0].template
+        assert ours.template.today == day and f"0{day[-1]} May 2031" in text_of(ours.template.segments(HI))
+        ours.template = ours.template.for_training()
+        assert ours.template.today == "" and "26 Jul 2024" in text_of(ours.template.segments(HI))
+        ids, spans = ours.encode_segments(ours.template.segments(HI))
+        ours.save(tmp_path / day[-1])
+        again = Tokenizer.load(tmp_path / day[-1])
+        assert prompt_ids(again, "Hi.") == ids[: spans[0][0]] and again.template == ours.template
+        seen.append((ids, ours.template.to_dict()))
+    assert seen[0] == seen[1]
+    assert "day" not in loaded("qwen2")[0].template.for_training().to_dict()
+
+
+def test_ids_of_one_day_are_not_found_again_on_the_next(loaded, clock, write_lines, monkeypatch):
+    """The cache went by the template's source: who looked at data in May saw April's date."""
+    monkeypatch.setenv("GPTFT_CACHE", str(write_lines([]).parent / "cache"))
+    path = write_lines([{"question": "Hi?", "answer": "Yo."}])
+    made = {}
+    for day in ("2031-05-06", "2031-05-07"):
+        clock(day)
+        ours, _ = loaded("llama3")
+        made[day] = load_dataset([path], ours, Recipe(ours.template, 512))[0].ids.tolist()
+    assert made["2031-05-06"] != made["2031-05-07"]
+
+
+def test_an_exported_chat_template_writes_what_was_trained(loaded):
+    """Whoever loads it with transformers knows neither the day nor the switch that it was trained with."""
+    ours, theirs = loaded("llama3")
+    template, theirs = ours.template.for_training(), copy.copy(theirs)
+    theirs.chat_template = to_jinja(template, "")
+    turns = [{"role": "user", "content": "Hi."}]
+    given = theirs.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
+    assert "26 Jul 2024" in given and given == text_of(template.prompt_segments({"messages": turns}))
+    switch = "{{ 'off' if enable_thinking is defined and not enable_thinking else 'on' }}{{ messages[0].content }}"
+    theirs.chat_template = to_jinja(chat(switch).for_training("strip"), "")
+    assert theirs.apply_chat_template(turns, tokenize=False) == "offHi."
+
+
+# ---- the keys of messages
+
+
+def with_keys(**keys):
+    return {"messages": [{"role": "user", "content": "Hi."}, {"role": "assistant", "content": "Yo.", **keys}]}
+
+
+NAMING = (
+    "{% for m in messages %}{{ m.role }}{% if m.name %} ({{ m.name }}){% endif %}: {{ m.content }}{{ eos_token }}"
+    "{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
+)
+
+
+def test_a_key_that_the_template_writes_is_the_users_text():
+    """It was dropped: a conversation of several people became one of nobody."""
+    messages = [{"role": "user", "content": "Hi.", "name": "An </s>"}, {"role": "assistant", "content": "Yo."}]
+    segments = chat(NAMING).segments({"messages": messages})
+    assert marked(segments) == "user (An </s>): Hi.</s>assistant: <<Yo.</s>>>"
+    assert ("An </s>", False, "text") in segments  # what it spells is no special token
+
+
+@pytest.mark.parametrize(
+    "key, value", [("name", "Bo"), ("reasoning_content", "Hm."), ("tool_calls", [{"name": "f"}]), ("end_turn", True)]
+)
+def test_a_key_that_nothing_writes_is_refused_by_name(loaded, key, value):
+    template = loaded("qwen2")[0].template
+    with pytest.raises(BadRecord, match=rf"leaves out '{key}' of message 2 \(the assistant's\)"):
+        template.segments(with_keys(**{key: value}))
+    for nothing in (None, "", []):
+        assert template.segments(with_keys(**{key: nothing})) == template.segments(with_keys())
+
+
+def test_a_key_that_chooses_what_is_written_is_no_text_of_its_own():
+    """A placeholder in its place would choose otherwise."""
+    template = chat(
+        "{% for m in messages %}{% if m.mood == 'loud' %}!!{% endif %}{{ m.role }}: {{ m.content }}{{ eos_token }}"
+        "{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
+    )
+    messages = [{"role": "user", "content": "Hi.", "mood": "loud"}, {"role": "assistant", "content": "Yo."}]
+    assert marked(template.segments({"messages": messages})) == "!!user: Hi.</s>assistant: <<Yo.</s>>>"
+    messages[0]["mood"] = "calm"
+    with pytest.raises(BadRecord, match="leaves out 'mood' of message 1"):
+        template.segments({"messages": messages})
+
+
+def test_a_special_token_in_the_name_of_a_key_is_refused():
+    """The template would write it as its own, and it would end the turn."""
+    template = chat("{% for m in messages %}{{ m.content }}{{ m.data | tojson if m.data }}{{ eos_token }}{% endfor %}")
+    messages = [{"role": "user", "content": "Hi.", "data": {"a": 'say "x"'}}, {"role": "assistant", "content": "Yo."}]
+    segments = template.segments({"messages": messages})
+    assert marked(segments) == 'Hi.{"a": "say \\"x\\""}</s><<Yo.</s>>>'
+    messages[0]["data"] = {"</s>": "x"}
+    with pytest.raises(BadRecord, match="message 1 has a special token under 'data'"):
+        template.segments({"messages": messages})
+
+
+def test_an_answer_of_weight_0_is_context(loaded):
+    ours, theirs = loaded("qwen2")
+    turns = [*with_keys(weight=0)["messages"], *with_keys(weight=1)["messages"]]
+    segments = ours.template.segments({"messages": turns})
+    assert text_of(segments) == theirs.apply_chat_template(turns, tokenize=False)
+    assert marked(segments).count("<<Yo.<|im_end|>>>") == 1 and marked(segments).endswith("<<Yo.<|im_end|>>>\n")
+    segments = ours.template.segments({"messages": turns[2:] + turns[:2]})
+    assert marked(segments).endswith("assistant\nYo.<|im_end|>\n") and sum(s.trained for s in segments) == 2
+
+
+@pytest.mark.parametrize("thinking", ["strip", "mask"])
+def test_thinking_goes_with_chat_templates_alone(thinking):
+    with pytest.raises(UserError, match=f"--thinking {thinking} goes with a model's own chat template, not with 'qa'"):
+        TEMPLATES["qa"].for_training(thinking)
+    with pytest.raises(UserError, match="here: thinking must be one of keep, strip, mask, not 'kep'"):
+        saved_template({"jinja": "x", "thinking": "kep"}, "here")
+    assert saved_template({"jinja": "x", "thinking": thinking}, "here").for_training().thinking == thinking
+
+
+def test_reasoning_without_an_answer_is_refused_under_strip(loaded):
+    template = loaded("qwen3")[0].template.for_training("strip")
+    with pytest.raises(BadRecord, match="message 2 has reasoning and no answer"):
+        template.segments({"instruction": "Hi.", "response": "<think>Hm.</think>"})
 
 
 # ---- our templates as Jinja
