@@ -3,12 +3,14 @@ for each of its texts. What stands around the placeholders is the template's."""
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from collections.abc import Collection
 from typing import NamedTuple
 
 from gptft.text.conversation import REASONING
+from gptft.text.segments import Segment
 
 # Characters of Unicode's private plane: no template looks for them, and no strip() takes them away.
 PLACEHOLDER = re.compile("\U000f0001(\\d+)\U000f0002")
@@ -146,3 +148,32 @@ def next_message(pieces: list[Piece], position: int) -> int:
             return at
         at += len(text)
     return at
+
+
+def text_of(pieces: list[Piece]) -> str:
+    return "".join(text for text, _ in pieces)
+
+
+def pieces_after(pieces: list[Piece], position: int) -> list[Piece]:
+    """The pieces from `position` on."""
+    out, at = [], 0
+    for text, source in pieces:
+        if at + len(text) > position:
+            out.append((text[max(position - at, 0) :], source))
+        at += len(text)
+    return out
+
+
+def cut(pieces: list[Piece], spans: list[tuple[int, int]], stops: list[tuple[int, int]]) -> list[Segment]:
+    """Pieces -> segments, cut where what is trained begins and ends. `spans`: what is trained, and `stops`: the special
+    tokens that end it, both as [start, end) in the rendering."""
+    segments = [Segment("", False, "chat")]
+    at = 0
+    for text, source in pieces:
+        edges = {edge for pair in spans + stops for edge in pair if at < edge < at + len(text)}
+        for start, end in itertools.pairwise(sorted({at, at + len(text)} | edges)):
+            trained = any(a <= start and end <= b for a, b in spans)
+            kind = "text" if source else "stop" if (start, end) in stops else "chat"
+            segments.append(Segment(text[start - at : end - at], trained, kind))
+        at += len(text)
+    return segments

@@ -10,15 +10,25 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import re
-from collections.abc import Collection, Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
 
 from gptft.errors import BadRecord, UserError, nearest
-from gptft.text.aligning import PLACEHOLDER, PLAIN, Changed, Piece, Source, align, extent, mask, next_message
-from gptft.text.conversation import REASONING, messages_of, split_reasoning, without_reasoning
-from gptft.text.rendering import TELLS_THE_DAY, compile_template, render
+from gptft.text.aligning import (
+    PLACEHOLDER,
+    Piece,
+    Source,
+    cut,
+    extent,
+    mask,
+    next_message,
+    pieces_after,
+    text_of,
+)
+from gptft.text.conversation import REASONING, exchange, split_reasoning
+from gptft.text.rendering import RenderedTemplate
 from gptft.text.segments import PARTS, Segment
 
 THINKING = ("keep", "strip", "mask")
@@ -29,22 +39,8 @@ DAY = "2024-07-26"
 
 
 @dataclass(frozen=True)
-class ChatTemplate:
-    """A Jinja chat template with what it is rendered with; it stands wherever a `prompts.Template` does.
-
-    `variables` are the named special tokens (bos_token, eos_token, ...), `specials` the names of all special tokens,
-    `eot` the one that ends a text. `thinking` is what becomes of the reasoning in the assistant's messages: "keep"
-    trains it, "strip" takes it away and has the template ask for answers without (enable_thinking), "mask" shows it
-    and does not train it. `day` is the day that the template is told; empty: today.
-    """
-
-    jinja: str
-    variables: dict[str, str] = field(default_factory=dict)
-    specials: tuple[str, ...] = ()
-    eot: str = "<|endoftext|>"
-    name: str = "chat"
-    thinking: str = "keep"
-    day: str = ""
+class ChatTemplate(RenderedTemplate):
+    """A Jinja chat template with what it is rendered with; it stands wherever a `prompts.Template` does."""
 
     # ---- what the rest of the project asks of a template
 
@@ -57,27 +53,27 @@ class ChatTemplate:
     def ending(self) -> list[str]:
         """The special tokens that the template writes, one at the other, to end an answer, be it the last or not: what
         only the last has belongs to the end of the text. Where both have nothing in common, those of the last."""
-        ask, answer = _messages("q", "a"), _messages("r", "b")
+        ask, answer = exchange("q", "a"), exchange("r", "b")
         last, middle = self._run(ask, 1), self._run([*ask, *answer], 1)
         return _common(last, middle) or last
 
     @cached_property
     def lead(self) -> str:
         """The text, without special tokens, that the template writes between a prompt and its response."""
-        for messages in self._trials(_messages("q", "a")):
+        for messages in self._trials(exchange("q", "a")):
             try:
                 pieces, start = self._answered(messages)
             except BadRecord:
                 continue
             end = extent(pieces, len(messages) - 1, answer=True)
             if end:
-                return self._special.sub("", _text(pieces)[start : end[0]])
+                return self._special.sub("", text_of(pieces)[start : end[0]])
         return ""
 
     @cached_property
     def multi_turn(self) -> bool:
         try:
-            self._render([*_messages("a", "b"), {"role": "user", "content": "c"}], True)
+            self._render([*exchange("a", "b"), {"role": "user", "content": "c"}], True)
         except BadRecord:
             return False
         return True
@@ -86,7 +82,7 @@ class ChatTemplate:
     def today(self) -> str:
         """The day of rendering where the template asks for it and is told no fixed one, else "": what is kept of such
         renderings must be kept under their day."""
-        return datetime.now().date().isoformat() if TELLS_THE_DAY.search(self.jinja) and not self.day else ""
+        return datetime.now().date().isoformat() if "strftime_now" in self.jinja and not self.day else ""
 
     def for_training(self, thinking: str = "auto") -> ChatTemplate:
         """The template as a run trains with it and its checkpoint keeps it; `thinking` "auto" leaves that as it is.
@@ -115,7 +111,7 @@ class ChatTemplate:
         if messages[-1]["role"] == "assistant":
             messages = messages[:-1]
         # templates leave out the reasoning of earlier turns when they ask for the next
-        return list(self._cut(self._pieces(messages, True, range(len(messages))), [], []))
+        return cut(self._pieces(messages, True, range(len(messages))), [], [])
 
     def segments(self, parts: dict) -> list[Segment]:
         """A whole training example: every assistant turn is trained, from where a prompt ends to what ends the turn.
@@ -135,96 +131,7 @@ class ChatTemplate:
         later = {"thinking": "keep", "day": ""}
         return {key: value for key, value in values.items() if later.get(key) != value}
 
-    # ---- rendering
-
-    @cached_property
-    def _special(self) -> re.Pattern:
-        names = sorted(self.specials or (self.eot,), key=len, reverse=True)
-        return re.compile("|".join(map(re.escape, names)))
-
-    @cached_property
-    def _compiled(self):
-        return compile_template(self.jinja)
-
-    @cached_property
-    def _in_blocks(self) -> bool:
-        """Whether the template shows contents only as lists of typed blocks, as those of some models that see do."""
-        for in_blocks in (False, True):
-            for messages in self._trials(_messages("q", "a")):
-                masked = mask(messages, False, False)
-                try:
-                    text = self._render(masked.messages, False, in_blocks)
-                except BadRecord:
-                    continue
-                if len(PLACEHOLDER.findall(text)) >= len(messages):
-                    return in_blocks
-        return False
-
-    def _render(self, messages: list[dict], opened: bool, in_blocks: bool | None = None) -> str:
-        """The messages as text; `opened`: with the beginning of an answer."""
-        switch = {"enable_thinking": False} if self.thinking == "strip" else {}
-        blocks = self._in_blocks if in_blocks is None else in_blocks
-        return render(self._compiled, messages, opened, blocks, self.day, **self.variables, **switch)
-
-    def _prepared(self, parts: dict) -> list[dict]:
-        messages = messages_of(parts)
-        return without_reasoning(messages) if self.thinking == "strip" else messages
-
-    def _pieces(self, messages: list[dict], opened: bool, may_lack: Collection[int] = ()) -> list[Piece]:
-        """The rendered text in pieces with their sources. `may_lack`: messages whose reasoning may be left out."""
-        rendered = self._render(messages, opened)
-        further = any(key not in PLAIN for message in messages for key in message)
-        problem: Exception | None = None
-        # a template may look for tags such as <think> in a message, or choose by what stands under a key: where a
-        # placeholder changes what it writes, they are kept
-        for tags, keys in itertools.product((False, True), (True, False) if further else (False,)):
-            masked = mask(messages, tags, keys, self.specials)
-            try:
-                pieces = align(self._render(masked.messages, opened), masked, rendered, may_lack)
-            except Changed as changed:
-                problem = self._refusal(messages, *changed.args) if keys or not further else problem
-            except BadRecord as error:
-                if not keys:
-                    raise
-                problem = error
-            else:
-                self._check_keys(messages, opened, pieces, may_lack)
-                return pieces
-        raise problem
-
-    def _refusal(self, messages: list[dict], source: Source, what: str) -> BadRecord:
-        role = messages[source.message]["role"]
-        whose = f"message {source.message + 1} (the {role}'s)"
-        if source.key != "content":
-            whose = f"{source.key!r} of {whose}"
-        remedy = "; --thinking strip trains without reasoning, mask on the answers alone" if source.reasoning else ""
-        return BadRecord(f"the chat template {what} {whose}, so its text cannot be told apart{remedy}")
-
-    def _check_keys(self, messages: list[dict], opened: bool, pieces: list[Piece], may_lack: Collection[int]) -> None:
-        """Refuse a key of a message that changes nothing, and one whose text would be read as the template's own."""
-        shown = {source[:2] for _, source in pieces if source}
-        for n, message in enumerate(messages):
-            for key, value in message.items():
-                if key in PLAIN or value in (None, "", [], {}) or (key in REASONING and n in may_lack):
-                    continue
-                without = {other: kept for other, kept in message.items() if other != key}
-                if (n, key) not in shown:
-                    others = [*messages[:n], without, *messages[n + 1 :]]
-                    if self._render(others, opened) == _text(pieces):
-                        raise self._refusal(messages, Source(n, key, key in REASONING), "leaves out")
-                texts = _names(value) if (n, key) in shown else [str(value)]
-                if any(self._special.search(text) for text in texts):
-                    raise BadRecord(
-                        f"message {n + 1} has a special token under {key!r}, which the template would take for its own"
-                    )
-
     # ---- what is trained
-
-    @staticmethod
-    def _trials(messages: list[dict]) -> Iterator[list[dict]]:
-        """A conversation to try a template on, also with the system text that some insist on."""
-        yield messages
-        yield [{"role": "system", "content": "s"}, *messages]
 
     def _run(self, messages: list[dict], n: int) -> list[str]:
         """The special tokens that follow the answer in message `n`, one at the other."""
@@ -270,8 +177,10 @@ class ChatTemplate:
 
     def _segments(self, messages: list[dict]) -> list[Segment]:
         last, answered = len(messages) - 1, messages[-1]["role"] == "assistant"
-        pieces, begin = self._answered(messages) if answered else (self._pieces(messages, False, self._unseen(last)), 0)
-        rendered = _text(pieces)
+        pieces, begin = (
+            self._answered(messages) if answered else (self._pieces(messages, False, self._unseen(messages)), 0)
+        )
+        rendered = text_of(pieces)
         spans, stops = [], []  # what is trained, and the special tokens that end it, as [start, end) in `rendered`
         for n, message in enumerate(messages):
             if message["role"] != "assistant" or message.get("weight") == 0:
@@ -286,7 +195,7 @@ class ChatTemplate:
             ends = self._ends(rendered, n, message, end, next_message(pieces, end))
             stops += [(a, b) for a, b in ends if rendered[a:b] in self.ending]
             spans.append((self._first_target(pieces, n, len(prompt), message), ends[-1][1] if ends else end))
-        segments = list(self._cut(pieces, spans, stops))
+        segments = cut(pieces, spans, stops)
         if answered and messages[last].get("weight") != 0 and (not stops or stops[-1][0] < spans[-1][0]):
             # the template ends no answer: ours is ended here, so that generation stops
             while not segments[-1].trained:
@@ -300,13 +209,13 @@ class ChatTemplate:
         answer = extent(pieces, n, answer=True)
         if self.thinking != "mask" or not answer:
             return start
-        thought = split_reasoning(message)[0] or "</think>" in _text(pieces)[start : answer[0]]
+        thought = split_reasoning(message)[0] or "</think>" in text_of(pieces)[start : answer[0]]
         return answer[0] if thought else start
 
-    def _unseen(self, last: int) -> Collection[int]:
-        """The messages whose reasoning the template may leave out of a training example: where it is no target
-        anyway, all but that which is answered."""
-        return range(last) if self.thinking == "mask" else ()
+    def _unseen(self, messages: list[dict]) -> Collection[int]:
+        """The messages whose reasoning the template may leave out of a training example: where it is no target anyway,
+        but not that of the answer which the example ends with."""
+        return [n for n, each in enumerate(messages[:-1]) if self.thinking == "mask" or each.get("weight") == 0]
 
     def _answered(self, messages: list[dict]) -> tuple[list[Piece], int]:
         """A conversation that ends with an answer in pieces, and where its prompt ends: that is what inference sends.
@@ -316,10 +225,10 @@ class ChatTemplate:
         """
         last = len(messages) - 1
         try:
-            pieces = self._pieces(messages, False, self._unseen(last))
+            pieces = self._pieces(messages, False, self._unseen(messages))
             prompt = self._render(messages[:-1], True)
             start = (extent(pieces, last) or (len(prompt),))[0]
-            if len(prompt) <= start and _text(pieces).startswith(prompt):
+            if len(prompt) <= start and text_of(pieces).startswith(prompt):
                 return pieces, len(prompt)
             problem = BadRecord(
                 "the chat template asks for an answer otherwise than it writes one, so inference "
@@ -338,26 +247,26 @@ class ChatTemplate:
         prompt = self._render(messages[:-1], True)
         reasoning, answer = split_reasoning(messages[last])
         bare = {key: value for key, value in messages[last].items() if key not in REASONING}
-        whole = self._pieces([*messages[:-1], {**bare, "content": answer}], False, self._unseen(last))
+        whole = self._pieces([*messages[:-1], {**bare, "content": answer}], False, self._unseen(messages))
         opened, found = OPENED_THOUGHT.search(prompt), extent(whole, last)
         before = prompt[: opened.start()] if opened else prompt
-        between = _text(whole)[len(before) : found[0]] if found else ""
+        between = text_of(whole)[len(before) : found[0]] if found else ""
         if not (
             opened
             and found
             and found[0] >= len(before)
-            and _text(whole).startswith(before)
+            and text_of(whole).startswith(before)
             and EMPTY_THOUGHT.fullmatch(between)
         ):
             raise BadRecord("its prompt opens no thought, or its answer is no end of one")
         thought = [(reasoning, Source(last, "reasoning_content", True))] if reasoning else []
         asked = self._pieces(messages[:-1], True, range(last))
-        return [*asked, *thought, (self._closing, None), *_after(whole, found[0])], len(prompt)
+        return [*asked, *thought, (self._closing, None), *pieces_after(whole, found[0])], len(prompt)
 
     @cached_property
     def _closing(self) -> str:
         """What the template writes between reasoning and answer; where it writes none, what DeepSeek-R1 does."""
-        for messages in self._trials(_messages("q", "a")):
+        for messages in self._trials(exchange("q", "a")):
             masked = mask([*messages[:-1], {**messages[-1], "reasoning_content": "r"}], False, True)
             try:
                 text = self._render(masked.messages, False)
@@ -370,45 +279,7 @@ class ChatTemplate:
                 return text[thought[1] : answer[0]]
         return "\n</think>\n\n"
 
-    @staticmethod
-    def _cut(pieces: list[Piece], spans: list[tuple[int, int]], stops: list[tuple[int, int]]) -> Iterator[Segment]:
-        """Pieces -> segments, cut where what is trained begins and ends."""
-        yield Segment("", False, "chat")
-        at = 0
-        for text, source in pieces:
-            edges = {edge for pair in spans + stops for edge in pair if at < edge < at + len(text)}
-            for start, end in itertools.pairwise(sorted({at, at + len(text)} | edges)):
-                trained = any(a <= start and end <= b for a, b in spans)
-                kind = "text" if source else "stop" if (start, end) in stops else "chat"
-                yield Segment(text[start - at : end - at], trained, kind)
-            at += len(text)
-
-
-def _messages(asked: str, answer: str) -> list[dict]:
-    return [{"role": "user", "content": asked}, {"role": "assistant", "content": answer}]
-
 
 def _common(a: list[str], b: list[str]) -> list[str]:
     """What both lists begin with."""
     return [x for x, _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(a, b, strict=False))]
-
-
-def _text(pieces: list[Piece]) -> str:
-    return "".join(text for text, _ in pieces)
-
-
-def _after(pieces: list[Piece], position: int) -> list[Piece]:
-    """The pieces from `position` on."""
-    out, at = [], 0
-    for text, source in pieces:
-        if at + len(text) > position:
-            out.append((text[max(position - at, 0) :], source))
-        at += len(text)
-    return out
-
-
-def _names(value) -> list[str]:
-    """The names of all keys in a value: a template writes them as they are."""
-    if isinstance(value, dict):
-        return [*value, *(name for item in value.values() for name in _names(item))]
-    return [name for item in value for name in _names(item)] if isinstance(value, list) else []

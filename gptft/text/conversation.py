@@ -25,6 +25,11 @@ def messages_of(parts: dict) -> list[dict]:
     return messages
 
 
+def exchange(asked: str, answer: str) -> list[dict]:
+    """A question and its answer as messages."""
+    return [{"role": "user", "content": asked}, {"role": "assistant", "content": answer}]
+
+
 def split_reasoning(message: dict) -> tuple[str, str]:
     """(the reasoning of an assistant's message, its answer); the reasoning is "" where there is none."""
     content = message.get("content") or ""
