@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from gptft.data.plain_text import can_be_cut, chunks, text_ids
+from gptft.data.cuts import cuts_of
+from gptft.data.plain_text import chunks, text_ids
 from gptft.data.shapes import recognise, used_keys
 from gptft.data.sources import TextFile, Unreadable, parse, raw_records
 from gptft.errors import BadRecord, UserError
@@ -92,7 +93,7 @@ class Builder:
         self.unused: Counter[str] = Counter()  # keys that play no part, and how many records have them
         self.bad: list[str] = []
         # fields that ask for more than a text make a text file a bad record, which is said as of any other
-        self.streams_text = can_be_cut(tokenizer) and (recipe.fields or {"text": "text"}) == {"text": "text"}
+        self.cut = cuts_of(tokenizer) if (recipe.fields or {"text": "text"}) == {"text": "text"} else None
 
     def build(self, paths: Sequence[Path]) -> None:
         with (
@@ -124,9 +125,9 @@ class Builder:
         kept = []
         for number, (line, raw) in records:
             self.count["records_read"] += 1
-            if isinstance(raw, TextFile) and self.streams_text:
-                pieces = raw.pieces()
-                self._add_text(file, line, number, text_ids(self.tokenizer, self.recipe.template, pieces))
+            if isinstance(raw, TextFile) and self.cut:
+                ids = text_ids(self.tokenizer, self.recipe.template, raw.pieces(), self.cut)
+                self._add_text(file, line, number, ids)
                 continue
             try:
                 record = parse(raw)

@@ -6,13 +6,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import hf_families as families
 import pytest
 
+from gptft.data.cuts import CUT, cuts_of
 from gptft.data.examples import Recipe, load_dataset
-from gptft.data.plain_text import can_be_cut, chunks, cut_pieces, text_ids
+from gptft.data.plain_text import chunks, cut_pieces, text_ids
 from gptft.data.sources import TextFile
-from gptft.formats.hf_tokenizer import PATTERNS
+from gptft.formats.hf_tokenizer import PATTERNS, read_hf_tokenizer
 from gptft.prompts import TEMPLATES
+from gptft.text.engines import TokenizersEngine
 from gptft.tokenizer import GPT2_PATTERN, Tokenizer, embedded, gpt2
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -34,8 +37,16 @@ def bytes_only(pattern):
 TOKENIZERS = {f"pattern {n}": pattern for n, pattern in enumerate(sorted({GPT2_PATTERN, *PATTERNS.values()}))}
 
 
-@pytest.fixture(scope="module", params=["gpt2", "embedded", *TOKENIZERS])
-def tokenizer(request):
+def read_family(name, directory):
+    """A tokenizer with a family's real settings, trained on the embedded text."""
+    pytest.importorskip("tokenizers")
+    return read_hf_tokenizer(families.write(directory, *families.FAMILIES[name]()))
+
+
+@pytest.fixture(scope="module", params=["gpt2", "embedded", *TOKENIZERS, *sorted({*families.FAMILIES} - {"gpt2"})])
+def tokenizer(request, tmp_path_factory):
+    if request.param != "gpt2" and request.param in families.FAMILIES:
+        return read_family(request.param, tmp_path_factory.mktemp(request.param))
     if request.param == "gpt2":
         request.getfixturevalue("_gpt2_at_hand")
         return gpt2()
@@ -53,7 +64,24 @@ def _gpt2_at_hand():
 HOSTILE = [
     *[" ", " ", "\n", "\n", "\n\n", "\t", "\r", "\x0b", "\x1c", "\x85", "\xa0", "\u2028", "\u3000"],
     *["a", "word", "Z", "é", "ж", "中文", "ʰ", "\u0301", "1", "23", "456", "²", "½"],
-    *[".", ",", "!?", "'s", "'", "'ll", "/", "--", "…", "😀", "<|endoftext|>", "\u200b", "\ufeff"],
+    *[
+        ".",
+        ",",
+        "!?",
+        "'s",
+        "'",
+        "'ll",
+        "/",
+        "--",
+        "…",
+        "😀",
+        "<|endoftext|>",
+        "</s>",
+        "<think>",
+        "▁",
+        "\u200b",
+        "\ufeff",
+    ],
 ]
 
 
@@ -63,39 +91,115 @@ def whole_ids(tokenizer, text):
 
 def test_pieces_have_the_ids_of_the_whole_text(tokenizer):
     """Cut where the vocabulary's pattern joins two pieces, a text would be learned in tokens that it does not have."""
-    assert can_be_cut(tokenizer)
+    cut = cuts_of(tokenizer)
     rng = random.Random(0)
     n_cut = 0
     for _ in range(1500):
         text = "".join(rng.choice(HOSTILE) for _ in range(rng.randint(1, 60)))
         size = rng.randint(1, 12)
         pieces = [text[start : start + size] for start in range(0, len(text), size)]
-        cut = list(cut_pieces(pieces))
-        assert "".join(cut) == text
-        n_cut += len(cut) - 1
-        assert list(text_ids(tokenizer, TEMPLATES["plain"], pieces)) == whole_ids(tokenizer, text), repr(text)
+        cut_at = list(cut_pieces(pieces, cut))
+        assert "".join(cut_at) == text
+        n_cut += len(cut_at) - 1
+        assert list(text_ids(tokenizer, TEMPLATES["plain"], pieces, cut)) == whole_ids(tokenizer, text), repr(text)
     assert n_cut > 1000
 
 
 def test_a_cut_beside_any_character_leaves_the_ids_alone(tokenizer):
     """What Python and the patterns call white space, a letter or a digit could differ somewhere in Unicode."""
-    characters = [chr(n) for n in [*range(0x3100), *range(0x3100, 0x30000, 17)] if not 0xD800 <= n < 0xE000]
+    characters = [chr(n) for n in [*range(0x3100), *range(0x3100, 0x30000, 61)] if not 0xD800 <= n < 0xE000]
     for start in range(0, len(characters), 4000):
         some = characters[start : start + 4000]
         for text in ("".join(f"{c} " for c in some), "".join(f"{c}\n" for c in some)):
             pieces = [text[n : n + 2] for n in range(0, len(text), 2)]
-            assert list(text_ids(tokenizer, TEMPLATES["plain"], pieces)) == whole_ids(tokenizer, text)
+            assert list(text_ids(tokenizer, TEMPLATES["plain"], pieces, cuts_of(tokenizer))) == whole_ids(
+                tokenizer, text
+            )
+
+
+@pytest.mark.parametrize("name", ["llama2", "mistral3"])
+def test_runs_of_spaces_and_line_feeds_that_are_merged_stay_whole(name):
+    """Llama 2 has tokens for runs of spaces, and takes a U+2581 in the text for one; a vocabulary may join a line feed
+    with the word behind it, where nothing splits the text before merging."""
+    pytest.importorskip("tokenizers")
+    values = json.loads(json.dumps(families.FAMILIES[name]()[0]))
+    model, added = values["model"], values["added_tokens"]
+    new = max([*model["vocab"].values(), *(token["id"] for token in added)]) + 1
+    for number, pair in enumerate((["▁", "▁"], ["\n", "a"], ["a", "\n"])):
+        model["vocab"]["".join(pair)] = new + number
+        model["merges"].insert(0, pair)
+    model["vocab"].setdefault("\n", new + 3)
+    values["added_tokens"] = [token for token in added if token["content"] in model["vocab"]]
+    specials = {token["content"]: token["id"] for token in values["added_tokens"]}
+    tokenizer = Tokenizer.over(TokenizersEngine(values), specials, "</s>", specials["<s>"])
+    rng, cut = random.Random(0), cuts_of(tokenizer)
+    for _ in range(500):
+        text = "".join(rng.choice(["a", "b", " ", "▁", "\n"]) for _ in range(rng.randint(1, 30)))
+        ids = list(text_ids(tokenizer, TEMPLATES["plain"], list(text), cut))
+        assert ids == whole_ids(tokenizer, text), repr(text)
 
 
 def test_a_text_without_a_place_to_cut_stays_one_piece():
-    assert list(cut_pieces(["中文" * 50] * 20)) == ["中文" * 1000]
-    assert list(cut_pieces(["a\n", "\nb", "  ", "\n c"])) == ["a\n\nb", "  \n c"]
+    assert list(cut_pieces(["中文" * 50] * 20, CUT)) == ["中文" * 1000]
+    assert list(cut_pieces(["a\n", "\nb", "  ", "\n c"], CUT)) == ["a\n\nb", "  \n c"]
 
 
 def test_a_pattern_that_nobody_looked_at_is_not_cut():
     """Then the whole text is tokenised at once, as it was."""
     for pattern in (r"\p{L}+ \p{L}+|\s+|\S", r"[^|]+", GPT2_PATTERN + r"|(?=(a|b))"):
-        assert not can_be_cut(bytes_only(pattern))
+        assert cuts_of(bytes_only(pattern)) is None
+
+
+def set_vocab(values):
+    values["model"]["vocab"]["a▁"] = max(values["model"]["vocab"].values()) + 1
+
+
+def set_merge(values):
+    values["model"]["merges"].append(["</s", ">"])
+
+
+def set_added(values):
+    values["added_tokens"][-1].update(special=False, rstrip=True)
+
+
+def set_added_behind_a_prefix(values):
+    values["added_tokens"][-1].update(special=False)
+
+
+def set_normalizer(values):
+    values["normalizer"] = {"type": "NFKC"}
+
+
+def set_pattern(values):
+    values["pre_tokenizer"]["pretokenizers"][0]["pattern"] = {"Regex": r"\S+ \S+|\s+"}
+
+
+@pytest.mark.parametrize(
+    "name, change",
+    [
+        ("llama2", set_vocab),
+        ("mistral", set_merge),
+        ("qwen3", set_added),
+        ("mistral3", set_added_behind_a_prefix),
+        ("smollm2", set_normalizer),
+        ("smollm3", set_pattern),
+    ],
+)
+def test_what_could_join_two_pieces_is_not_cut(name, change, monkeypatch):
+    """Each undoes one condition under which a cut was shown to leave the ids alone."""
+    monkeypatch.setattr(TokenizersEngine, "_open", staticmethod(lambda values: None))  # it is only looked at
+    pytest.importorskip("tokenizers")
+    values, _, _ = families.FAMILIES[name]()
+
+    def cuts():
+        special = {token["content"]: token["id"] for token in values["added_tokens"] if token.get("special")}
+        engine = TokenizersEngine(values)
+        return cuts_of(Tokenizer.over(engine, special, next(iter(special))))
+
+    values = json.loads(json.dumps(values))
+    assert cuts() is not None
+    change(values)
+    assert cuts() is None
 
 
 @pytest.mark.parametrize("max_length", [2, 3, 7, 64])
