@@ -92,7 +92,7 @@ class Builder:
         self.reasons: Counter[str] = Counter()
         self.unused: Counter[str] = Counter()  # keys that play no part, and how many records have them
         self.bad: list[str] = []
-        # fields that ask for more than a text make a text file a bad record, which is said as of any other
+        # where a text file may be cut; None: it is tokenised as a whole, or is a bad record for want of other fields
         self.cut = cuts_of(tokenizer) if (recipe.fields or {"text": "text"}) == {"text": "text"} else None
 
     def build(self, paths: Sequence[Path]) -> None:
