@@ -235,6 +235,7 @@ def test_parts_of_ones_own_are_trained_and_asked(tmp_path, write_lines, capsys):
     rows = [json.loads(line) for line in (run.path / "responses.jsonl").read_text().splitlines()]
     assert len(rows) == 4 == run.summary["exact_match"]["all"]["n"]
     assert all(row["expected"] == row["record"]["says"] for row in rows)
+    assert f"{rows[0]['record']['who']} / cats" in capsys.readouterr().out  # the table shows what was asked
     # the checkpoint's template is asked in its own parts, and says which one is missing
     prompt = {"customer": rows[0]["record"]["who"], "item": "cats"}
     assert gptft.generate(run.model, run.tokenizer, [prompt], 8) == [rows[0]["after"]]

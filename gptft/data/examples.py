@@ -75,9 +75,9 @@ class Dataset:
                 entry = json.loads(line)
                 yield {"file": self.files[entry.pop("file")], **entry}
 
-    def fetch(self, indices: Iterable[int]) -> list[dict]:
-        """The user's records behind these examples, read again from their files, in the order asked for. A text file
-        is no record of anybody's, and may be too long to be read again: its examples are left out."""
+    def fetch(self, indices: Iterable[int]) -> list[dict | None]:
+        """The user's record behind each of these examples, read again from its file, in the order asked for. None for
+        a chunk of a text file, which may be too long to be read as a whole."""
         wanted = [(int(self.sources[i][0]), int(self.sources[i][2])) for i in indices]
         records = {}
         for file in {file for file, _ in wanted}:
@@ -85,7 +85,7 @@ class Dataset:
             for number, (_, raw) in enumerate(raw_records(Path(self.files[file]))):
                 if number in numbers and not isinstance(raw, TextFile):
                     records[file, number] = parse(raw)
-        return [records[key] for key in wanted if key in records]
+        return [records.get(key) for key in wanted]
 
 
 @dataclass(frozen=True)
@@ -114,8 +114,8 @@ class Split:
         sums = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
         return np.diff(sums[self.dataset.span_offsets])[self.indices]
 
-    def records(self, chosen: Iterable[int]) -> list[dict]:
-        """The user's records behind the chosen examples; none for those of text files."""
+    def records(self, chosen: Iterable[int]) -> list[dict | None]:
+        """The user's record behind each of the chosen examples; None for a chunk of a text file."""
         return self.dataset.fetch(int(self.indices[i]) for i in chosen)
 
     def digest(self) -> str:

@@ -33,7 +33,7 @@ def shown_prompt(parts: dict) -> str:
     """A prompt on one line, without the template around it."""
     if "messages" in parts:
         return parts["messages"][-1]["content"]
-    return " / ".join(text for name in ("instruction", "input") if (text := parts.get(name)))
+    return " / ".join(text for part, text in parts.items() if text and part != "system")
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def make_questions(
     numbers = list(numbers)
     questions = []
     for number, record in zip(numbers, examples.records(numbers), strict=True):
-        if pair := prompt_and_expected(record, fields):
+        if record is not None and (pair := prompt_and_expected(record, fields)):
             why = lack_of_room(model, tokenizer, *pair, max_new_tokens)
             file, line = examples[number].record
             questions.append(Question(record, *pair, f"{file}, line {line}: {why}" if why else ""))
