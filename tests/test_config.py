@@ -260,7 +260,7 @@ def test_help_lists_every_field_with_its_sentence_and_default():
             assert line.endswith(f"[{item.default}]"), line
         for word in item.metadata["choices"]:
             assert word in line
-    assert "[false]" in text and "[true]" in text and "[0.9 0.999]" in text
+    assert "[false]" in text and "[true]" in text and "[attn mlp]" in text and "(AdamW 0.9 0.999)" in text
 
 
 def test_every_field_stands_under_a_heading_of_help_and_in_the_order_of_config():
