@@ -106,3 +106,12 @@ def test_a_conversations_last_answer_is_what_is_expected():
     parts, expected = prompt_and_expected({"messages": messages})
     assert parts == {"messages": messages[:4]} and expected == "d" and shown_prompt(parts) == "c"
     assert prompt_and_expected({"text": "no prompt"}) is None
+
+
+def test_a_prompt_in_parts_of_ones_own_is_shown_whole():
+    """Only instruction and input were shown, so that the table's column was empty."""
+    fields = {"customer": "who", "wish": "what", "response": "answer"}
+    parts, _ = prompt_and_expected({"who": "Ann", "what": "tea", "answer": "Here."}, fields)
+    assert shown_prompt(parts) == "Ann / tea"
+    parts, _ = prompt_and_expected({"system": "Be brief.", "instruction": "Add.", "input": "1 2", "output": "3"})
+    assert shown_prompt(parts) == "Add. / 1 2"

@@ -34,7 +34,7 @@ def test_families_are_transformers_in_fp32(device, tmp_path, case, record_proper
 @pytest.mark.parametrize("autocast", [False, True], ids=["weights", "autocast"])
 @pytest.mark.parametrize("case", CASES)
 def test_families_are_as_near_to_fp32_in_bf16_as_transformers(device, tmp_path, case, autocast, record_property):
-    """In bf16, by its weights or by autocast: both sides round, each in its order, and ours may not be half as far again
+    """In bf16, by its weights or by autocast: both sides round, each in its order; ours may not be half as far again
     from fp32 as theirs."""
     theirs = reference(case, torch.float32, tmp_path).to(device)
     ours = load_hf(tmp_path, torch.float32).to(device)
