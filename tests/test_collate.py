@@ -18,7 +18,7 @@ def example(ids, spans, record=("d.jsonl", 1)):
 
 
 def test_the_shift_the_mask_and_the_padding_are_exactly_these():
-    """Rows 1, 2 and 3, on tensors that can be checked by eye: three prompt tokens, two of response, end-of-text."""
+    """On tensors that can be checked by eye: three prompt tokens, two of response, end-of-text."""
     batch = collate([example([1, 2, 3, 4, 5, EOT], [(3, 6)]), example([1, 6, EOT], [(1, 3)], ("e.jsonl", 7))], EOT)
     assert batch.idx.tolist() == [[1, 2, 3, 4, 5], [1, 6, EOT, EOT, EOT]]
     assert batch.targets.tolist() == [[_, _, 4, 5, EOT], [6, EOT, _, _, _]]
@@ -28,7 +28,7 @@ def test_the_shift_the_mask_and_the_padding_are_exactly_these():
 
 
 def test_with_the_pad_id_equal_to_end_of_text_every_responses_own_end_is_a_target():
-    """Row 1: masked by value, no response's end would be learned, and the model would never stop."""
+    """Masked by value, no response's end would be learned, and the model would never stop."""
     batch = collate([example([1, 2, EOT], [(1, 3)]), example([1, 2, 3, 4, EOT], [(1, 5)])], pad_id=EOT)
     assert (batch.targets == EOT).sum() == 2
     assert batch.targets[0].tolist() == [2, EOT, _, _]
@@ -43,14 +43,14 @@ def test_the_pad_id_changes_no_target(pad_id):
 
 
 def test_an_end_of_text_inside_the_data_changes_nothing():
-    """Row 1: in the prompt it is masked like its neighbours, in the response it is a target like its neighbours."""
+    """In the prompt it is masked like its neighbours, in the response it is a target like its neighbours."""
     inside = collate([example([1, EOT, 3, 4, EOT, EOT], [(3, 6)])], EOT)
     assert inside.idx.tolist() == [[1, EOT, 3, 4, EOT]]
     assert inside.targets.tolist() == [[_, _, 4, EOT, EOT]]
 
 
 def test_the_prompt_is_masked_and_the_first_response_token_is_scored():
-    """Row 2, for every length of prompt: off by one either way, the loss looks normal."""
+    """For every length of prompt: off by one either way, the loss looks normal."""
     ids = [1, 2, 3, 4, 5, 6, EOT]
     for p in range(1, len(ids)):
         (targets,) = collate([example(ids, [(p, len(ids))])], EOT).targets.tolist()
@@ -92,7 +92,7 @@ def test_the_number_of_targets_is_what_the_tensor_says():
 
 
 def test_predicting_the_next_token_gives_no_loss_and_the_one_after_it_does():
-    """Row 3, through the loss itself: a shift in the collate and another in the loss would train t+2."""
+    """Through the loss itself: a shift in the collate and another in the loss would train t+2."""
     batch = collate([example([1, 2, 3, 4, 5, 6, 7, 8, EOT], [(2, 9)])], EOT)
     assert batch.idx.shape == batch.targets.shape
 
@@ -152,7 +152,7 @@ def test_every_example_appears_once_an_epoch_in_windows_of_the_right_size(n, bat
 
 @pytest.mark.parametrize("batching", ["length", "random"])
 def test_the_plan_is_a_pure_function(batching):
-    """Row 13: a resumed run makes it again, whatever random numbers were drawn since."""
+    """A resumed run makes it again, whatever random numbers were drawn since."""
     lengths = lengths_of(300)
     first = plan(lengths, 4, 2, 5, 3, batching)
     np.random.seed(99)

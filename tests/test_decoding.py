@@ -30,7 +30,7 @@ def collect(model, prompts, *args, **options):
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_cache_and_batch_give_the_oracles_ids(variant, dtype):
-    """Row 16: cached and uncached, alone and beside unequal prompts (left padding was garbage elsewhere).
+    """Cached and uncached, alone and beside unequal prompts (left padding was garbage elsewhere).
 
     fp64 must be equal always. fp32 is equal wherever the margin between the best two is above 1e-4, which the
     assertion of the margins below makes certain for these models.
@@ -53,7 +53,7 @@ def test_cache_and_batch_give_the_oracles_ids(variant, dtype):
 
 
 def test_stop_ends_its_row_alone():
-    """Row 17: one row's end-of-text must not end the others, nor appear in the answer."""
+    """One row's end-of-text must not end the others, nor appear in the answer."""
     model = toy_model()
     prompts = random_prompts([4, 6, 8, 5])
     free = collect(model, prompts, 10, (), 61)
@@ -65,7 +65,7 @@ def test_stop_ends_its_row_alone():
 
 
 def test_ids_beyond_the_tokenizer_are_never_emitted():
-    """Row 17: a padded vocabulary's spare rows must not be chosen, however likely the model finds them."""
+    """A padded vocabulary's spare rows must not be chosen, however likely the model finds them."""
     model = toy_model(tie_embeddings=False)
     with torch.no_grad():
         model.lm_head.weight[50:] = 100 * model.lm_head.weight[50:].abs()
@@ -197,7 +197,7 @@ def test_sampling_does_not_depend_on_the_batch():
 
 
 def test_generate_applies_the_template_and_returns_training_mode():
-    """The ids sent are those of training (row 4); the prompt is not repeated; the mode is as before."""
+    """The ids sent are those of training; the prompt is not repeated; the mode is as before."""
     tokenizer = embedded()
     tokenizer.template = TEMPLATES["llama2"]
     model = GPT.create(toy_model(vocab_size=tokenizer.n_vocab, block_size=64).config, seed=1).train()

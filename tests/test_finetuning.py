@@ -35,7 +35,7 @@ QUICK = {
 
 
 def test_a_run_leaves_the_files_of_the_contract(tmp_path, write_lines, pairs):
-    """Every file and key that DESIGN.md promises, and the ledger in the summary."""
+    """Every file and key that a run promises, and the ledger in the summary."""
     run = finetune(data=write_lines(pairs(60)), out_dir=tmp_path / "run", **QUICK)
     names = {path.name for path in (tmp_path / "run").iterdir()}
     assert {"config.toml", "metrics.jsonl", "responses.jsonl", "summary.json", "best", "last"} <= names
@@ -158,7 +158,7 @@ def test_resume_refuses_other_data_and_starts_at_0_without_a_checkpoint(tmp_path
 
 
 def test_resume_passes_over_a_damaged_checkpoint(tmp_path, write_lines, pairs, capsys):
-    """Row 14: the newest is broken, so the one before is taken, and metrics hold each step once."""
+    """The newest is broken, so the one before is taken, and metrics hold each step once."""
     data = write_lines(pairs(60))
     whole = finetune(data=data, out_dir=tmp_path / "whole", **QUICK)
     settings = {**QUICK, "out_dir": tmp_path / "run", "save_every": 2, "keep": 5}
@@ -408,7 +408,7 @@ def test_a_run_with_adapters_trains_and_keeps_adapters_only(tmp_path, start, hel
 
 
 def test_a_run_with_adapters_goes_on_bit_for_bit(tmp_path, start):
-    """Row 13 with adapters: stopped after any step, the rest of the run is the unbroken one."""
+    """With adapters too: stopped after any step, the rest of the run is the unbroken one."""
     data, base = start
     settings = {**LORA, "init": base, "save_every": 2, "keep": 9, "max_steps": 7, "lora_dora": True}
     whole = finetune(data=data, out_dir=tmp_path / "whole", **settings)
@@ -510,7 +510,7 @@ def test_compiled_blocks_give_the_same_losses_with_adapters(tmp_path, write_line
 
 @pytest.mark.slow
 def test_everything_works_without_a_network(tmp_path, write_lines, pairs, shared):
-    """Row 21: with local files a run starts, trains and saves although every connection fails."""
+    """With local files a run starts, trains and saves although every connection fails."""
     from hf_models import hf_gpt2
 
     hf_gpt2(tmp_path / "hf", vocab_size=50257)

@@ -47,7 +47,7 @@ class Perfect(torch.nn.Module):
 
 @pytest.mark.parametrize("ahead, low", [(1, True), (2, False)])
 def test_the_shift_happens_once(ahead, low):
-    """Row 3: logits that predict t+1 perfectly give a loss near 0, those that predict t+2 do not (double shift)."""
+    """Logits that predict t+1 perfectly give a loss near 0, those that predict t+2 do not (double shift)."""
     ids = np.arange(1, 13, dtype=np.uint16)
     batch = collate([Example(ids, [(1, 12)], ("", 1))], pad_id=0)
     model = Perfect(torch.from_numpy(ids.astype(np.int64))[None], 61, ahead)
@@ -68,7 +68,7 @@ def test_uniform_logits_cost_log_v():
 
 
 def test_all_masked_batch_changes_nothing():
-    """Row 6: a micro-batch without targets gives 0 and zero gradients; PyTorch's mean over nothing would be NaN."""
+    """A micro-batch without targets gives 0 and zero gradients; PyTorch's mean over nothing would be NaN."""
     model = toy_model()
     batch = collate(toy_examples([5, 8]), pad_id=0)
     Objective(model)(batch)[0].backward()
@@ -82,7 +82,7 @@ def test_all_masked_batch_changes_nothing():
 
 @pytest.mark.parametrize("position", ["learned", "rotary"])
 def test_division_into_micro_batches_changes_no_gradient(position):
-    """Row 7: eight unequal rows as 8x1, 4x2 and 1x8 give equal gradients (means of micro-batch means would not)."""
+    """Eight unequal rows as 8x1, 4x2 and 1x8 give equal gradients (means of micro-batch means would not)."""
     examples = toy_examples([4, 15, 7, 20, 9, 5, 31, 12])
     results = []
     for size in (1, 2, 4, 8):

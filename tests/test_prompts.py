@@ -90,7 +90,7 @@ def test_every_template_gives_exactly_this_text(name, parts, expected):
 
 @pytest.mark.parametrize("name, parts", [(name, parts) for name, parts, _ in EXACT if "text" not in parts])
 def test_the_prompt_that_inference_sends_is_the_beginning_of_the_example(name, parts):
-    """Row 4: the last response and its stop taken away, nothing else."""
+    """The last response and its stop taken away, nothing else."""
     segments = TEMPLATES[name].segments(parts)
     assert TEMPLATES[name].prompt_segments(parts) == segments[:-2]
     if "messages" not in parts:
@@ -296,7 +296,7 @@ def test_fields_map_keys_to_parts(fields, record, parts):
     ],
 )
 def test_a_bad_record_is_told_which_key_and_why(record, fields, message):
-    """Row 20: the error names the key; a record must not be trained on half."""
+    """The error names the key; a record must not be trained on half."""
     with pytest.raises(BadRecord) as caught:
         recognise(record, fields)
     assert message in str(caught.value)

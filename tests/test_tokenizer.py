@@ -97,7 +97,7 @@ def test_cutting_long_text_changes_no_ids_where_tiktoken_can_do_it_whole(ours):
 
 
 def test_a_literal_end_of_text_stays_text(ours):
-    """Row 4: in a user's text the name of a special token is spelled out, never turned into the token."""
+    """In a user's text the name of a special token is spelled out, never turned into the token."""
     ids = ours.encode(f"a {EOT} b")
     assert ours.eot not in ids and len(ids) > 3
     assert ours.decode(ids) == f"a {EOT} b"
@@ -177,7 +177,7 @@ def test_without_the_templates_special_tokens_they_are_spelled_out_and_the_stop_
 
 @pytest.mark.parametrize("name", sorted(TEMPLATES))
 def test_a_prompts_ids_do_not_depend_on_what_follows_it(ours, name):
-    """Row 4: encoded together, the prompt's last characters would merge with the response's first."""
+    """Encoded together, the prompt's last characters would merge with the response's first."""
     rng = random.Random(1)
     template = TEMPLATES[name]
     starts = ["s", " s", "\n", "\n\n", "  ", "'s", "1", "é", "😀", "ing", ":", "\u0301"]
@@ -243,7 +243,7 @@ def with_bos():
 
 
 def test_a_text_begins_with_the_beginning_of_text_once_at_most(with_bos):
-    """Row 4: a template that writes it already must not be given another; it is never trained."""
+    """A template that writes it already must not be given another; it is never trained."""
     bos, hi = with_bos.bos, with_bos.encode("hi")
     assert bos not in hi
     assert with_bos.encode_segments([Segment("hi", True)]) == ([bos, *hi], [(1, 1 + len(hi))])
@@ -270,7 +270,7 @@ def test_the_beginning_of_text_is_saved_and_told_apart(with_bos, tmp_path):
 
 
 def test_a_saved_tokenizer_gives_the_same_ids_and_template(with_specials, tmp_path):
-    """Row 22: tokenizer and template travel with a checkpoint."""
+    """Tokenizer and template travel with a checkpoint."""
     with_specials.template = Template("mine", prompt="é {instruction}\n", stop="<|im_end|>", lead=" ")
     with_specials.save(tmp_path)
     loaded = Tokenizer.load(tmp_path)

@@ -1,4 +1,4 @@
-"""The loop: what it does to weights, schedule and random state, row by row of DESIGN's table."""
+"""The loop: what it does to weights, schedule and random state, and what it must never do."""
 
 import dataclasses
 import math
@@ -104,7 +104,7 @@ def test_the_loop_is_the_plain_loop():
 
 
 def test_accumulation_changes_nothing():
-    """Row 7: the same windows as 4x1, 2x2 and 1x4 take the same steps."""
+    """The same windows as 4x1, 2x2 and 1x4 take the same steps."""
     results = []
     for size, accum in ((1, 4), (2, 2), (4, 1)):
         # equal lengths and a random order, so that the windows hold the same examples whatever the batch size
@@ -119,7 +119,7 @@ def test_accumulation_changes_nothing():
 
 
 def test_leftovers_are_scaled_by_their_own_tokens():
-    """Row 7: 9 examples in windows of 4: three steps an epoch, the last of one example, nothing carried over."""
+    """9 examples in windows of 4: three steps an epoch, the last of one example, nothing carried over."""
     state, objective, config, examples, val = setup(epochs=2, batching="random", n_val=0)
     events = run(state, objective, config, examples, val)
     assert len(events) == total_steps(9, config) == 6
@@ -154,7 +154,7 @@ def test_max_steps_overrides_epochs():
 
 
 def test_evaluation_does_not_depend_on_its_batch():
-    """Row 8: the same loss at batch 1, 4 and 16, and dropout off in it, training mode back after it."""
+    """The same loss at batch 1, 4 and 16, and dropout off in it, training mode back after it."""
     state, objective, _, examples, _ = setup(dropout=0.5)
     state.model.train()
     losses = [evaluate_loss(objective, examples, size, TO_BATCH, state.precision) for size in (1, 4, 16, 4)]
@@ -183,7 +183,7 @@ def test_early_stop_by_patience():
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 def test_weights_stay_fp32_and_follow_fp32_at_a_tiny_learning_rate(precision):
-    """Row 10: bf16 weights would swallow every update of this size (0% of them changed, as measured elsewhere)."""
+    """Weights in bf16 would swallow every update of this size (0% of them changed, as measured elsewhere)."""
     settings = {"lr": 1e-5, "warmup_steps": 0, "schedule": "constant", "max_steps": 100, "n_val": 0, "weight_decay": 0}
     state, objective, config, examples, val = setup(dtype=torch.float32, precision=precision, **settings)
     start = weights(state.model)
@@ -198,7 +198,7 @@ def test_weights_stay_fp32_and_follow_fp32_at_a_tiny_learning_rate(precision):
 
 
 def test_fp16_clips_unscaled_gradients():
-    """Row 10: clipping before unscaling would clip everything to nothing; the norm reported is the true one."""
+    """Clipping before unscaling would clip everything to nothing; the norm reported is the true one."""
     norms = []
     for precision in ("fp32", "fp16"):
         state, objective, config, examples, val = setup(dtype=torch.float32, precision=precision, max_steps=3, n_val=0)
@@ -207,7 +207,7 @@ def test_fp16_clips_unscaled_gradients():
 
 
 def test_fp16_overflow_lowers_the_scale_and_repeats_the_window():
-    """Row 11: no window is lost to an overflow; at the minimum scale it stops instead of looping for ever."""
+    """No window is lost to an overflow; at the minimum scale it stops instead of looping for ever."""
     state, objective, config, examples, val = setup(dtype=torch.float32, precision="fp16", max_steps=4, n_val=0)
     state.precision.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**30)
     events = run(state, objective, config, examples, val)
@@ -222,7 +222,7 @@ def poison(model):
 
 
 def test_a_non_finite_loss_stops_with_weights_unchanged_and_names_the_examples():
-    """Row 11: one NaN step ended runs elsewhere with "Training Complete" and an all-NaN model."""
+    """One NaN step ended runs elsewhere with "Training Complete" and an all-NaN model."""
     model = toy_model(tie_embeddings=False)
     poison(model)
     examples = toy_examples([5, 9, 14, 7], vocab_size=59)
@@ -248,7 +248,7 @@ def test_a_non_finite_gradient_stops_too():
 
 
 def test_rehearsal_leaves_everything_as_it_was():
-    """Row 12: weights, gradients, random state and optimizer are as without it, and the run after it is the same."""
+    """Weights, gradients, random state and optimizer are as without it, and the run after it is the same."""
     results = []
     for rehearsed in (False, True):
         state, objective, config, examples, val = setup(dropout=0.3, max_steps=5)
@@ -265,7 +265,7 @@ def test_rehearsal_leaves_everything_as_it_was():
 
 
 def test_rehearsal_meets_the_longest_batches():
-    """Row 12: what will not fit must fail in the first minute, so the longest examples of both splits are tried."""
+    """What will not fit must fail in the first minute, so the longest examples of both splits are tried."""
     state, objective, config, examples, val = setup()
     shapes = []
     hidden = state.model.hidden
@@ -305,7 +305,7 @@ def test_allocating_optimizer_state_moves_no_weight(optimizer):
 )
 @pytest.mark.parametrize("stop_at", [1, 4, 5, 7])
 def test_stopping_and_going_on_is_the_unbroken_run(settings, stop_at):
-    """Row 13: losses, order, learning rate, weights and random state equal the unbroken run's, bit for bit, wherever
+    """Losses, order, learning rate, weights and random state equal the unbroken run's, bit for bit, wherever
     it was stopped: in mid-epoch, at an epoch's end, before an evaluation."""
     kind = {"dtype": torch.float32, "max_steps": 10, **settings}
     torch.manual_seed(3)
@@ -377,7 +377,7 @@ def test_adapts_to_a_learnable_pattern():
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_an_all_masked_micro_batch_changes_no_update(precision):
-    """Row 6: the update of a window equals that of the same window without its micro-batch of nothing but -100."""
+    """The update of a window equals that of the same window without its micro-batch of nothing but -100."""
     masked = Example(np.arange(1, 9, dtype=np.uint16), [], ("toy.jsonl", 99))
     results = []
     for extra in ([], [masked]):
@@ -399,7 +399,7 @@ def test_an_all_masked_micro_batch_changes_no_update(precision):
 
 
 def test_fp16_stops_at_the_minimum_scale():
-    """Row 11: a gradient that overflows whatever the scale ends the run, instead of repeating the window for ever."""
+    """A gradient that overflows whatever the scale ends the run, instead of repeating the window for ever."""
     state, objective, config, examples, val = setup(dtype=torch.float32, precision="fp16", max_steps=4, n_val=0)
     before = weights(state.model)
     state.model.norm.weight.register_hook(lambda grad: grad * torch.inf)

@@ -8,7 +8,7 @@ from gptft import generation, loading
 
 
 def test_generate_gives_what_python_gives_from_the_checkpoint_alone(saved, ask):
-    """Row 22: tokenizer and template travel with the checkpoint; prompts come as words or line by line."""
+    """Tokenizer and template travel with the checkpoint; prompts come as words or line by line."""
     path = saved()
     model, tokenizer = loading.load(path)
     expected = generation.generate(model, tokenizer, ["How many?", "Who is it?"], 8)

@@ -39,7 +39,7 @@ def test_data_that_cannot_be_used_is_one_line_and_no_folder(ask, what, place):
 
 @pytest.mark.parametrize("what", BAD_RECORDS)
 def test_bad_records_stop_before_training_with_file_line_key_and_count(ask, what, place):
-    """Row 20."""
+    """Trained on without a word, a half-empty file would look like a good run."""
     line, parts = BAD_RECORDS[what]
     write("d.jsonl", GOOD + line + GOOD)
     status, _, err = ask(TRAIN, "--init", "tiny", "--data", "d.jsonl", "--out_dir", "out")

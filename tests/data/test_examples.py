@@ -74,7 +74,7 @@ def truncate_by_flags(ids, flags, max_length, how):
 
 @pytest.mark.parametrize("how", ["right", "left", "drop"])
 def test_truncation_equals_a_token_by_token_reference(how):
-    """Row 5, over random conversations: what is kept, which of it is trained, and what is dropped."""
+    """Over random conversations: what is kept, which of it is trained, and what is dropped."""
     rng = random.Random(0)
     outcomes = set()
     for _ in range(3000):
@@ -118,7 +118,7 @@ def test_a_cut_conversation_begins_with_its_beginning_of_text(write_lines):
 
 
 def test_a_cut_response_has_no_end_of_text(tokenizer, write_lines):
-    """Row 5: an end made up after the cut would teach the model to stop in mid-sentence."""
+    """An end made up after the cut would teach the model to stop in mid-sentence."""
     path = write_lines([{"question": "Tell me.", "answer": "the cat sat on the mat and looked at the dog " * 9}])
     dataset = load(tokenizer, path, max_length=30)
     assert len(dataset[0].ids) == 30 and tokenizer.eot not in dataset[0].ids
@@ -138,7 +138,7 @@ def test_left_truncation_keeps_the_response_and_its_end_whole(tokenizer, write_l
     [("right", "its prompt alone fills max_length 12"), ("left", "no whole response"), ("drop", "above max_length 12")],
 )
 def test_an_example_whose_response_does_not_survive_is_dropped_counted_and_named(tokenizer, write_lines, how, message):
-    """Row 5: trained on, it would give a NaN or a loss of 0."""
+    """Trained on, it would give a NaN or a loss of 0."""
     long = "word " * 50
     bad = {"question": long, "answer": long if how == "left" else "x"}
     path = write_lines([{"question": "a", "answer": "b"}, bad])
@@ -267,7 +267,7 @@ def bad(tmp_path):
 
 
 def test_bad_records_stop_with_file_line_key_and_count_and_nothing_in_the_cache(tokenizer, bad, cache):
-    """Row 20."""
+    """Half-tokenised data in the cache would be trained on by the next run."""
     with pytest.raises(UserError) as caught:
         load(tokenizer, bad)
     first, *lines = str(caught.value).split("\n")

@@ -143,7 +143,7 @@ def test_a_response_is_given_no_space_that_was_not_asked_for(loaded, name):
 @pytest.mark.parametrize("name", families.FAMILIES)
 @pytest.mark.parametrize("template", ["alpaca", "llama2", "chatml"])
 def test_a_prompts_ids_do_not_depend_on_what_follows_it(loaded, texts, name, template):
-    """Row 4, for every family."""
+    """Inference has the prompt alone: its ids must be those of training, in every family's vocabulary."""
     ours, _, _ = loaded(name)
     for text in texts[200:230]:
         record = {"instruction": text + "x", "response": text + "y"}

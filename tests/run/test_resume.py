@@ -78,7 +78,7 @@ def weights(run):
 
 @pytest.mark.slow
 def test_sigkill_at_random_points_ends_with_the_same_weights(tmp_path, whole):
-    """Rows 13 and 14: at least ten kills, whenever they come - before the first step, in a save, in an evaluation -
+    """At least ten kills, whenever they come - before the first step, in a save, in an evaluation -
     and the last resumption ends bit for bit where the unbroken run ended."""
     data, unbroken = whole
     rng, run = random.Random(5), tmp_path / "killed"

@@ -226,7 +226,7 @@ def test_the_mask_covers_exactly_the_assistants_turns(loaded, name):
 
 @pytest.mark.parametrize("name", CHATS)
 def test_a_prompt_is_exactly_the_beginning_of_its_example(loaded, name):
-    """Row 4, for a checkpoint's own template: the ids before the last answer are those that inference sends."""
+    """For a checkpoint's own template: the ids before the last answer are those that inference sends."""
     ours, _ = loaded(name)
     for turns in conversations(systems=not name.startswith("mistral")):
         ids, spans = ours.encode_segments(ours.template.segments({"messages": turns}))
@@ -380,7 +380,7 @@ def test_where_the_template_ends_no_answer_ours_is_ended_by_the_end_of_text():
 
 
 def test_a_template_whose_prompt_is_not_the_beginning_of_what_it_writes_is_refused():
-    """Row 4: inference would send another prompt than that which was trained, and nobody would know."""
+    """Inference would send another prompt than that which was trained, and nobody would know."""
     template = chat(
         "{% for m in messages %}{{ m.role + ': ' + m.content + eos_token }}{% endfor %}"
         "{% if add_generation_prompt %}{{ 'now answer: ' }}{% endif %}"
@@ -591,7 +591,7 @@ def test_where_a_chat_template_is_found(tmp_path, how):
 
 @pytest.mark.parametrize("name", ["qwen3", "llama2"])
 def test_a_chat_template_travels_with_a_checkpoint(loaded, name, tmp_path):
-    """Row 22."""
+    """The folder alone is enough to ask the model as it was trained."""
     ours, _ = loaded(name)
     ours.save(tmp_path)
     again = Tokenizer.load(tmp_path)
