@@ -8,16 +8,15 @@ from argparse import Namespace
 
 from gptft.commands.common import add_base
 from gptft.commands.parser import Parser, whole_number
-from gptft.config import resolve
+from gptft.config import fields_by_heading, resolve
 from gptft.errors import UserError
 from gptft.files import atomic_write
 
-READING = ("data", "fields", "template", "mask_prompt", "max_length", "truncation", "bad_records")
-
 
 def add_arguments(parser: Parser) -> None:
-    """The data as for training, and which examples of it are shown."""
-    parser.add_fields("data", *READING, required=("data",), data="files, as for training")
+    """The data as for training, with all that decides what examples are made of it, and which of them are shown."""
+    reading = [name for name in fields_by_heading()["data"] if not name.startswith(("val_", "test_"))]
+    parser.add_fields("data", *reading, required=("data",), data="files, as for training")
     parser.add_fields("the model", "init", init="the model whose tokenizer is used")
     add_base(parser)
     group = parser.group("what is shown")

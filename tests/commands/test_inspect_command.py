@@ -5,6 +5,9 @@ from pathlib import Path
 
 from cli import GOOD, GPTFT, is_one_line, write
 
+from gptft.commands import inspect
+from gptft.commands.common import make_parser
+from gptft.config import fields_by_heading
 from gptft.prompts import TEMPLATES
 from gptft.tokenizer import embedded
 
@@ -54,3 +57,9 @@ def test_inspect_writes_a_page(ask, saved):
     page = Path("page.html").read_text(encoding="utf-8")
     assert status == 0 and out == "page.html\n"
     assert page.startswith("<!doctype html>") and "<b>" not in page and 'class="target"' in page
+
+
+def test_inspect_takes_every_setting_that_decides_the_examples():
+    """One that it lacked would show other tokens than those that are trained."""
+    fields = set(make_parser(inspect).fields)
+    assert set(fields_by_heading()["data"]) - fields == {"val_data", "test_data", "val_fraction", "test_fraction"}
