@@ -105,7 +105,7 @@ class Parser(argparse.ArgumentParser):
         if nargs == 0:
             return []
         if nargs == "?" and self._takes_words():  # what follows a switch is a value only where it can be no prompt
-            return after[:1] if after[:1] in (["true"], ["false"]) else []
+            return after[:1] if after and after[0].lower() in ("true", "false") else []
         return after[:1] if nargs in single else after
 
     def _known(self, name: str) -> str:

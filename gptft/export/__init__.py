@@ -55,11 +55,10 @@ def card_of(model: Path) -> dict:
         return {}
     settings = tomllib.loads((run / "config.toml").read_text(encoding="utf-8"))
     summary = read_json(run / "summary.json")
-    named = {
-        "validation loss": "eval_loss",
-        "test loss": "test_loss",
-        "exact match on the test split": "test_exact_match",
-    }
+    named = {"validation loss": "eval_loss", "test loss": "test_loss"}
+    for key in summary:  # every other figure of the test is a metric of the answers
+        if key.startswith("test_") and key != "test_loss":
+            named[f"{key.removeprefix('test_').replace('_', ' ')} on the test split"] = key
     figures = {name: round(value, 4) for name, key in named.items() if (value := summary.get(key)) is not None}
     init = settings.get("init", "")
     return {

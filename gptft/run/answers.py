@@ -73,7 +73,8 @@ def ask_after(
     summary: dict,
 ) -> None:
     """Ask the same questions again. The summary gets the number of those that are left out, and of the others the
-    scores: METRIC by family and `test_METRIC` over all, where there is one to score."""
+    scores: METRIC by family, and `test_METRIC` over all, None where there is nothing to score."""
+    summary |= {f"test_{name}": None for name in METRICS}
     if not rows:
         return
     if number := count_asked(rows):

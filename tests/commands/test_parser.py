@@ -20,6 +20,7 @@ def parse(command, *words):
         (["m", "a", "--raw"], True, ["a"]),
         (["m", "--raw", "false", "a"], False, ["a"]),
         (["m", "--raw=false", "a"], False, ["a"]),
+        (["m", "--raw", "False", "a"], False, ["a"]),
         (["m", "a", "--raw", "true"], True, ["a"]),
         (["m", "--raw", "--input", "x", "a"], True, ["a"]),
     ],

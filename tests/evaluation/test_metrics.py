@@ -5,6 +5,7 @@ import json
 import pytest
 
 from gptft.evaluation.metrics import METRICS, describe_metric, exact_match, score_rows
+from gptft.export import card_of
 from gptft.finetuning import finetune
 from gptft.run.tables import response_table, score_table
 
@@ -46,7 +47,7 @@ def length_ratio(response: str, expected: str) -> float:
 
 
 def test_another_metric_is_one_function(monkeypatch, tmp_path, write_lines, pairs, capsys):
-    """Responses, scores, summary.json and the console have it without another line of code."""
+    """The table, the scores, summary.json and the model card have it without another line of code."""
     monkeypatch.setitem(METRICS, "length_ratio", length_ratio)
     run = finetune(data=write_lines(pairs(60)), out_dir=tmp_path / "run", test_samples=5, **QUICK)
     said = capsys.readouterr().out
@@ -64,6 +65,8 @@ def test_another_metric_is_one_function(monkeypatch, tmp_path, write_lines, pair
     (header,) = [line for line in said.splitlines() if line.startswith("   prompt ")]
     assert header.endswith(" | length ratio")
     assert f"{scores[0]:.1%}" in said
+    assert card_of(run.path)["figures"]["length ratio on the test split"] == round(summary["test_length_ratio"], 4)
+    assert "exact match on the test split" in card_of(run.path)["figures"]
     (line,) = [number for number, line in enumerate(said.splitlines()) if line.startswith("  length ratio ")]
     assert said.splitlines()[line + 1].split()[:2] == ["all", "5"]
 

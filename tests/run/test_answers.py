@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from gptft.evaluation.metrics import METRICS
 from gptft.evaluation.responses import answer
 from gptft.finetuning import finetune
 from gptft.run import answers
@@ -64,6 +65,13 @@ def test_a_resumed_run_leaves_out_the_same(tmp_path, data, monkeypatch):
     (run.path / "responses.jsonl").write_text("".join(json.dumps(row) + "\n" for row in old))
     finetune(**data, out_dir=tmp_path / "run", resume=True, **QUICK)
     assert len(asked) == 5 and [row["before"] for row in rows_of(again.path)] == before
+
+
+def test_a_run_without_test_prompts_says_of_every_metric_that_it_was_not_measured(tmp_path, write_lines, pairs):
+    run = finetune(data=write_lines(pairs(20)), out_dir=tmp_path / "run", **{**QUICK, "test_fraction": 0.0})
+    assert {f"test_{name}": run.summary[f"test_{name}"] for name in METRICS} == {
+        f"test_{name}": None for name in METRICS
+    }
 
 
 def test_where_every_prompt_is_left_out_there_is_no_score(tmp_path, write_lines, pairs, capsys):
