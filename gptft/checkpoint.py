@@ -196,14 +196,14 @@ def load_weights(model: GPT, path: Path, dtype: torch.dtype = torch.float32, ver
     """
     file, wanted = weights_of(model)
     manifest = verify(path, () if verified else (file,))
-    found = {stored.name: stored for stored in read_bin(listed_file(path, manifest, file))}
-    for name in wanted.keys() | found.keys():
-        if name not in found or name not in wanted:
-            which = "lacks the tensor" if name not in found else "has an unexpected tensor"
+    stored = {tensor.name: tensor for tensor in read_bin(listed_file(path, manifest, file))}
+    for name in wanted.keys() | stored.keys():
+        if name not in stored or name not in wanted:
+            which = "lacks the tensor" if name not in stored else "has an unexpected tensor"
             raise UserError(f"{path}: a checkpoint of another architecture: it {which} {name!r}")
-        if found[name].shape != tuple(wanted[name].shape):
+        if stored[name].shape != tuple(wanted[name].shape):
             raise UserError(
-                f"{path}: a checkpoint of another architecture: {name!r} has shape {found[name].shape} "
+                f"{path}: a checkpoint of another architecture: {name!r} has shape {stored[name].shape} "
                 f"where {tuple(wanted[name].shape)} is due"
             )
     if next(model.parameters()).is_meta:
@@ -211,7 +211,7 @@ def load_weights(model: GPT, path: Path, dtype: torch.dtype = torch.float32, ver
         _, wanted = weights_of(model)
     with torch.no_grad():
         for name, tensor in wanted.items():
-            for start, stop, piece in found[name].pieces():
+            for start, stop, piece in stored[name].pieces():
                 tensor[start:stop].copy_(piece)
     return manifest
 
@@ -226,25 +226,25 @@ def load_tensors(path: Path) -> dict:
 
 def newest(out_dir: Path) -> tuple[Path | None, list[str]]:
     """The valid checkpoint with the most steps that training can go on from, and what is wrong with newer ones."""
-    found, problems = [], []
+    valid, problems = [], []
     for name in {re.sub(r"^\.(.*)\.old$", r"\1", entry.name) for entry in out_dir.iterdir() if entry.is_dir()}:
         if name == "last" or re.fullmatch(r"step-\d+", name):
             try:
                 manifest = verify(out_dir / name)
                 if "resume.pt" in manifest["sha256"]:
-                    found.append((manifest["step"], name == "last", out_dir / name))
+                    valid.append((manifest["step"], name == "last", out_dir / name))
             except UserError as error:
                 problems.append(str(error))
-    return (max(found)[2] if found else None), problems
+    return (max(valid)[2] if valid else None), problems
 
 
 def prune(out_dir: Path, keep: int, step: int) -> None:
     """Delete all but the newest `keep` step-NNNNNN checkpoints up to `step`; later ones are those that resuming
     passed over, since they are damaged."""
-    found = {int(e.name.removeprefix("step-")): e for e in out_dir.iterdir() if re.fullmatch(r"step-\d+", e.name)}
-    kept = sorted(number for number in found if number <= step)[-keep:]
-    for number in found.keys() - set(kept):
-        shutil.rmtree(found[number], ignore_errors=True)
+    saved = {int(e.name.removeprefix("step-")): e for e in out_dir.iterdir() if re.fullmatch(r"step-\d+", e.name)}
+    kept = sorted(number for number in saved if number <= step)[-keep:]
+    for number in saved.keys() - set(kept):
+        shutil.rmtree(saved[number], ignore_errors=True)
 
 
 def model_id(

@@ -68,12 +68,12 @@ def load_adapters(
     except UserError as error:
         raise UserError(f"{path}: its base {name!r} cannot be loaded ({error}); {give}", error.status) from None
     rounded = model.tok.weight.dtype == torch.bfloat16 or "fp32" not in recorded.model_id
-    found = model_id(model, tokenizer, torch.bfloat16 if rounded else None)
+    identity = model_id(model, tokenizer, torch.bfloat16 if rounded else None)
     wanted = recorded.model_id["bf16" if rounded else "fp32"]
-    if adapters_of(model) or found != wanted:
+    if adapters_of(model) or identity != wanted:
         raise UserError(
             f"{path} holds adapters for another base: for {recorded.name} with model id {wanted}, but "
-            f"{name} has {found}; {give}"
+            f"{name} has {identity}; {give}"
         )
     add_lora(model.to(dtype), settings, base=recorded)
     load_weights(model, path, verified=True)

@@ -176,14 +176,14 @@ def add_lora(model: GPT, config: LoraConfig, seed: int = 0, base: Base | None = 
     """
     if adapters_of(model) is not None:
         raise UserError("the model has adapters already: merge them before adding others")
-    found = {name for _, _, name, _ in linear_layers(model)}
+    names = {name for _, _, name, _ in linear_layers(model)}
     if config.rank > model.config.n_embd:
         raise UserError(
             f"--lora_rank {config.rank} is above the model's width {model.config.n_embd}: that is no low rank"
         )
     for target in config.targets:
-        if target not in ("all", *LAYERS) and target not in found:
-            raise UserError(f"--lora_targets {target}: this model has no such layer; it has {', '.join(sorted(found))}")
+        if target not in ("all", *LAYERS) and target not in names:
+            raise UserError(f"--lora_targets {target}: this model has no such layer; it has {', '.join(sorted(names))}")
     freeze_layers_as(model, frozen_as).requires_grad_(False)
     generator = torch.Generator().manual_seed(seed)
     for _, parent, name, layer in linear_layers(model):

@@ -150,8 +150,8 @@ def architecture_of(config: GPTConfig) -> tuple[str, list[str]]:
         f"layers without positions other than every fourth ({config.no_rope_layers} here)": arch == "smollm3"
         and config.no_rope_layers != every_fourth,
     }
-    for what, found in cannot.items():
-        if found:
+    for what, is_so in cannot.items():
+        if is_so:
             raise UserError(f"llama.cpp's {arch!r} has no form for {what}; --format hf exports this model exactly")
     notes = []
     if config.activation == "gelu":

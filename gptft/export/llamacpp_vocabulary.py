@@ -78,56 +78,56 @@ def vocabulary_of(tokenizer: Tokenizer | None, size: int) -> Vocabulary:
     byte_level = any(step["type"] == "ByteLevel" for step in steps)
     if not byte_level and not model.get("byte_fallback"):
         raise UserError("llama.cpp has no form for a BPE vocabulary that knows no bytes; --format hf exports it")
-    found = Vocabulary("gpt2" if byte_level else "llama", notes=notes)
-    found.tokens = [text_of.get(i, f"[PAD{i}]") for i in range(size)]
-    found.types = [NORMAL if i in text_of else UNUSED for i in range(size)]
+    vocabulary = Vocabulary("gpt2" if byte_level else "llama", notes=notes)
+    vocabulary.tokens = [text_of.get(i, f"[PAD{i}]") for i in range(size)]
+    vocabulary.types = [NORMAL if i in text_of else UNUSED for i in range(size)]
     for token in values["added_tokens"]:
-        found.types[token["id"]] = CONTROL if token["special"] else USER_DEFINED
-    if len(set(found.tokens)) < size:  # llama.cpp would abort
-        twice = next(token for n, token in enumerate(found.tokens) if token in found.tokens[:n])
+        vocabulary.types[token["id"]] = CONTROL if token["special"] else USER_DEFINED
+    if len(set(vocabulary.tokens)) < size:  # llama.cpp would abort
+        twice = next(token for n, token in enumerate(vocabulary.tokens) if token in vocabulary.tokens[:n])
         raise UserError(f"the tokenizer has two ids for {twice!r}: llama.cpp refuses such a vocabulary")
     merges = [merge.split(" ") if isinstance(merge, str) else merge for merge in model["merges"]]
     if byte_level:
-        found.merges = [" ".join(merge) for merge in merges]
-        _splitting(found, values, isinstance(tokenizer.engine, TiktokenEngine))
+        vocabulary.merges = [" ".join(merge) for merge in merges]
+        _name_splitting(vocabulary, values, isinstance(tokenizer.engine, TiktokenEngine))
     else:
-        _sentencepiece(found, model, merges, tokenizer.engine.prefix_at)
-    found.bos = tokenizer.eot if tokenizer.bos is None else tokenizer.bos
-    found.eos, found.add_bos = tokenizer.stop, tokenizer.bos is not None
-    found.chat_template = settings.get("chat_template", "")
-    return found
+        _score_tokens(vocabulary, model, merges, tokenizer.engine.prefix_at)
+    vocabulary.bos = tokenizer.eot if tokenizer.bos is None else tokenizer.bos
+    vocabulary.eos, vocabulary.add_bos = tokenizer.stop, tokenizer.bos is not None
+    vocabulary.chat_template = settings.get("chat_template", "")
+    return vocabulary
 
 
-def _splitting(found: Vocabulary, values: dict, ranked: bool) -> None:
+def _name_splitting(vocabulary: Vocabulary, values: dict, ranked: bool) -> None:
     """Name how text is split, and say so where llama.cpp has no name for it. `ranked`: the merges give every token
     that is a whole word, so that looking it up first changes nothing."""
     steps = values["pre_tokenizer"]
     steps = steps["pretokenizers"] if steps["type"] == "Sequence" else [steps]
-    way = tuple(word for word in map(_way, steps) if word)
+    way = tuple(word for word in map(_step_name, steps) if word)
     whole_words = bool(values["model"].get("ignore_merges"))
     names = SPLITS.get(way, ())
     exact = [name for name, ignores in names if ignores == whole_words or (ranked and not whole_words)]
     if exact:
-        found.pre = exact[0]
+        vocabulary.pre = exact[0]
     elif names:
-        found.pre = names[0][0]
-        found.notes.append(
-            f"llama.cpp's {found.pre!r} splits text as this tokenizer does, but differs in whether "
+        vocabulary.pre = names[0][0]
+        vocabulary.notes.append(
+            f"llama.cpp's {vocabulary.pre!r} splits text as this tokenizer does, but differs in whether "
             "whole words go past the merges: some ids of a text may differ"
         )
     else:
-        found.pre = NEAREST.get(way, "default")
-        how_many = "few" if found.pre == "default" else "most, not all,"
-        found.notes.append(
-            f"llama.cpp has no exact name for how this tokenizer splits text; it takes {found.pre!r}: "
+        vocabulary.pre = NEAREST.get(way, "default")
+        how_many = "few" if vocabulary.pre == "default" else "most, not all,"
+        vocabulary.notes.append(
+            f"llama.cpp has no exact name for how this tokenizer splits text; it takes {vocabulary.pre!r}: "
             f"{how_many} texts get the same ids; given ids instead of text, it is exact"
         )
     if values["normalizer"]:
         kinds = ", ".join(node["type"] for node in nodes(values["normalizer"]))
-        found.notes.append(f"llama.cpp does not normalize text ({kinds}): a text that this changes gets other ids")
+        vocabulary.notes.append(f"llama.cpp does not normalize text ({kinds}): a text that this changes gets other ids")
 
 
-def _way(step: dict) -> str:
+def _step_name(step: dict) -> str:
     """A step of splitting as SPLITS names it; empty for one that splits nothing."""
     kind = step["type"]
     if kind == "Split" and step.get("behavior") == "Isolated" and not step.get("invert"):
@@ -139,31 +139,33 @@ def _way(step: dict) -> str:
     return "?"
 
 
-def _sentencepiece(found: Vocabulary, model: dict, merges: list, prefix_at: frozenset[str]) -> None:
+def _score_tokens(vocabulary: Vocabulary, model: dict, merges: list, prefix_at: frozenset[str]) -> None:
     """llama.cpp merges the pair whose joined token has the highest score: the earlier a token is merged here, the
     higher it scores."""
     rank: dict[str, int] = {}
     for n, (a, b) in enumerate(merges):
         rank.setdefault(a + b, n)
-    for i, token in enumerate(found.tokens):
-        if found.types[i] == NORMAL and re.fullmatch(r"<0x[0-9A-F]{2}>", token):
-            found.types[i] = BYTE
-        if found.types[i] == USER_DEFINED:
-            found.tokens[i] = token.replace("▁", " ")
-    found.unknown = model["vocab"].get(model.get("unk_token") or "<unk>")
-    if found.unknown is not None:
-        found.types[found.unknown] = UNKNOWN
-    found.scores = [-float(rank.get(token, len(merges))) for token in found.tokens]
-    found.space_prefix = bool(prefix_at)
+    for i, token in enumerate(vocabulary.tokens):
+        if vocabulary.types[i] == NORMAL and re.fullmatch(r"<0x[0-9A-F]{2}>", token):
+            vocabulary.types[i] = BYTE
+        if vocabulary.types[i] == USER_DEFINED:
+            vocabulary.tokens[i] = token.replace("▁", " ")
+    vocabulary.unknown = model["vocab"].get(model.get("unk_token") or "<unk>")
+    if vocabulary.unknown is not None:
+        vocabulary.types[vocabulary.unknown] = UNKNOWN
+    vocabulary.scores = [-float(rank.get(token, len(merges))) for token in vocabulary.tokens]
+    vocabulary.space_prefix = bool(prefix_at)
     if prefix_at == {"start"}:
-        found.notes.append("llama.cpp puts a space before a text that follows a special token, this tokenizer does not")
+        vocabulary.notes.append(
+            "llama.cpp puts a space before a text that follows a special token, this tokenizer does not"
+        )
     joined = {(a, b) for a, b in merges}
     for token in rank:
         if any(
             (token[:n], token[n:]) not in joined and token[:n] in model["vocab"] and token[n:] in model["vocab"]
             for n in range(1, len(token))
         ):
-            found.notes.append(
+            vocabulary.notes.append(
                 f"llama.cpp merges by tokens, this tokenizer by pairs, and {token!r} has a pair it does "
                 "not merge: some ids of a text may differ"
             )

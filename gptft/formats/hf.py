@@ -39,15 +39,15 @@ def load_hf(directory: Path, dtype: torch.dtype) -> GPT:
     with torch.device("meta"):
         model = GPT(config).to(dtype)
     places = {place.theirs: place for place in all_places(family, config)}
-    found, tied_head = _find_places(places, family, config, stored, directory)
+    placed, tied_head = _find_places(places, family, config, stored, directory)
     ours = dict(model.named_parameters())
-    for name, tensor in found.items():
+    for name, tensor in placed.items():
         due = tuple(places[name].join([ours[part] for part in places[name].ours]).shape)
         if tensor.shape != due:
             raise UserError(f"{directory}: tensor {tensor.name!r} has shape {tensor.shape}; the config asks for {due}")
     model.to_empty(device="cpu")
     ours = dict(model.named_parameters())
-    for name, tensor in found.items():
+    for name, tensor in placed.items():
         _place(places[name], tensor, ours)
     if tied_head is not None:
         _check_tied(tied_head, ours["tok.weight"], directory)
@@ -59,7 +59,7 @@ def _find_places(
 ) -> tuple[dict[str, Stored], Stored | None]:
     """-> ({place: its tensor}, a head that is stored although it is the embedding). Names may lack the family's
     prefix, as GPT-2's on the hub do, and GPT-NeoX's head has two."""
-    found: dict[str, Stored] = {}
+    placed: dict[str, Stored] = {}
     for tensor in stored:
         name = WRAPPER.sub("", tensor.name)
         name = family.head if name == "lm_head.weight" else name
@@ -69,15 +69,15 @@ def _find_places(
             if BUFFER.search(name):
                 continue
             raise UserError(f"{directory}: unexpected tensor {tensor.name!r}")
-        if name in found:
-            raise UserError(f"{directory}: tensor {tensor.name!r} is there twice, also as {found[name].name!r}")
+        if name in placed:
+            raise UserError(f"{directory}: tensor {tensor.name!r} is there twice, also as {placed[name].name!r}")
         if tensor.dtype not in SAFETENSORS_DTYPES:
             raise UserError(f"{directory}: tensor {tensor.name!r} is of type {tensor.dtype}, which is not supported")
-        found[name] = tensor
-    missing = places.keys() - found.keys()
+        placed[name] = tensor
+    missing = places.keys() - placed.keys()
     if missing:
         raise UserError(f"{directory}: the tensor {min(missing)!r} is missing")
-    return found, found.pop(family.head, None) if config.tie_embeddings else None
+    return placed, placed.pop(family.head, None) if config.tie_embeddings else None
 
 
 @torch.no_grad()
@@ -87,7 +87,7 @@ def _place(place: Place, tensor: Stored, ours: dict[str, Tensor]) -> None:
         for start, stop, piece in tensor.pieces():
             ours[place.ours[0]][start:stop].copy_(piece)
         return
-    for name, part in zip(place.ours, place.split(tensor.whole()), strict=True):
+    for name, part in zip(place.ours, place.split(tensor.read_all()), strict=True):
         ours[name].copy_(part)
 
 

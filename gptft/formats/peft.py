@@ -59,13 +59,13 @@ def layer_places(config: GPTConfig) -> dict[str, Place]:
     """Their linear layers in the blocks by name, family's prefix included -> the layers of ours that each holds."""
     layers = {f"{part}.{name}" for part, names in LAYERS.items() for name in names}
     family, _ = config_to_hf(config)
-    found = {}
+    places = {}
     for place in family.places(config):
         ours = tuple(name.removesuffix(".weight") for name in place.ours)
         if place.theirs.endswith(".weight") and ".".join(ours[0].split(".")[2:]) in layers:
             name = family.prefix + place.theirs.removesuffix(".weight")
-            found[name] = Place(name, ours, place.transposed, place.heads)
-    return found
+            places[name] = Place(name, ours, place.transposed, place.heads)
+    return places
 
 
 # ---- in
@@ -86,15 +86,15 @@ def read_peft(directory: Path, model: GPT) -> tuple[LoraConfig, dict[str, Tensor
             raise UserError(f"{source}: {key} = {values[key]!r} is not supported; only {plain[0]!r} is")
     dora, rslora = bool(values.get("use_dora")), bool(values.get("use_rslora"))
     alpha, dropout = _number(values, "lora_alpha", 8, source), _number(values, "lora_dropout", 0, source)
-    found: dict[str, dict[str, Tensor]] = {}
+    adapters: dict[str, dict[str, Tensor]] = {}
     for stored in read_adapter_file(directory):
         module, part = _split_name(stored.name)
         if part is None:
             raise UserError(f"{directory}: unexpected tensor {stored.name!r}")
-        found.setdefault(module, {})[part] = stored.whole().float()
+        adapters.setdefault(module, {})[part] = stored.read_all().float()
     places, layers = layer_places(model.config), {path: layer for path, _, _, layer in linear_layers(model)}
     divided: dict[str, tuple[Tensor, Tensor, Tensor | None]] = {}
-    for module, parts in found.items():
+    for module, parts in adapters.items():
         if module not in places:
             raise UserError(f"{directory}: adapters beside {module!r}, which is no linear layer of this model's blocks")
         for part in ("A", "B", "m") if dora else ("A", "B"):

@@ -39,7 +39,7 @@ class Stored:
             stop = min(n, start + step)
             yield start, stop, self.read(start, stop)
 
-    def whole(self) -> Tensor:
+    def read_all(self) -> Tensor:
         return self.read(0, self.shape[0] if self.shape else 1)
 
 
@@ -60,11 +60,11 @@ def read_safetensors(path: Path) -> Iterator[Stored]:
 
     try:
         with safe_open(path, framework="pt") as file:
-            found = []
+            entries = []
             for name in file.keys():  # noqa: SIM118 - it is no dict
                 part = file.get_slice(name)
-                found.append((name, tuple(part.get_shape()), part.get_dtype()))
-        for name, shape, dtype in found:
+                entries.append((name, tuple(part.get_shape()), part.get_dtype()))
+        for name, shape, dtype in entries:
             yield Stored(name, shape, dtype, reader(name, not shape), max(PIECE, path.stat().st_size // 100))
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path}: not a whole safetensors file ({error})") from None

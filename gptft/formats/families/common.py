@@ -81,7 +81,7 @@ def unsupported(source: str, key: str, value, only: str = "") -> UserError:
     return UserError(f"{source}: {key} = {value!r} is not supported" + (f"; only {only} is" if only else ""))
 
 
-def need(hf: dict, key: str, source: str) -> int:
+def required_size(hf: dict, key: str, source: str) -> int:
     """A size that must be there, a whole number above 0."""
     value = hf.get(key)
     if type(value) is not int or not 0 < value <= LARGEST:
@@ -89,7 +89,7 @@ def need(hf: dict, key: str, source: str) -> int:
     return value
 
 
-def whole(hf: dict, key: str, default: int, source: str) -> int:
+def whole_number(hf: dict, key: str, default: int, source: str) -> int:
     """A whole number from 0. A key that is there without a value, null, counts as 0."""
     value = hf.get(key, default)
     if value is not None and (type(value) is not int or not 0 <= value <= LARGEST):
@@ -97,7 +97,7 @@ def whole(hf: dict, key: str, default: int, source: str) -> int:
     return value or 0
 
 
-def number(hf: dict, key: str, default: float, source: str) -> float:
+def positive_number(hf: dict, key: str, default: float, source: str) -> float:
     """A number above 0, and finite."""
     value = hf.get(key, default)
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
@@ -105,7 +105,7 @@ def number(hf: dict, key: str, default: float, source: str) -> float:
     return float(value)
 
 
-def truth(hf: dict, key: str, default: bool, source: str) -> bool:
+def boolean(hf: dict, key: str, default: bool, source: str) -> bool:
     value = hf.get(key, default)
     if not isinstance(value, bool):
         raise UserError(f"{source}: {key} must be true or false, not {value!r}")
@@ -119,7 +119,7 @@ def activation(hf: dict, key: str, default: str, source: str) -> str:
     return ACTIVATIONS[name]
 
 
-def rotary(hf: dict, source: str, theta: float = 10000.0, partial: float | None = None) -> dict:
+def rotary_settings(hf: dict, source: str, theta: float = 10000.0, partial: float | None = None) -> dict:
     """The rotary settings, from the old keys (rope_theta, rope_scaling) or the new one (rope_parameters).
 
     `partial`: the family's share of each head that is rotated; None: the family rotates all of it.
@@ -132,9 +132,9 @@ def rotary(hf: dict, source: str, theta: float = 10000.0, partial: float | None 
     if kind not in ("default", "llama3"):
         raise unsupported(source, f"{key}.rope_type", kind, "'default' or 'llama3'")
     outer = {"rope_theta": hf.get("rope_theta", hf.get("rotary_emb_base", theta))}
-    values = {"position": "rotary", "rope_theta": number({**outer, **given}, "rope_theta", theta, source)}
+    values = {"position": "rotary", "rope_theta": positive_number({**outer, **given}, "rope_theta", theta, source)}
     fraction = hf.get("partial_rotary_factor", hf.get("rotary_pct", 1.0 if partial is None else partial))
-    fraction = number({"partial_rotary_factor": fraction, **given}, "partial_rotary_factor", 1.0, source)
+    fraction = positive_number({"partial_rotary_factor": fraction, **given}, "partial_rotary_factor", 1.0, source)
     if fraction > 1 or (partial is None and fraction != 1):
         raise unsupported(source, "partial_rotary_factor", fraction, "1" if partial is None else "a share up to 1")
     if kind == "llama3":
@@ -145,9 +145,9 @@ def rotary(hf: dict, source: str, theta: float = 10000.0, partial: float | None 
         ):
             if theirs not in given:
                 raise UserError(f"{source}: {key}.{theirs} is missing")
-            values[ours] = number(given, theirs, 0.0, source)
+            values[ours] = positive_number(given, theirs, 0.0, source)
         original = given.get("original_max_position_embeddings", hf.get("max_position_embeddings"))
-        values["rope_original"] = need(
+        values["rope_original"] = required_size(
             {"original_max_position_embeddings": original}, "original_max_position_embeddings", source
         )
     return {**values, "rope_fraction": fraction}

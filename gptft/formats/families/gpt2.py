@@ -3,7 +3,17 @@
 from __future__ import annotations
 
 from gptft.architecture import GPTConfig
-from gptft.formats.families.common import THEIRS, Family, Place, activation, need, number, truth, unsupported, whole
+from gptft.formats.families.common import (
+    THEIRS,
+    Family,
+    Place,
+    activation,
+    boolean,
+    positive_number,
+    required_size,
+    unsupported,
+    whole_number,
+)
 
 GPT2_FIXED = {"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False, "add_cross_attention": False}
 
@@ -13,15 +23,15 @@ def read(hf: dict, source: str) -> dict:
         if hf.get(key, value) != value:
             raise unsupported(source, key, hf[key], repr(value))
     return {
-        "vocab_size": need(hf, "vocab_size", source),
-        "block_size": need(hf, "n_positions" if "n_positions" in hf else "n_ctx", source),
-        "n_layer": need(hf, "n_layer", source),
-        "n_head": need(hf, "n_head", source),
-        "n_embd": need(hf, "n_embd", source),
-        "n_inner": whole(hf, "n_inner", 0, source),
-        "norm_eps": number(hf, "layer_norm_epsilon", 1e-5, source),
+        "vocab_size": required_size(hf, "vocab_size", source),
+        "block_size": required_size(hf, "n_positions" if "n_positions" in hf else "n_ctx", source),
+        "n_layer": required_size(hf, "n_layer", source),
+        "n_head": required_size(hf, "n_head", source),
+        "n_embd": required_size(hf, "n_embd", source),
+        "n_inner": whole_number(hf, "n_inner", 0, source),
+        "norm_eps": positive_number(hf, "layer_norm_epsilon", 1e-5, source),
         "activation": activation(hf, "activation_function", "gelu_new", source),
-        "tie_embeddings": truth(hf, "tie_word_embeddings", True, source),
+        "tie_embeddings": boolean(hf, "tie_word_embeddings", True, source),
     }
 
 

@@ -3,25 +3,35 @@
 from __future__ import annotations
 
 from gptft.architecture import GPTConfig
-from gptft.formats.families.common import THEIRS, Family, Place, activation, need, number, rotary, truth, write_rotary
+from gptft.formats.families.common import (
+    THEIRS,
+    Family,
+    Place,
+    activation,
+    boolean,
+    positive_number,
+    required_size,
+    rotary_settings,
+    write_rotary,
+)
 
 
 def read(hf: dict, source: str) -> dict:
-    biased = truth(hf, "attention_bias", True, source)
+    biased = boolean(hf, "attention_bias", True, source)
     return {
-        "vocab_size": need(hf, "vocab_size", source),
-        "block_size": need(hf, "max_position_embeddings", source),
-        "n_layer": need(hf, "num_hidden_layers", source),
-        "n_head": need(hf, "num_attention_heads", source),
-        "n_embd": need(hf, "hidden_size", source),
-        "n_inner": need(hf, "intermediate_size", source),
-        **rotary(hf, source, partial=0.25),
-        "norm_eps": number(hf, "layer_norm_eps", 1e-5, source),
+        "vocab_size": required_size(hf, "vocab_size", source),
+        "block_size": required_size(hf, "max_position_embeddings", source),
+        "n_layer": required_size(hf, "num_hidden_layers", source),
+        "n_head": required_size(hf, "num_attention_heads", source),
+        "n_embd": required_size(hf, "hidden_size", source),
+        "n_inner": required_size(hf, "intermediate_size", source),
+        **rotary_settings(hf, source, partial=0.25),
+        "norm_eps": positive_number(hf, "layer_norm_eps", 1e-5, source),
         "activation": activation(hf, "hidden_act", "gelu", source),
         "qkv_bias": biased,
         "out_bias": biased,
-        "parallel_residual": truth(hf, "use_parallel_residual", True, source),
-        "tie_embeddings": truth(hf, "tie_word_embeddings", False, source),
+        "parallel_residual": boolean(hf, "use_parallel_residual", True, source),
+        "tie_embeddings": boolean(hf, "tie_word_embeddings", False, source),
     }
 
 

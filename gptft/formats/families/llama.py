@@ -11,12 +11,12 @@ from gptft.formats.families.common import (
     Family,
     Place,
     activation,
-    need,
-    number,
-    rotary,
-    truth,
+    boolean,
+    positive_number,
+    required_size,
+    rotary_settings,
     unsupported,
-    whole,
+    whole_number,
     write_rotary,
 )
 
@@ -24,36 +24,36 @@ from gptft.formats.families.common import (
 def read(hf: dict, source: str, theta: float = 10000.0, tied: bool = False) -> dict:
     """What Llama, Mistral, Qwen and SmolLM have in common; `theta` and `tied` are a family's defaults."""
     return {
-        "vocab_size": need(hf, "vocab_size", source),
-        "block_size": need(hf, "max_position_embeddings", source),
-        "n_layer": need(hf, "num_hidden_layers", source),
-        "n_head": need(hf, "num_attention_heads", source),
-        "n_kv_head": whole(hf, "num_key_value_heads", 0, source),
-        "n_embd": need(hf, "hidden_size", source),
-        "head_size": whole(hf, "head_dim", 0, source),
-        "n_inner": need(hf, "intermediate_size", source),
-        **rotary(hf, source, theta),
+        "vocab_size": required_size(hf, "vocab_size", source),
+        "block_size": required_size(hf, "max_position_embeddings", source),
+        "n_layer": required_size(hf, "num_hidden_layers", source),
+        "n_head": required_size(hf, "num_attention_heads", source),
+        "n_kv_head": whole_number(hf, "num_key_value_heads", 0, source),
+        "n_embd": required_size(hf, "hidden_size", source),
+        "head_size": whole_number(hf, "head_dim", 0, source),
+        "n_inner": required_size(hf, "intermediate_size", source),
+        **rotary_settings(hf, source, theta),
         "norm": "rms",
-        "norm_eps": number(hf, "rms_norm_eps", 1e-6, source),
+        "norm_eps": positive_number(hf, "rms_norm_eps", 1e-6, source),
         "activation": activation(hf, "hidden_act", "silu", source),
         "gated_mlp": True,
         "qkv_bias": False,
         "out_bias": False,
         "mlp_bias": False,
-        "tie_embeddings": truth(hf, "tie_word_embeddings", tied, source),
+        "tie_embeddings": boolean(hf, "tie_word_embeddings", tied, source),
     }
 
 
 def _biases(hf: dict, source: str) -> dict:
     """The keys for biases that Llama and SmolLM3 have."""
-    biased = truth(hf, "attention_bias", False, source)
-    return {"qkv_bias": biased, "out_bias": biased, "mlp_bias": truth(hf, "mlp_bias", False, source)}
+    biased = boolean(hf, "attention_bias", False, source)
+    return {"qkv_bias": biased, "out_bias": biased, "mlp_bias": boolean(hf, "mlp_bias", False, source)}
 
 
 def _windows(hf: dict, source: str, windowed: Callable[[int], bool]) -> dict:
     """`layer_types`, or where it is absent the family's own rule for which layers are windowed, as our fields."""
-    n_layer, kinds = need(hf, "num_hidden_layers", source), hf.get("layer_types")
-    on = truth(hf, "use_sliding_window", False, source) and hf.get("sliding_window")
+    n_layer, kinds = required_size(hf, "num_hidden_layers", source), hf.get("layer_types")
+    on = boolean(hf, "use_sliding_window", False, source) and hf.get("sliding_window")
     if kinds is None:
         kinds = ["sliding_attention" if on and windowed(n) else "full_attention" for n in range(n_layer)]
     if not isinstance(kinds, list) or len(kinds) != n_layer:
@@ -66,7 +66,7 @@ def _windows(hf: dict, source: str, windowed: Callable[[int], bool]) -> dict:
             raise unsupported(source, "layer_types", kinds, "'full_attention' without a sliding_window")
         return {}
     full = tuple(n for n, kind in enumerate(kinds) if kind == "full_attention")
-    return {"window": need(hf, "sliding_window", source), "full_layers": full} if len(full) < n_layer else {}
+    return {"window": required_size(hf, "sliding_window", source), "full_layers": full} if len(full) < n_layer else {}
 
 
 def read_mistral(hf: dict, source: str) -> dict:
@@ -74,12 +74,12 @@ def read_mistral(hf: dict, source: str) -> dict:
     if not isinstance(kinds, list) or any(kind != "sliding_attention" for kind in kinds):
         raise unsupported(source, "layer_types", kinds)
     seen = {"sliding_window": 4096, **hf}
-    window = 0 if seen["sliding_window"] is None else need(seen, "sliding_window", source)
+    window = 0 if seen["sliding_window"] is None else required_size(seen, "sliding_window", source)
     return {**read(hf, source), "window": window}
 
 
 def _windows_qwen(hf: dict, source: str) -> dict:
-    first = whole(hf, "max_window_layers", 28, source)
+    first = whole_number(hf, "max_window_layers", 28, source)
     return _windows({"sliding_window": 4096, **hf}, source, lambda n: n >= first)
 
 
@@ -88,7 +88,7 @@ def read_qwen2(hf: dict, source: str) -> dict:
 
 
 def read_qwen3(hf: dict, source: str) -> dict:
-    biased = truth(hf, "attention_bias", False, source)
+    biased = boolean(hf, "attention_bias", False, source)
     return {
         **read({"head_dim": 128, **hf}, source),
         "qk_norm": True,
@@ -99,8 +99,8 @@ def read_qwen3(hf: dict, source: str) -> dict:
 
 
 def read_smollm3(hf: dict, source: str) -> dict:
-    n_layer = need(hf, "num_hidden_layers", source)
-    every = need({"no_rope_layer_interval": 4, **hf}, "no_rope_layer_interval", source)
+    n_layer = required_size(hf, "num_hidden_layers", source)
+    every = required_size({"no_rope_layer_interval": 4, **hf}, "no_rope_layer_interval", source)
     # in spite of its name, the list says 1 for a layer with rotary positions and 0 for one without
     rotated = hf.get("no_rope_layers") or [int((n + 1) % every != 0) for n in range(n_layer)]
     if not isinstance(rotated, list) or len(rotated) != n_layer or not {*map(str, rotated)} <= {"0", "1"}:
