@@ -73,8 +73,8 @@ def test_no_promise_is_missing():
     [
         ("**1. A.** b\n\n**2. C**\n- `tests/test_loss.py::test_the_shift_happens_once`\n", "row 1 has no test"),
         (
-            "**1. A.**\n- `tests/test_loss.py::test_zzzzz`\n",
-            "row 1: there is no tests/test_loss.py::test_zzzzz",
+            "**1. A.**\n- `tests/test_loss.py::zzz`\n",
+            "row 1: there is no tests/test_loss.py::zzz",
         ),
         (
             "**1. A.**\n- `tests/test_gone.py::test_the_shift_happens_once`\n",
