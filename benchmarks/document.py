@@ -146,6 +146,10 @@ def decode() -> str:
     return markdown(["prompts at once", "tokens a second", "over transformers, by round"], rows)
 
 
+def decode_alone() -> str:
+    return f"{read('decode')['summary']['ratios']['1']['median']:.2f} times"
+
+
 def small() -> str:
     """Start-up, tokenising and memory, a line each."""
     startup, tokens, memory = (read(name)["summary"] for name in ("startup", "tokenize", "memory"))
@@ -232,6 +236,7 @@ WHERE = ("decode", "families", "lora", "sft", "startup")
 FIGURES: dict[str, Callable[[], str]] = {
     "core": core_lines.table,
     "decode": decode,
+    "decode-alone": decode_alone,
     "default-answer": default_answer,
     "default-output": default_output,
     "default-scores": default_scores,

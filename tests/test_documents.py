@@ -1,6 +1,7 @@
 """The documents: their figures are those of the results, their links lead somewhere, their flags exist."""
 
 import ast
+import importlib
 import json
 import re
 import subprocess
@@ -137,6 +138,14 @@ def test_the_package_is_described_as_it_is():
         if (path.suffix == ".py" and path.name != "__init__.py") or (path.is_dir() and any(path.glob("*.py"))):
             place = path.name + ("/" if path.is_dir() else "")
             assert f"`{place}`" in table, f"{place} is not in the house of CONTRIBUTING.md"
+
+
+def test_the_places_to_add_to_are_there():
+    """`gptft.optim.SCHEDULES`, ... in CONTRIBUTING.md."""
+    named = re.findall(r"`((?:gptft|benchmarks)\.[\w.]+)\.([A-Z]+)`", read("CONTRIBUTING.md"))
+    assert len(named) == 10
+    for module, name in named:
+        assert len(getattr(importlib.import_module(module), name)) > 0
 
 
 def test_the_console_shown_is_unedited():
