@@ -48,6 +48,7 @@ from gptft.run.lock import claim
 from gptft.run.rehearsal import rehearse
 from gptft.run.resume import describe_inputs, find_checkpoint, load_run_state
 from gptft.run.signals import resumable
+from gptft.run.threads import describe_spin
 from gptft.tokenizer import Tokenizer, embedded
 from gptft.training import TrainState, evaluate_loss, total_steps, train
 
@@ -142,6 +143,8 @@ def set_up_cpu(config: Config, device: torch.device) -> None:
         torch.set_num_threads(config.threads)
     if config.keep_memory and device.type == "cpu":
         keep_freed_memory()
+    if device.type == "cpu" and (note := describe_spin(torch.get_num_threads())):
+        say(note)
 
 
 def check_inputs(config: Config) -> None:

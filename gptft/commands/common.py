@@ -15,6 +15,7 @@ from types import ModuleType
 
 from gptft.commands.parser import Parser, number, whole_number
 from gptft.errors import BadRecord, UserError
+from gptft.run import threads
 
 MODEL = "a checkpoint, a run's folder, a Hugging Face directory, PEFT's adapters, a hub id, or the preset tiny"
 
@@ -24,6 +25,7 @@ def run(command: Callable[[list[str]], None], argv: list[str] | None = None) -> 
     for stream in (sys.stdin, sys.stdout):  # an odd character must not end a run that is nearly done
         with contextlib.suppress(AttributeError, OSError):  # a stream that is no text file has no such method
             stream.reconfigure(errors="replace")
+    threads.set_spin()  # before anything imports torch
     try:
         command(sys.argv[1:] if argv is None else argv)
     except UserError as error:
