@@ -85,6 +85,10 @@ def choose_template(
     -> {"template": its name, "why", "keys": {key: part}, "records": how many have them, "unused_keys": {key: records}}.
     Raises UserError with file and line where records can be read in several ways, or do not agree with each other.
     """
+    for part in ("text", "messages"):
+        if part in fields and len(fields) > 1:
+            others_named = ", ".join(name for name in fields if name != part)
+            raise UserError(f"--fields {part}=...: it makes a record by itself; {others_named} would not be used")
     kinds, others = [], Counter()
     for path in paths:
         its_kinds, its_others = survey(path)

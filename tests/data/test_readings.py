@@ -169,6 +169,14 @@ def test_fields_choose_too_and_what_they_leave_is_unused(write_lines, fields, ex
     assert choice["keys"] == {key: part for part, key in fields.items()}
 
 
+@pytest.mark.parametrize("part", ["text", "messages"])
+def test_fields_that_would_play_no_part_are_refused(write_lines, part):
+    """A text is trained on as it stands: an instruction named beside it was left out without a word."""
+    path = write_lines([{"a": "x", "b": "y"}])
+    with pytest.raises(UserError, match=f"--fields {part}=...: it makes a record by itself; system would not be used"):
+        choose(path, fields={"system": "a", part: "b"})
+
+
 def test_the_start_says_template_keys_and_records(write_lines):
     _, choice = choose(write_lines([ALPACA] * 3))
     nothing = ("records_read", "records_kept", "records_cut", "examples", "tokens_read", "targets", "tokens_cut")
