@@ -114,7 +114,8 @@ class Config:
     lora_dora: bool = setting(False, "train each row's magnitude apart from its direction (DoRA)")
     lora_base: str = setting(
         "fp32",
-        "how the frozen linear layers are held in memory while training; the run's own figures are measured so",
+        "how the frozen linear layers are held in memory while training (bf16 is fp16 where --precision is fp16); the "
+        "run's own figures are measured so",
         ("fp32", "bf16", "int8"),
     )
 
