@@ -145,14 +145,14 @@ class Tokenizer:
         joined: list[tuple[str | int, bool]] = []
         for text, trained, kind in segments:
             if kind == "stop":
-                found: list[str | int] = [self.stop_id(text)]
+                made: list[str | int] = [self.stop_id(text)]
             elif kind == "bos":
-                found = [] if self.bos is None else [self.bos]
+                made = [] if self.bos is None else [self.bos]
             elif kind in ("template", "chat"):
-                found = self._split_specials(text)
+                made = self._split_specials(text)
             else:
-                found = [text]
-            for piece in found:
+                made = [text]
+            for piece in made:
                 if joined and isinstance(piece, str) and isinstance(joined[-1][0], str) and joined[-1][1] == trained:
                     joined[-1] = (joined[-1][0] + piece, trained)
                 else:
@@ -196,8 +196,8 @@ class Tokenizer:
         encoded = iter(self.engine.encode_batch(texts, prefixes))
         grown = []
         for segments, example in zip(examples, pieces, strict=True):
-            own = self.bos is None or not example or example[0][0] == self.bos or segments[0].kind == "chat"
-            parts = [([], False) if own else ([self.bos], False)]
+            complete = self.bos is None or not example or example[0][0] == self.bos or segments[0].kind == "chat"
+            parts = [([], False) if complete else ([self.bos], False)]
             parts += [(next(encoded) if isinstance(piece, str) else [piece], trained) for piece, trained in example]
             grown.append(grow(parts))
         return grown

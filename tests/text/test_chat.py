@@ -13,10 +13,12 @@ import torch
 from toys import toy_model
 
 from gptft.__main__ import main
+from gptft.config import resolve
 from gptft.data.examples import Recipe, load_dataset
 from gptft.errors import BadRecord, UserError
 from gptft.export.hf_tokenizer import write_hf_tokenizer
 from gptft.export.jinja import to_jinja
+from gptft.finetuning import load_data
 from gptft.formats.hf_tokenizer import read_hf_tokenizer
 from gptft.generation import prompt_ids
 from gptft.model import GPT
@@ -746,6 +748,25 @@ def test_thinking_goes_with_chat_templates_alone(thinking):
     with pytest.raises(UserError, match="here: thinking must be one of keep, strip, mask, not 'kep'"):
         saved_template({"jinja": "x", "thinking": "kep"}, "here")
     assert saved_template({"jinja": "x", "thinking": thinking}, "here").for_training().thinking == thinking
+
+
+def test_a_run_trains_with_the_thinking_that_it_was_told(loaded, write_lines, monkeypatch):
+    """From the flag to the ids: auto takes what the checkpoint was trained with."""
+    monkeypatch.setenv("GPTFT_CACHE", str(write_lines([]).parent / "cache"))
+    record = {"question": "1 + 1?", "answer": "<think>\nOne and one.\n</think>\n\nTwo."}
+    path = write_lines([record] * 20)
+    ours, model = copy.copy(loaded("qwen3")[0]), toy_model(block_size=256)
+    shown = {}
+    for thinking in ("keep", "mask", "auto", "strip"):
+        config = resolve("", {"data": [str(path)], "thinking": thinking, "val_fraction": 0.0, "test_fraction": 0.0})
+        _, (examples, _, _) = load_data(config, model, ours)
+        example = examples[0]
+        trained = "".join(ours.decode(example.ids[start:end].tolist()) for start, end in example.spans)
+        shown[thinking] = ours.decode(example.ids.tolist()), trained
+    whole = record["answer"]
+    assert whole in shown["keep"][0] and shown["keep"][1] == whole
+    assert whole in shown["mask"][0] and shown["mask"][1] == "Two." and shown["auto"] == shown["mask"]
+    assert "One and one." not in shown["strip"][0] and shown["strip"][1].endswith("Two.")
 
 
 def test_reasoning_without_an_answer_is_refused_under_strip(loaded):

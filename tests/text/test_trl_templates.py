@@ -211,6 +211,17 @@ def test_the_reasoning_of_gpt_oss_stands_in_its_own_channel(use):
         assert f"<|channel|>analysis<|message|>{THOUGHT}<|end|>" in whole and ids[:start] == prompt_ids(ours, messages)
 
 
+def test_reasoning_that_the_template_leaves_out_of_a_turn_without_weight_is_no_loss(use):
+    """R1's template shows earlier answers without their thoughts; of weight 0 they are context, as inference sends."""
+    for name in ("deepseek_r1_distill", "qwen3"):
+        ours, theirs = use(name)
+        messages = with_thoughts(TWO, "content")
+        messages[1]["weight"] = 0
+        ids, spans = ours.encode_segments(ours.template.segments({"messages": messages}))
+        assert ids[: spans[0][0]] == asked(theirs, name, messages[:-1]) and len(spans) == 1
+        assert THOUGHTS[1] in ours.decode(ids[slice(*spans[0])]) and THOUGHTS[0] not in ours.decode(ids)
+
+
 # ---- tools
 
 CALL = {"id": "c1", "type": "function", "function": {"name": "add", "arguments": {"a": "the number 1", "b": 2}}}
