@@ -6,10 +6,10 @@ from __future__ import annotations
 import itertools
 import json
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from typing import NamedTuple
 
-from gptft.text.conversation import REASONING
+from gptft.text.conversation import REASONING, THOUGHT
 from gptft.text.segments import Segment
 
 # Characters of Unicode's private plane: no template looks for them, and no strip() takes them away.
@@ -126,54 +126,49 @@ def _variants(text: str):
     yield json.dumps(text, ensure_ascii=False)[1:-1]
 
 
-def extent(pieces: list[Piece], n: int, answer: bool = False) -> tuple[int, int] | None:
-    """Where the texts of message n start and end, or its `answer` alone; None where it has none."""
-    start = end = None
+def placed(pieces: list[Piece]) -> Iterator[tuple[int, str, Source | None]]:
+    """The pieces with where each starts in the rendering."""
     position = 0
     for text, source in pieces:
-        if source and source.message == n and not (answer and (source.reasoning or source.key != "content")):
-            thought = text.rfind("</think>") + len("</think>") if answer and "</think>" in text else 0
-            thought += len(text[thought:]) - len(text[thought:].lstrip()) if thought else 0
-            start = position + thought if start is None else start
-            end = position + len(text)
+        yield position, text, source
         position += len(text)
-    return None if start is None else (start, end)
-
-
-def next_message(pieces: list[Piece], position: int) -> int:
-    """Where the first text of a message starts at or after `position`; the end of the rendering where none does."""
-    at = 0
-    for text, source in pieces:
-        if at >= position and source is not None:
-            return at
-        at += len(text)
-    return at
 
 
 def text_of(pieces: list[Piece]) -> str:
     return "".join(text for text, _ in pieces)
 
 
+def extent(pieces: list[Piece], n: int, answer: bool = False) -> tuple[int, int] | None:
+    """Where the texts of message n start and end, or its `answer` alone, without reasoning; None where it has none."""
+    edges: list[int] = []
+    for position, text, source in placed(pieces):
+        if source and source.message == n and not (answer and (source.reasoning or source.key != "content")):
+            thought = THOUGHT.match(text) if answer else None  # reasoning and answer may be one text
+            edges += [position + (thought.start(2) if thought else 0), position + len(text)]
+    return (edges[0], edges[-1]) if edges else None
+
+
+def next_message(pieces: list[Piece], position: int) -> int:
+    """Where the first text of a message starts at or after `position`; the end of the rendering where none does."""
+    starts = (start for start, _, source in placed(pieces) if start >= position and source)
+    return next(starts, len(text_of(pieces)))
+
+
 def pieces_after(pieces: list[Piece], position: int) -> list[Piece]:
     """The pieces from `position` on."""
-    out, at = [], 0
-    for text, source in pieces:
-        if at + len(text) > position:
-            out.append((text[max(position - at, 0) :], source))
-        at += len(text)
-    return out
+    rest = [(text[max(position - start, 0) :], source) for start, text, source in placed(pieces)]
+    return [piece for piece in rest if piece[0]]
 
 
 def cut(pieces: list[Piece], spans: list[tuple[int, int]], stops: list[tuple[int, int]]) -> list[Segment]:
     """Pieces -> segments, cut where what is trained begins and ends. `spans`: what is trained, and `stops`: the special
     tokens that end it, both as [start, end) in the rendering."""
     segments = [Segment("", False, "chat")]
-    at = 0
-    for text, source in pieces:
-        edges = {edge for pair in spans + stops for edge in pair if at < edge < at + len(text)}
-        for start, end in itertools.pairwise(sorted({at, at + len(text)} | edges)):
+    for first, text, source in placed(pieces):
+        last = first + len(text)
+        edges = {first, last} | {edge for pair in spans + stops for edge in pair if first < edge < last}
+        for start, end in itertools.pairwise(sorted(edges)):
             trained = any(a <= start and end <= b for a, b in spans)
             kind = "text" if source else "stop" if (start, end) in stops else "chat"
-            segments.append(Segment(text[start - at : end - at], trained, kind))
-        at += len(text)
+            segments.append(Segment(text[start - first : end - first], trained, kind))
     return segments

@@ -769,6 +769,17 @@ def test_a_run_trains_with_the_thinking_that_it_was_told(loaded, write_lines, mo
     assert "One and one." not in shown["strip"][0] and shown["strip"][1].endswith("Two.")
 
 
+def test_mask_finds_reasoning_that_the_template_does_not_know(loaded):
+    """Qwen2's template takes a content as one text: the reasoning in it is masked all the same."""
+    template = loaded("qwen2")[0].template.for_training("mask")
+    record = {"instruction": "1 + 1?", "response": "<think>\nOne and one.\n</think>\n\nTwo."}
+    assert marked(template.segments(record)).endswith(
+        "assistant\n<think>\nOne and one.\n</think>\n\n<<Two.<|im_end|>>>\n"
+    )
+    with pytest.raises(BadRecord, match="leaves out 'reasoning_content' of message 2"):
+        template.segments(with_keys(reasoning_content="Hm."))  # of the answer itself it must be shown
+
+
 def test_reasoning_without_an_answer_is_refused_under_strip(loaded):
     template = loaded("qwen3")[0].template.for_training("strip")
     with pytest.raises(BadRecord, match="message 2 has reasoning and no answer"):
