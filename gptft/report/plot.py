@@ -32,7 +32,8 @@ def plot_losses(rows: Sequence[dict], path: Path) -> bool:
         axes.set_ylim(0, None)
     axes.set(xlabel="step", ylabel="loss (nats a target)")
     axes.grid(alpha=0.3)
-    axes.legend()
+    if values:  # a short run may have logged nothing
+        axes.legend()
     with atomic_write(path, "wb") as file:
         figure.savefig(file, format="png", dpi=120)
     return True
