@@ -14,8 +14,8 @@ import types
 from collections.abc import Callable
 from itertools import takewhile
 
-from gptft.config import FIELDS, TYPES, coerce, hint
-from gptft.errors import UserError
+from gptft.config import FIELDS, TYPES, coerce
+from gptft.errors import UserError, hint
 
 
 class OneLineHelp(argparse.RawDescriptionHelpFormatter):
