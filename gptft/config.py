@@ -55,8 +55,8 @@ class Config:
     )
     template: str = setting(
         "auto",
-        "prompt template: alpaca, qa, phi3, llama2, chatml, plain, or a TOML file; "
-        "auto: the checkpoint's own, else qa for question/answer records, else alpaca",
+        "prompt template: alpaca, qa, phi3, llama2, chatml, plain, or a TOML file; auto: the checkpoint's own, else by "
+        "the keys of all records: chatml for messages, plain for text, qa for question/answer, else alpaca",
     )
     thinking: str = setting(
         "auto",

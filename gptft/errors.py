@@ -15,7 +15,7 @@ class UserError(Exception):
 
 
 class NonFinite(UserError):
-    """A loss or gradient norm became NaN or infinite: training stopped, weights untouched, nothing saved."""
+    """A loss or gradient norm became NaN or infinite: training stopped, with weights and state as before the step."""
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:
