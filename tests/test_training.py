@@ -7,6 +7,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from toys import difference, toy_examples, toy_model
 
 from gptft.collate import collate, plan
@@ -406,3 +407,62 @@ def test_fp16_stops_at_the_minimum_scale():
     with pytest.raises(NonFinite, match=r"step 1: the gradient norm is (inf|nan)"):
         run(state, objective, config, examples, val)
     assert state.precision.scaler.get_scale() <= 1.0 and torch.equal(weights(state.model), before)
+
+
+class Waits(TorchDispatchMode):
+    """Counts the operations for which a host would have to wait for a device, by the name of each."""
+
+    WAITING = ("aten::_local_scalar_dense", "aten::nonzero", "aten::is_nonzero", "aten::equal")
+
+    def __init__(self):
+        super().__init__()
+        self.seen, self.counting = [], True
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function._schema.name
+        if self.counting and name in self.WAITING:
+            self.seen.append(name)
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("position", ["learned", "rotary"])
+def test_nothing_in_a_step_waits_for_the_device_but_its_one_look(position):
+    """Each micro-batch asked the device where its targets were and whether its losses were finite, so the host could
+    never run ahead. The one look of a step is a `tolist`, which on the CPU is no operation."""
+    model = toy_model(torch.float32, position=position, window=6, n_kv_head=2)
+    state, objective, config, examples, val = setup(dtype=torch.float32, model=model, n_val=0, max_steps=4)
+    waits = Waits()
+
+    def collate_on_the_host(chosen):
+        waits.counting = False
+        batch = TO_BATCH(chosen)
+        waits.counting = True
+        return batch
+
+    events = train(state, objective, config, examples, val, collate_on_the_host)
+    next(events)  # allocates the optimizer's state
+    with waits:
+        assert len(list(events)) == 3
+    assert waits.seen == []
+
+
+def test_this_count_sees_a_wait():
+    with Waits() as waits:
+        torch.ones(3)[0].item()
+        torch.ones(3).nonzero()
+    assert waits.seen == ["aten::_local_scalar_dense", "aten::nonzero"]
+
+
+def test_the_window_that_is_repeated_after_an_overflow_does_not_use_up_the_next():
+    """The next window is collated while the device works: a repetition must not collate one more and lose it."""
+    outcomes = []
+    for precision in ("fp16", "fp32"):
+        state, objective, config, examples, val = setup(dtype=torch.float32, precision=precision, max_steps=5, n_val=0)
+        if precision == "fp16":
+            state.precision.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**40)
+        seen = []
+        list(
+            train(state, objective, config, examples, val, lambda chosen, seen=seen: seen.append(1) or TO_BATCH(chosen))
+        )
+        outcomes.append((len(seen), state.progress.examples, state.progress.tokens))
+    assert outcomes[0] == outcomes[1]
