@@ -867,7 +867,7 @@ def test_chat_says_what_is_wrong_on_standard_error_and_goes_on(monkeypatch, caps
         "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
     )
     model = GPT.create(toy_model(vocab_size=tokenizer.n_vocab).config, seed=1)
-    monkeypatch.setattr("gptft.__main__.load_model", lambda options: (model, tokenizer))
+    monkeypatch.setattr("gptft.commands.chat.load_model", lambda *_: (model, tokenizer))
     monkeypatch.setattr("gptft.decoding.choose", lambda logits, *_: torch.full((len(logits),), tokenizer.eot))
     monkeypatch.setattr("sys.stdin", io.StringIO("a\n" + "word " * 300 + "\nb\n"))
     main(["chat", "m"])
