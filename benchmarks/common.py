@@ -80,13 +80,13 @@ def temporary() -> tempfile.TemporaryDirectory:
     return tempfile.TemporaryDirectory(prefix="gptft-bench-")
 
 
-def call(module: str, task: dict, env: dict[str, str]) -> dict:
-    """Do `task` in a fresh process, with `benchmarks.<module>`'s `work`, and return what it says.
+def call(module: str, task: dict, env: dict[str, str], checkout: Path = REPOSITORY) -> dict:
+    """Do `task` in a fresh process, with `benchmarks.<module>`'s `work` in `checkout`, and return what it says.
 
     Raises UserError with the end of its standard error when it fails.
     """
     command = [sys.executable, "-m", f"benchmarks.{module}", json.dumps(task)]
-    done = subprocess.run(command, cwd=REPOSITORY, env={**os.environ, **env}, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=checkout, env={**os.environ, **env}, capture_output=True, text=True)
     if done.returncode:
         raise UserError(f"benchmarks.{module} failed at {task.get('do', 'its task')!r}:\n{done.stderr[-3000:]}", 1)
     return json.loads(done.stdout.splitlines()[-1])
