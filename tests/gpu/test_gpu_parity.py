@@ -4,9 +4,9 @@ import contextlib
 
 import pytest
 import torch
+from hf_models import CASES, T, V, reference
 from runs import SHAPE
 from test_attention import written_out
-from test_families import CASES, T, V, reference
 from toys import difference, toy_model
 
 from gptft.attention import KVCache, Layout, attend, seen_keys
