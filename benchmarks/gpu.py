@@ -181,7 +181,7 @@ def measure_decoding(model: str, theirs, budget: Budget, options) -> dict:
     theirs.generation_config.eos_token_id, theirs.generation_config.pad_token_id = None, 0
 
     def with_gptft(idx) -> dict:
-        return {"tokens": sum(map(len, decode(ours, idx.tolist(), new, -1, V)))}
+        return {"tokens": sum(map(len, decode(ours, idx.tolist(), new, (), V)))}
 
     def with_transformers(idx) -> dict:
         out = theirs.generate(idx, attention_mask=torch.ones_like(idx), max_new_tokens=new, do_sample=False)

@@ -90,7 +90,7 @@ def gptft_trainer(theirs, device, batch_size: int, lora: bool) -> Callable:
 
     model = make_ours(theirs, device)
     if lora:
-        add_lora(model, LoraConfig(RANK), held="bf16")
+        add_lora(model, LoraConfig(RANK), frozen_as="bf16")
     settings = {"lr": LEARNING_RATE, "schedule": "constant", "warmup_steps": 0, "weight_decay": 0.0, "grad_clip": 1.0}
     state = TrainState(model, make_optimizer(model, Config(**settings)), Precision("bf16", device))
     objective = Objective(model)

@@ -36,9 +36,9 @@ def narrowest_margins(model, prompt, answer):
 def test_the_cache_gives_the_oracles_ids_in_fp64(device, variant):
     for seed in range(2):
         model, prompts = model_and_prompts(device, torch.float64, variant, seed)
-        oracle = [decode_plain(model, prompt, NEW, -1, V) for prompt in prompts]
-        assert collect(model, prompts, NEW, -1, V) == oracle
-        assert [collect(model, [prompt], NEW, -1, V)[0] for prompt in prompts] == oracle
+        oracle = [decode_plain(model, prompt, NEW, (), V) for prompt in prompts]
+        assert collect(model, prompts, NEW, (), V) == oracle
+        assert [collect(model, [prompt], NEW, (), V)[0] for prompt in prompts] == oracle
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -48,9 +48,9 @@ def test_the_cache_gives_the_oracles_ids_in_fp32_wherever_the_margin_is_clear(de
     compared = 0
     for seed in range(3):
         model, prompts = model_and_prompts(device, torch.float32, variant, seed)
-        together = collect(model, prompts, NEW, -1, V)
+        together = collect(model, prompts, NEW, (), V)
         for prompt, answer in zip(prompts, together, strict=True):
-            expected = decode_plain(model, prompt, NEW, -1, V)
+            expected = decode_plain(model, prompt, NEW, (), V)
             margins = narrowest_margins(model, prompt, expected)
             clear = next((n for n, margin in enumerate(margins) if margin <= 1e-4), NEW)
             assert answer[:clear] == expected[:clear]
@@ -67,11 +67,11 @@ def test_decoding_runs_in_bf16(device, variant, autocast, record_property):
     model, prompts = model_and_prompts(device, torch.float32, variant, 0)
     model = model if autocast else model.bfloat16()
     with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
-        answers = collect(model, prompts, NEW, -1, V, cache_dtype=torch.bfloat16)
+        answers = collect(model, prompts, NEW, (), V, cache_dtype=torch.bfloat16)
         same, behind = 0, 0.0
         for prompt, answer in zip(prompts, answers, strict=True):
             assert len(answer) == NEW
-            same += sum(a == b for a, b in zip(answer, decode_plain(model, prompt, NEW, -1, V), strict=True))
+            same += sum(a == b for a, b in zip(answer, decode_plain(model, prompt, NEW, (), V), strict=True))
             logits = model(torch.tensor([prompt + answer], device=device))[0, len(prompt) - 1 : -1].float()
             chosen = logits.gather(1, torch.tensor(answer, device=device)[:, None])[:, 0]
             behind = max(behind, ((logits.max(1).values - chosen) / logits.std(1)).max().item())
