@@ -17,12 +17,14 @@ if SHARED.exists():
 
 @pytest.fixture(autouse=True, scope="session")
 def _isolated(tmp_path_factory):
-    """Tokenised data goes to a folder of this session; one thread, since the models here are tiny."""
+    """Tokenised data and compiled code go to folders of this session; one thread, since the models here are tiny."""
     os.environ["GPTFT_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    # a cache of compiled code that others write to may be damaged
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(tmp_path_factory.mktemp("compiled"))
     torch.set_num_threads(1)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def shared():
     """The real instruction set and GPT-2's vocabulary, where the project lies beside them."""
     if not SHARED.exists():

@@ -48,17 +48,9 @@ def tokenizer(request, tmp_path_factory):
     if request.param != "gpt2" and request.param in families.FAMILIES:
         return read_family(request.param, tmp_path_factory.mktemp(request.param))
     if request.param == "gpt2":
-        request.getfixturevalue("_gpt2_at_hand")
+        request.getfixturevalue("shared")  # GPT-2's vocabulary
         return gpt2()
     return embedded() if request.param == "embedded" else bytes_only(TOKENIZERS[request.param])
-
-
-@pytest.fixture(scope="module")
-def _gpt2_at_hand():
-    from conftest import SHARED
-
-    if not SHARED.exists():
-        pytest.skip("../shared/data is not here: GPT-2's vocabulary")
 
 
 HOSTILE = [

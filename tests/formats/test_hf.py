@@ -231,7 +231,7 @@ def test_generation_gives_transformers_greedy_ids(tmp_path):
     expected = theirs.generate(
         torch.tensor([prompt]), max_new_tokens=20, do_sample=False, eos_token_id=96, pad_token_id=0
     )[0, 4:].tolist()
-    got = [pairs[0][1] for pairs in decode(ours, [prompt], 20, 96, 97)]
+    got = [pairs[0][1] for pairs in decode(ours, [prompt], 20, {96}, 97)]
     assert got == [i for i in expected if i != 96]
 
 
