@@ -69,25 +69,24 @@ def train(contender: str, steps: int) -> dict:
 
 def main(argv: list[str]) -> None:
     options = common.parser("threads", __doc__, rounds=5).parse_args(argv)
-    rounds, steps = (2, 10) if options.quick else (options.rounds, 60)
+    rounds, steps = (2, 10) if options.quick else (options.rounds, 40)
     result = common.header("threads", options, {"rounds": rounds, "steps": steps}, ["torch"])
     measured = common.interleave(CONTENDERS, rounds, lambda name, _: train(name, steps), "steps_per_second")
     result["rounds"] = measured
-    slower = {
-        name: common.spread(
-            [
-                outcome[f"{name}, {WHERE[0]}"]["steps_per_second"] / outcome[f"{name}, {WHERE[1]}"]["steps_per_second"]
-                for outcome in measured
-            ]
-        )
-        for name in SETTINGS
-    }
-    result["summary"] = {
-        "steps_per_second": common.spreads(measured, "steps_per_second"),
-        "times_slower_beside": slower,
+    result["summary"] = summarise(measured)
+    results.save(result, common.results_folder(options))
+
+
+def summarise(rounds: list[dict]) -> dict:
+    """Medians and spreads, and by how many times each setting is slower beside a busy process, formed in each round."""
+    return {
+        "steps_per_second": common.spreads(rounds, "steps_per_second"),
+        "times_slower_beside": {
+            name: common.ratios(rounds, f"{name}, {WHERE[0]}", f"{name}, {WHERE[1]}", "steps_per_second")
+            for name in SETTINGS
+        },
         "commands_set": SPIN,
     }
-    results.save(result, common.results_folder(options))
 
 
 def table(result: dict) -> str:
