@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks import common, core_lines, results
+from benchmarks import common, core_lines, results, threads
 from benchmarks.default import excerpt
 from benchmarks.families import EXERCISED, HUB_IDS, TITLES
 from benchmarks.results import markdown, read, shown
@@ -173,6 +173,11 @@ def small() -> str:
     return markdown(["what", "measured"], rows)
 
 
+def busy_neighbour() -> str:
+    """The table of `threads`, and what the commands set."""
+    return threads.table(read("threads"))
+
+
 def lora_speed() -> str:
     summary = read("lora")["summary"]
     ratios: dict[str, dict[str, str]] = {}
@@ -251,5 +256,6 @@ FIGURES: dict[str, Callable[[], str]] = {
     "sft-padding": sft_padding,
     "sft-ratios": sft_ratios,
     "small": small,
+    "threads": busy_neighbour,
     **{f"where-{name}": functools.partial(describe_where, name) for name in WHERE},
 }
