@@ -98,8 +98,8 @@ def write_tensors(values: dict, path: Path) -> str:
         hashed = HashedFile(file)
         try:
             torch.save(values, hashed)
-        except RuntimeError as error:  # torch's own, in place of what the disk said
-            raise hashed.error or error from None
+        except RuntimeError as error:  # torch's own, in place of what the disk said, or of a signal's
+            raise (hashed.error or error.__context__ or error) from None
     return hashed.digest.hexdigest()
 
 

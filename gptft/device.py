@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import platform
 import sys
+from pathlib import Path
 
 import torch
 
@@ -25,6 +27,16 @@ def pick_device(name: str) -> torch.device:
     if device.type == "cuda" and device.index is not None:
         torch.cuda.set_device(device)  # else pinned memory and the generator would take up memory of device 0
     return device
+
+
+def processor_name(device: torch.device) -> str:
+    """What computes, by the maker's name as far as it can be told: another one rounds otherwise."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    with contextlib.suppress(OSError):  # Linux
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+        return next(line.partition(":")[2].strip() for line in [*lines, "model name:"] if line.startswith("model name"))
+    return platform.processor()
 
 
 def keep_freed_memory() -> bool:
@@ -68,6 +80,7 @@ def set_random_state(state: dict, device: torch.device) -> None:
 # What torch and the libraries under it say when memory runs out, beside raising OutOfMemoryError.
 OUT_OF_MEMORY = (
     "DefaultCPUAllocator: can't allocate memory",
+    "DefaultCPUAllocator: not enough memory",  # Windows
     "CUDA error: out of memory",
     "CUBLAS_STATUS_ALLOC_FAILED",
     "CUDNN_STATUS_ALLOC_FAILED",

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -43,9 +45,9 @@ from gptft.run import console
 from gptft.run.answers import ask_after, ask_before, choose_questions
 from gptft.run.console import say
 from gptft.run.estimate import print_estimate, summarise
-from gptft.run.folder import choose_out_dir, open_run
+from gptft.run.folder import choose_out_dir, open_run, refuse_used
 from gptft.run.lock import claim
-from gptft.run.rehearsal import rehearse
+from gptft.run.rehearsal import LESS_TO_EVALUATE, one_line, rehearse
 from gptft.run.resume import describe_inputs, find_checkpoint, load_run_state
 from gptft.run.signals import resumable
 from gptft.run.threads import describe_spin
@@ -95,12 +97,13 @@ def finetune(config: Config | None = None, **settings) -> Run:
         compile_blocks(model)
     to_batch = partial(collate, pad_id=tokenizer.eot, mask_prompt=config.mask_prompt)
     prompts = [prompt_ids(tokenizer, question.parts) for question in questions if not question.left_out]
-    rehearse(state, objective, config, train_set, val_set, to_batch, prompts)
+    rehearse(state, objective, config, train_set, val_set, to_batch, prompts, test_set)
     print_estimate(state, config, train_set, val_set)
 
     # 3. from here on there is something to keep; the model is asked before it is trained, also by a resumed run
     fingerprint = describe_inputs(config, state, tokenizer, train_set, val_set)
     with claim(out_dir), resumable(out_dir):
+        refuse_used(out_dir, config.resume)  # again: another run may have begun and ended since this one was started
         newest = find_checkpoint(out_dir, fingerprint) if config.resume else None
         if newest is None and (aside := checkpoint.set_aside(out_dir / "best")):
             say(f"note: {out_dir / 'best'} is of a run that cannot be gone on with: it is in {aside} now")
@@ -118,12 +121,16 @@ def finetune(config: Config | None = None, **settings) -> Run:
                 run.keep(event)
 
         # 5. the best weights, on data that was never seen
-        restore_best(state, config, tokenizer, out_dir)
+        measure = partial(
+            evaluate_loss, objective, batch_size=config.eval_batch_size, to_batch=to_batch, precision=state.precision
+        )
+        restore_best(state, config, tokenizer, out_dir, lambda: measure(val_set))
         model.eval()
         summary = summarise(state, tokenizer, out_dir)
         summary["ledger"] = {name: dataset.ledger for name, dataset in datasets.items()}
         if len(test_set):
-            summary["test_loss"] = evaluate_loss(objective, test_set, config.eval_batch_size, to_batch, state.precision)
+            with one_line("measuring the test loss", device, LESS_TO_EVALUATE):
+                summary["test_loss"] = measure(test_set)
         ask_after(config, state, tokenizer, rows, questions, summary)
         write_results(out_dir, rows, questions, summary, datasets)
     return Run(model, tokenizer, summary, out_dir)
@@ -193,17 +200,25 @@ def add_adapters(config: Config, model: GPT, tokenizer: Tokenizer) -> None:
     add_lora(model, settings, config.seed, base, kind_for(config.lora_base, precision))
 
 
-def restore_best(state: TrainState, config: Config, tokenizer: Tokenizer, out_dir: Path) -> None:
-    """Give the model its best weights: those in `best`, verified, or, where no step was better than the start, the
-    start's, which are then kept there too. Without a validation loss the last weights stay."""
-    checkpoint.recover(out_dir / "best")
-    if not (out_dir / "best").exists() and state.progress.evaluated >= 0:
+def restore_best(
+    state: TrainState, config: Config, tokenizer: Tokenizer, out_dir: Path, measure: Callable[[], float]
+) -> None:
+    """Give the model its best weights: those in `best`, verified; where no step was better than the start, the start's;
+    where they are lost, the last, whose validation loss is then measured. What was not in `best` is kept there.
+    Without a validation loss the last weights stay."""
+    progress, best = state.progress, out_dir / "best"
+    checkpoint.recover(best)
+    if best.exists():
+        checkpoint.load_weights(state.model, best)
+    elif progress.evaluated >= 0 and progress.best_step == 0 and math.isfinite(progress.best_loss):
         say("note: no step lowered the validation loss: the best model is the one that training started from")
         start, _ = load_start(config)
         state.model.load_state_dict(start.state_dict())
-        checkpoint.save(out_dir / "best", state.model, tokenizer, 0)
-    elif (out_dir / "best").exists():
-        checkpoint.load_weights(state.model, out_dir / "best")
+        checkpoint.save(best, state.model, tokenizer, 0)
+    elif progress.evaluated >= 0:
+        say("note: the best weights of this run are lost: the last are taken for them")
+        progress.best_loss, progress.best_step = measure(), progress.step
+        checkpoint.save(best, state.model, tokenizer, progress.step)
 
 
 def load_data(

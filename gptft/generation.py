@@ -32,6 +32,8 @@ def prompt_ids(tokenizer: Tokenizer, prompt, raw: bool = False, max_input_tokens
     if not max_input_tokens or len(ids) <= max_input_tokens:
         return ids
     kept = 1 if ids[0] in tokenizer.beginnings else 0
+    if max_input_tokens <= kept:
+        raise UserError(f"max_input_tokens {max_input_tokens} has room for the beginning-of-text alone")
     return ids[:kept] + ids[len(ids) - max_input_tokens + kept :]
 
 
@@ -92,8 +94,9 @@ def generate(
                         answers[chosen[row]].append(token)
     finally:
         model.train(was_training)
-    lead = tokenizer.template.lead if tokenizer.template and not raw else ""
+    template = None if raw else tokenizer.template
+    lead, tail = (template.lead, template.tail) if template else ("", "")
     return [
-        tokenizer.decode(answer, after=prompt[-1]).removeprefix(lead)
+        tokenizer.decode(answer, after=prompt[-1]).removeprefix(lead).removesuffix(tail)
         for prompt, answer in zip(ids, answers, strict=True)
     ]

@@ -75,7 +75,8 @@ class Template:
     def _fill(self, pattern: str, parts: dict) -> list[Segment]:
         """Fill placeholders. Done piece by piece, so that braces in the user's text stay what they are.
 
-        Raises BadRecord for a part that has a text but no place in the pattern: it would be lost without a word.
+        Raises BadRecord for a part that has a text but no place in the pattern, which would be lost without a word, and
+        for a place of the user's own that nothing fills.
         """
         places = set(PLACEHOLDER.findall(pattern))
         places |= {"instruction", "input"} if "prompt" in places else set()
@@ -90,6 +91,11 @@ class Template:
                 pair = [parts.get("instruction", ""), parts.get("input", "")]
                 segments.append(Segment("\n".join(text for text in pair if text), False))
             else:
+                if piece not in PARTS and piece not in parts:  # a part of the user's own
+                    raise BadRecord(
+                        f"it has no {piece!r}, for which the template {self.name!r} has a place: name its key with "
+                        f"--fields {piece}=KEY"
+                    )
                 segments.append(Segment(parts.get(piece, ""), False))
         return [segment for segment in segments if segment.text]
 

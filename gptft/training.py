@@ -163,6 +163,8 @@ def train(
         while True:
             try:
                 losses = backward(state, objective, batches, n_targets, should_stop)
+                following = following or next(windows)  # collated while the device works
+                loss_sum, grad_norm = add_up(losses), clip_gradients(state, config.grad_clip)
             except (Interrupted, RuntimeError, MemoryError) as error:
                 # the window is dropped: the state is that of the last completed step
                 optimizer.zero_grad(set_to_none=True)
@@ -173,18 +175,17 @@ def train(
                 return
 
             # the step; the device leaves out one that is not finite, so that the host may look later
-            loss_sum, grad_norm = add_up(losses), clip_gradients(state, config.grad_clip)
             update_weights(state, torch.isfinite(loss_sum) & torch.isfinite(grad_norm), n_targets)
             optimizer.zero_grad(set_to_none=True)
-            following = following or next(windows)  # collated while the device works
 
             # the one time in a step that the host waits for the device
             loss_sum, grad_norm = torch.stack((loss_sum, grad_norm.to(loss_sum.dtype))).tolist()
             if math.isfinite(loss_sum) and math.isfinite(grad_norm):
                 break
+            set_random_state(before, model.device)
             if not scaler.is_enabled() or scaler.get_scale() < 1.0 or not math.isfinite(loss_sum):
                 raise NonFinite(describe_non_finite(step, loss_sum, grad_norm, batches, losses), 1)
-            set_random_state(before, model.device)  # fp16 overflowed: a lower scale, and the same window again
+            # fp16 overflowed: the scale is lower now, and the same window comes again
 
         # the books
         seconds = time.perf_counter() - began
@@ -249,7 +250,8 @@ def update_weights(state: TrainState, finite: Tensor, n_targets: int) -> None:
     Under fp16 the scaler leaves out what overflowed, and sets the scale for the next step."""
     scaler = state.precision.scaler
     if n_targets and scaler.is_enabled():
-        scaler.step(state.optimizer)
+        if finite.item():  # the scaler looks at gradients alone: a logit that overflowed may leave them finite
+            scaler.step(state.optimizer)
     elif n_targets:
         step_where_finite(state.optimizer, finite)
     scaler.update()

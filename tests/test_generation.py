@@ -6,11 +6,12 @@ import pytest
 import torch
 from toys import toy_model
 
+from gptft import generation
 from gptft.decoding import decode_plain
-from gptft.errors import UserError
+from gptft.errors import BadRecord, UserError
 from gptft.generation import generate, stop_ids
 from gptft.model import GPT
-from gptft.prompts import TEMPLATES
+from gptft.prompts import TEMPLATES, Template
 from gptft.tokenizer import Tokenizer, embedded
 
 
@@ -59,3 +60,28 @@ def test_end_ids_travel_with_a_checkpoint_and_change_no_digest(tmp_path):
         (tmp_path / "gptft_tokenizer.json").write_text(json.dumps({**values, "end_ids": wrong}))
         with pytest.raises(UserError, match="end_ids cannot be"):
             Tokenizer.load(tmp_path)
+
+
+def test_what_stands_between_a_response_and_its_stop_is_not_given_back(monkeypatch):
+    """llama2 writes a space there: it came back with every answer, and twice into the next turn of a chat."""
+    tokenizer = embedded()
+    tokenizer.template = TEMPLATES["llama2"]
+    model = toy_model(torch.float32, vocab_size=tokenizer.n_vocab, block_size=64)
+    said = tokenizer.encode(" Paris. ")
+    monkeypatch.setattr(generation, "decode", lambda *arguments: ([(0, i)] for i in said))
+    assert generation.generate(model, tokenizer, ["Where?"]) == ["Paris."]
+
+
+def test_a_prompt_cut_to_its_beginning_of_text_is_refused():
+    tokenizer = embedded()
+    tokenizer.bos = tokenizer.eot
+    with pytest.raises(UserError, match="room for the beginning-of-text alone"):
+        generation.prompt_ids(tokenizer, "a long prompt of many words", raw=True, max_input_tokens=1)
+
+
+def test_a_place_of_ones_own_that_nothing_fills_is_named():
+    """A checkpoint whose template has a {topic}: asked with a text alone, the topic was empty without a word."""
+    tokenizer = embedded()
+    tokenizer.template = Template("own", prompt="Topic: {topic}\nQ: {instruction}\nA:")
+    with pytest.raises(BadRecord, match=r"it has no 'topic'.*--fields topic=KEY"):
+        generation.prompt_ids(tokenizer, "What is it?")

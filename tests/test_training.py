@@ -466,3 +466,13 @@ def test_the_window_that_is_repeated_after_an_overflow_does_not_use_up_the_next(
         )
         outcomes.append((len(seen), state.progress.examples, state.progress.tokens))
     assert outcomes[0] == outcomes[1]
+
+
+def test_a_loss_that_is_not_finite_moves_no_weight_under_fp16_though_its_gradients_are_finite():
+    """The scaler looks at gradients alone; -log of a probability that fp16 rounds to 0 has finite ones."""
+    state, objective, config, examples, val = setup(dtype=torch.float32, precision="fp16", n_val=0)
+    forward, before = objective.forward, weights(state.model)
+    objective.forward = lambda batch: tuple(part + torch.inf for part in forward(batch))
+    with pytest.raises(NonFinite, match="step 1: the loss is inf"):
+        run(state, objective, config, examples, val)
+    assert torch.equal(weights(state.model), before)

@@ -55,4 +55,5 @@ def run(options: Namespace) -> None:
             print(f"gptft: {error}{more}", file=sys.stderr)
             history = history[:-1]
             continue
-        history = [*history, {"role": "assistant", "content": text}] if multi_turn else []
+        answered = {"role": "assistant", "content": text.removesuffix(template.tail if template else "")}
+        history = [*history, answered] if multi_turn else []

@@ -18,6 +18,7 @@ def embedded_default(given: dict):
     from gptft.finetuning import finetune
     from gptft.run.console import say
     from gptft.run.folder import holds_run, numbered
+    from gptft.run.lock import claim
     from gptft.run.signals import Interruption
 
     out_dir = Path(given.pop("out_dir", "") or numbered(Path("checkpoints/default")))
@@ -30,20 +31,20 @@ def embedded_default(given: dict):
         str(path) if resumed and path.exists() else shipped(name)
         for path, name in zip(saved, ("pretrain.toml", "instruct.toml"), strict=True)
     ]
-    without_adapters = {
-        name: value for name, value in given.items() if not name.startswith("lora_")
-    }  # adapters need a model
+    # adapters need a model to stand beside
+    without_adapters = {name: value for name, value in given.items() if not name.startswith("lora_")}
     pretraining = resolve(sources[0], {**without_adapters, "out_dir": str(first)})
     tuning = resolve(sources[1], {**given, "init": str(first / "best"), "out_dir": str(out_dir)})
-    with atomic_write(saved[1]) as file:
-        file.write(to_toml(tuning))
-    say(f"1. pretraining from scratch on plain text, in {first}\n")
-    try:
-        if (first / "summary.json").exists():
-            say("already done")
-        else:
-            finetune(pretraining)
-        say(f"\n2. tuning on instructions, in {out_dir}\n")
-        return finetune(tuning)
-    except Interruption as stopped:  # both stages go on by one command
-        raise Interruption(stopped.what, stopped.number, out_dir) from None
+    with claim(out_dir, ".stages.lock"):  # beside the lock that each stage takes of its own folder
+        with atomic_write(saved[1]) as file:
+            file.write(to_toml(tuning))
+        try:
+            say(f"1. pretraining from scratch on plain text, in {first}\n")
+            if (first / "summary.json").exists():
+                say("already done")
+            else:
+                finetune(pretraining)
+            say(f"\n2. tuning on instructions, in {out_dir}\n")
+            return finetune(tuning)
+        except Interruption as stopped:  # both stages go on by one command
+            raise Interruption(stopped.what, stopped.number, out_dir) from None

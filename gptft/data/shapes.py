@@ -97,7 +97,11 @@ def prompt_parts(template: Template | ChatTemplate, prompt: str | list | dict) -
         if missing := sorted(places - {"input"} - prompt.keys()):
             raise BadRecord(f"the template {template.name!r} needs a {missing[0]!r}; the prompt has {_keys(prompt)}")
         return Parts(prompt)
-    return Parts(prompt) if "instruction" in prompt else recognise(prompt)
+    if "instruction" not in prompt:
+        return recognise(prompt)
+    # a record as it was trained on may hold its answer, and the whole of it as `text`: neither is asked
+    asked = {*places, "instruction", "input", "system"}
+    return Parts((part, text or "") for part, text in prompt.items() if part in asked)
 
 
 def used_keys(record: Iterable[str], fields: dict[str, str] | None = None) -> dict[str, str]:

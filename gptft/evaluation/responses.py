@@ -25,7 +25,7 @@ def prompt_and_expected(record: dict, fields: dict[str, str] | None = None) -> t
         messages = parts["messages"]
         while messages[-1]["role"] != "assistant":
             messages = messages[:-1]
-        return Parts(messages=messages[:-1]), messages[-1]["content"]
+        return Parts(messages=messages[:-1]), messages[-1].get("content") or ""
     return Parts((part, text) for part, text in parts.items() if part != "response"), parts["response"]
 
 
@@ -70,6 +70,8 @@ def lack_of_room(model: GPT, tokenizer: Tokenizer, parts: Parts, expected: str, 
     the expected response has, or for max_new_tokens where that is less. A prompt of p tokens leaves room for
     block_size + 1 - p: the last token of a response is never read again.
     """
+    if not expected.strip():
+        return "its last answer has no text to compare with: it calls tools, perhaps"
     p, block_size = len(prompt_ids(tokenizer, parts)), model.config.block_size
     needed, room = max(1, min(len(tokenizer.encode(expected)), max_new_tokens)), max(0, block_size + 1 - p)
     if needed <= room:

@@ -15,7 +15,7 @@ from gptft.errors import NonFinite, UserError
 from gptft.run import console
 from gptft.run.console import say
 from gptft.run.metrics_file import Metrics
-from gptft.run.rehearsal import LESS_TO_TRAIN
+from gptft.run.rehearsal import LESS_TO_EVALUATE, LESS_TO_TRAIN
 from gptft.run.signals import Interruption, catch_signals
 from gptft.tokenizer import Tokenizer
 from gptft.training import Evaluation, Event, Step, Stopped, TrainState
@@ -25,8 +25,7 @@ def choose_out_dir(config: Config) -> Path:
     """The run's folder. One that holds a run is refused unless --resume; the default name gets a number instead."""
     if config.out_dir:
         out_dir = Path(config.out_dir)
-        if holds_run(out_dir) and not config.resume:
-            raise UserError(f"--out_dir {out_dir} already holds a run: choose another, or go on with it by --resume")
+        refuse_used(out_dir, config.resume)
         return out_dir
     if config.resume:
         raise UserError("--resume needs --out_dir: the folder of the run to go on with")
@@ -49,6 +48,12 @@ def holds_run(path: Path) -> bool:
     if path.exists() and not path.is_dir():
         raise UserError(f"--out_dir {path} is a file")
     return path.is_dir() and any((path / name).exists() for name in ("config.toml", "metrics.jsonl", "last", "best"))
+
+
+def refuse_used(out_dir: Path, resume: bool) -> None:
+    """Raise UserError for a folder that holds a run, unless it is gone on with."""
+    if holds_run(out_dir) and not resume:
+        raise UserError(f"--out_dir {out_dir} already holds a run: choose another, or go on with it by --resume")
 
 
 class Keeper:
@@ -99,14 +104,18 @@ class Keeper:
         step, weights = self.state.progress.step, self.state.model.parameters()
         if not all(torch.isfinite(parameter).all() for parameter in weights):
             return f"The weights of step {step} are not finite themselves, so they were not saved"
-        return f"The state after step {step} is saved in {self.save('last')}"
+        try:
+            return f"The state after step {step} is saved in {self.save('last')}"
+        except UserError as error:  # a full disk must not hide what went wrong first
+            return str(error)
 
 
 @contextlib.contextmanager
 def open_run(
     out_dir: Path, state: TrainState, tokenizer: Tokenizer, config: Config, fingerprint: dict, total: int
 ) -> Iterator[Keeper]:
-    """A Keeper for the loop's events; when the loop has ended, however it did, the state is in `last`.
+    """A Keeper for the loop's events. When the loop has ended, by its last step or a signal, for want of memory or by a
+    loss that is not finite, the state is in `last`.
 
     Raises Interruption after a signal, also one that came during the last save; NonFinite with the words where the
     last good state is.
@@ -122,8 +131,8 @@ def open_run(
                 raise
             step, path = state.progress.step, keeper.save("last")
             raise UserError(
-                f"out of memory on {state.model.device} in step {step + 1}: {LESS_TO_TRAIN}. The state after step "
-                f"{step} is saved in {path}",
+                f"out of memory on {state.model.device} in step {step + 1}: {LESS_TO_TRAIN}; or, if it was in an "
+                f"evaluation, {LESS_TO_EVALUATE}. The state after step {step} is saved in {path}",
                 1,
             ) from None
         path = keeper.save("last")

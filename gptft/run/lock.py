@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,15 +15,15 @@ LOCK = ".lock"
 
 
 @contextlib.contextmanager
-def claim(out_dir: Path) -> Iterator[None]:
-    """Hold `out_dir` for this process, or raise UserError where another holds it.
+def claim(out_dir: Path, name: str = LOCK) -> Iterator[None]:
+    """Hold `out_dir` for this process, or raise UserError where another holds it; `name`: of the file that is locked.
 
     The lock is the operating system's (flock), so a crash or a kill releases it; NFS passes it on to its server. On a
     file system that knows no locks this is said, and the run goes on. The file stays: deleting it would let a third
     process lock another file of the same name.
     """
     out_dir.mkdir(parents=True, exist_ok=True)
-    with open(out_dir / LOCK, "a+") as file:
+    with open(out_dir / name, "a+") as file:
         try:
             lock(file.fileno())
         except BlockingIOError:
@@ -44,11 +45,13 @@ def lock(descriptor: int) -> None:
     except ImportError:  # Windows
         import msvcrt
 
-        os.lseek(descriptor, 0, os.SEEK_SET)
+        os.lseek(descriptor, 1 << 30, os.SEEK_SET)  # far behind the text: there what is locked cannot be read either
         try:
             msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
-        except OSError:
-            raise BlockingIOError from None
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EDEADLK):
+                raise BlockingIOError from None
+            raise
         return
     fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
 

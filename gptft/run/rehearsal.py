@@ -32,9 +32,10 @@ def rehearse(
     val_set: Split,
     to_batch: ToBatch,
     prompts: Sequence[Sequence[int]] = (),
+    test_set: Split | Sequence = (),
 ) -> None:
     """Forward and backward of the costliest training batches with optimizer state allocated, forward of the costliest
-    validation batches, and the longest `prompts` (ids) with the cache that answering them takes.
+    validation and test batches, and the longest `prompts` (ids) with the cache that answering them takes.
 
     A batch may cost most by its positions or by its targets (each has V logits), so both are run. Weights, optimizer
     state and random state are as before. Raises UserError with what to lower when memory runs out.
@@ -52,7 +53,8 @@ def rehearse(
                 loss.backward()
                 state.optimizer.zero_grad(set_to_none=True)
         model.eval()
-        for what, batch in costliest(val_set, config.eval_batch_size, to_batch):
+        size = config.eval_batch_size
+        for what, batch in [*costliest(val_set, size, to_batch), *costliest(test_set, size, to_batch)]:
             with (
                 one_line(f"in evaluation, with the batch of {what} ({sizes(batch)})", model.device, LESS_TO_EVALUATE),
                 torch.no_grad(),
@@ -61,8 +63,8 @@ def rehearse(
                 objective(batch.to(model.device))
         if prompts:
             longest = sorted(prompts, key=len)[-config.eval_batch_size :]
-            size = f"{len(longest)} prompts of up to {len(longest[-1])} tokens, {config.max_new_tokens} new ones"
-            with one_line(f"answering {size}", model.device, LESS_TO_ANSWER):
+            asked = f"{len(longest)} prompts of up to {len(longest[-1])} tokens, {config.max_new_tokens} new ones"
+            with one_line(f"answering {asked}", model.device, LESS_TO_ANSWER):
                 lowered = lowered_dtype(model, state.precision)
                 with state.precision.autocast() if lowered else contextlib.nullcontext():
                     V = model.config.vocab_size
@@ -74,7 +76,7 @@ def rehearse(
         set_random_state(before, model.device)
 
 
-def costliest(split: Split, batch_size: int, to_batch: ToBatch) -> list[tuple[str, Batch]]:
+def costliest(split: Split | Sequence, batch_size: int, to_batch: ToBatch) -> list[tuple[str, Batch]]:
     """The batch with the most positions, and the one with the most targets where that is another."""
     if not len(split):
         return []

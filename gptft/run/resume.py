@@ -12,6 +12,7 @@ from gptft import checkpoint
 from gptft.adapters.lora import adapters_of
 from gptft.config import Config
 from gptft.data.examples import Split
+from gptft.device import processor_name
 from gptft.errors import UserError
 from gptft.run.console import say
 from gptft.tokenizer import Tokenizer
@@ -35,8 +36,15 @@ def describe_inputs(config: Config, state: TrainState, tokenizer: Tokenizer, tra
         "training data": train_set.digest(),
         "validation data": val_set.digest(),
         **{name: getattr(config, name) for name in FIXED},
-        "settings": {name: getattr(config, name) for name in FREE} | optimizer_settings(state.optimizer.param_groups),
-        "machine": {"torch": str(torch.__version__), "threads": torch.get_num_threads(), "device": model.device.type},
+        "settings": {name: getattr(config, name) for name in FREE}
+        | {"precision": state.precision.name}  # what "auto" came to
+        | optimizer_settings(state.optimizer.param_groups),
+        "machine": {
+            "torch": str(torch.__version__),
+            "threads": torch.get_num_threads(),
+            "device": model.device.type,
+            "processor": processor_name(model.device),
+        },
     }
 
 
@@ -70,7 +78,7 @@ def find_checkpoint(out_dir: Path, fingerprint: dict) -> Path | None:
     if "settings" not in was and fingerprint["settings"]["schedule"] != "constant":
         say("note: the run was begun by an earlier version, whose learning rate fell one step sooner than it does now")
     for name, value in fingerprint["machine"].items():
-        if was["machine"][name] != value:
+        if was["machine"].get(name, value) != value:  # an earlier version noted less
             say(f"note: {name} was {was['machine'][name]}, now {value}: results will be close, not the same bits")
     return path
 

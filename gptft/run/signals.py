@@ -61,8 +61,9 @@ def catch_signals() -> Iterator[list[int]]:
         if caught and number == signal.SIGINT:
             raise KeyboardInterrupt
         caught.append(number)
-        # os.write, since a handler may interrupt a print and must not enter another
-        os.write(2, b"\nstopping: saving the last completed step ... (again Ctrl-C: at once)\n")
+        # os.write, since a handler may interrupt a print and must not enter another; whoever read along may be gone
+        with contextlib.suppress(OSError):
+            os.write(2, b"\nstopping: saving the last completed step ... (again Ctrl-C: at once)\n")
 
     with handle_signals(note):
         yield caught

@@ -57,6 +57,8 @@ class ChatTemplate(RenderedTemplate):
         last, middle = self._run(ask, 1), self._run([*ask, *answer], 1)
         return _common(last, middle) or last
 
+    tail = ""  # what stands between a response and its stop is left in the response
+
     @cached_property
     def lead(self) -> str:
         """The text, without special tokens, that the template writes between a prompt and its response."""

@@ -32,3 +32,9 @@ def test_a_part_that_the_template_needs_is_named(prompt, missing):
     """Its place was once left empty, without a word."""
     with pytest.raises(BadRecord, match=f"the template 'own' needs a '{missing}'; the prompt has"):
         prompt_parts(OWN, prompt)
+
+
+def test_a_whole_record_is_asked_without_its_answer():
+    """Of instruction, input, output and text (tatsu-lab/alpaca) the text was sent as the prompt, answer included."""
+    record = {"instruction": "Add.", "input": None, "output": "3", "text": "### Add. ### 3", "messages": []}
+    assert prompt_parts(TEMPLATES["alpaca"], record) == {"instruction": "Add.", "input": ""}

@@ -115,3 +115,16 @@ def test_a_prompt_in_parts_of_ones_own_is_shown_whole():
     assert shown_prompt(parts) == "Ann / tea"
     parts, _ = prompt_and_expected({"system": "Be brief.", "instruction": "Add.", "input": "1 2", "output": "3"})
     assert shown_prompt(parts) == "Add. / 1 2"
+
+
+def test_a_last_answer_without_a_text_is_left_out_of_the_score():
+    """One that only calls a tool: its content is null, and a run ended in a traceback when its test began."""
+    model, tokenizer = tiny(block_size=64)
+    record = {
+        "messages": [
+            {"role": "user", "content": "Look it up."},
+            {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "search"}}]},
+        ]
+    }
+    parts, expected = prompt_and_expected(record)
+    assert "no text to compare with" in lack_of_room(model, tokenizer, parts, expected, 10)

@@ -187,3 +187,59 @@ def test_a_run_is_not_begun_where_another_is_training(tmp_path):
 
 def test_how_to_go_on_is_told(tmp_path):
     assert "--resume --out_dir somewhere" in signals.how_to_resume(Path("somewhere"))
+
+
+def test_a_lost_best_is_not_taken_for_the_start(tmp_path, capsys):
+    """A finished run whose `best` was damaged, resumed: it gave back the untrained start, and called it the best."""
+    done = run(tmp_path / "run", max_steps=2)
+    shutil.rmtree(tmp_path / "run" / "best")
+    resumed = run(tmp_path / "run", max_steps=2, resume=True)
+    assert "the best weights of this run are lost: the last are taken" in capsys.readouterr().out
+    assert same(weights(tmp_path / "run" / "best"), weights(tmp_path / "run" / "last"))
+    assert resumed.summary["eval_loss"] == pytest.approx(done.summary["eval_loss"], rel=1e-6)
+
+
+def test_a_run_that_began_and_ended_meanwhile_is_not_written_over(tmp_path, monkeypatch):
+    """The folder was looked at before the model was loaded, and taken minutes later without another look."""
+    from gptft import finetuning
+
+    rehearse = finetuning.rehearse
+
+    def rehearse_while_another_runs(*arguments):
+        rehearse(*arguments)
+        monkeypatch.setattr(finetuning, "rehearse", rehearse)
+        run(tmp_path / "run", max_steps=1)
+
+    monkeypatch.setattr(finetuning, "rehearse", rehearse_while_another_runs)
+    with pytest.raises(UserError, match="already holds a run"):
+        run(tmp_path / "run", max_steps=3)
+    assert checkpoint.verify(tmp_path / "run" / "last")["step"] == 1
+
+
+def test_a_signal_while_tensors_are_written_stays_a_signal(tmp_path, monkeypatch):
+    """torch puts an error of its own in the place of whatever a signal's handler raises while it writes, and the user
+    was told that the disk is full."""
+    write = checkpoint.HashedFile.write
+
+    def interrupt(self, data):
+        write(self, data)
+        raise Interruption("stopped", signal.SIGTERM, tmp_path)
+
+    model, tokenizer = gptft.load(SAVED / "start")
+    monkeypatch.setattr(checkpoint.HashedFile, "write", interrupt)
+    with pytest.raises(Interruption):
+        checkpoint.save(tmp_path / "last", model, tokenizer, 3)
+
+
+def test_the_reason_for_an_end_is_told_even_where_nothing_can_be_saved(tmp_path, monkeypatch):
+    """A disk that is full must not hide which examples gave a loss that is not finite."""
+    save = checkpoint.save
+
+    def full(path, *rest):
+        if path.name == "last":
+            raise UserError(f"the checkpoint {path} could not be written (No space left on device)")
+        save(path, *rest)
+
+    monkeypatch.setattr(checkpoint, "save", full)
+    with pytest.raises(NonFinite, match=r"the loss is .*line \d+.*No space left"):
+        run(tmp_path / "run", lr=1e30, grad_clip=0.0, schedule="constant", val_fraction=0.0, save_every=0)
