@@ -40,7 +40,11 @@ def write_results(
         f"{summary['steps']:,} steps in {console.clock(summary['train_runtime'])} (m:ss), "
         f"{summary['train_samples_per_second']:.1f} examples a second"
     )
-    for path in sorted(out_dir.iterdir()):
-        if not path.name.startswith("."):
-            inside = f"/{{{', '.join(sorted(entry.name for entry in path.iterdir()))}}}" if path.is_dir() else ""
-            say(f"  {path}{inside}")
+    for path in visible(out_dir):
+        inside = f"/{{{', '.join(entry.name for entry in visible(path))}}}" if path.is_dir() else ""
+        say(f"  {path}{inside}")
+
+
+def visible(folder: Path) -> list[Path]:
+    """What is in a folder, but for hidden files: locks, and what is being written."""
+    return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
