@@ -100,6 +100,7 @@ def load_run_state(state: TrainState, path: Path, out_dir: Path) -> None:
     progress, best_step = state.progress, checkpoint.step_of(out_dir / "best")
     if best_step != progress.best_step:
         if aside := checkpoint.set_aside(out_dir / "best"):
-            say(f"note: the best weights were of step {best_step}, which is taken anew: they are in {aside} now")
+            why = "is damaged" if best_step is None else f"was of step {best_step}, which is taken anew"
+            say(f"note: {out_dir / 'best'} {why}: it is in {aside} now")
         if progress.best_step:  # those that stood before are overwritten; the start's can be had again
             progress.best_loss, progress.best_step = math.inf, 0

@@ -153,7 +153,7 @@ def test_a_best_of_steps_that_are_taken_anew_is_set_aside(tmp_path, capsys):
     expected = weights(run(tmp_path / "half", max_steps=2).path / "last")
     (tmp_path / "half" / "last").rename(tmp_path / "run" / "step-000002")
     done = run(tmp_path / "run", resume=True, lr=0.0)
-    assert "which is taken anew: they are in" in capsys.readouterr().out
+    assert "which is taken anew: it is in" in capsys.readouterr().out
     assert (tmp_path / "run" / "best-set-aside" / "manifest.json").exists()
     assert same(weights(tmp_path / "run" / "best"), expected)
     assert done.summary["best_step"] == checkpoint.step_of(tmp_path / "run" / "best")
@@ -197,6 +197,13 @@ def test_a_lost_best_is_not_taken_for_the_start(tmp_path, capsys):
     assert "the best weights of this run are lost: the last are taken" in capsys.readouterr().out
     assert same(weights(tmp_path / "run" / "best"), weights(tmp_path / "run" / "last"))
     assert resumed.summary["eval_loss"] == pytest.approx(done.summary["eval_loss"], rel=1e-6)
+
+
+def test_a_damaged_best_is_said_to_be_damaged(tmp_path, capsys):
+    run(tmp_path / "run", max_steps=2)
+    (tmp_path / "run" / "best" / "model.pt").write_bytes(b"damaged")
+    run(tmp_path / "run", max_steps=2, resume=True)
+    assert f"{tmp_path / 'run' / 'best'} is damaged: it is in" in capsys.readouterr().out
 
 
 def test_a_run_that_began_and_ended_meanwhile_is_not_written_over(tmp_path, monkeypatch):
