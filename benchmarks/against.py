@@ -6,7 +6,9 @@ named below runs from both, interleaved, in fresh processes, on one set of rando
 
 from __future__ import annotations
 
+import os
 import subprocess
+import sys
 from pathlib import Path
 
 from benchmarks import common, decode, lora, results, sft
@@ -20,12 +22,27 @@ CONTENDERS = {
     "decode, gptft, 8": "tokens_per_second",
 }
 HERE, OTHER = "this", "other"
+SPIN = """
+import os
+try:
+    from gptft.run.threads import set_spin
+    set_spin()
+except ImportError:  # a commit from before the commands chose
+    pass
+print(os.environ.get("GOMP_SPINCOUNT", ""))
+"""
 
 
 def commit_of(checkout: Path) -> str:
     """The commit that a checkout is at, in short; empty where that cannot be told."""
     command = ["git", "-C", str(checkout), "rev-parse", "--short", "HEAD"]
     return subprocess.run(command, capture_output=True, text=True).stdout.strip()
+
+
+def spin_of(checkout: Path) -> dict[str, str]:
+    """How long the threads of a checkout's commands spin: each contender runs as its users run it."""
+    done = subprocess.run([sys.executable, "-c", SPIN], cwd=checkout, capture_output=True, text=True, check=True)
+    return {"GOMP_SPINCOUNT": done.stdout.strip()} if done.stdout.strip() else {}
 
 
 def main(argv: list[str]) -> None:
@@ -39,8 +56,10 @@ def main(argv: list[str]) -> None:
     common.need("torch", "transformers", "safetensors")
     data, rounds = common.instructions(options), 2 if options.quick else options.rounds
     examples, warm_steps = (32, 2) if options.quick else (options.examples, 6)
+    os.environ.pop("GOMP_SPINCOUNT", None)  # what this command itself has set
+    spins = {name: spin_of(path) for name, path in checkouts.items()}
     commits = {name: commit_of(path) for name, path in checkouts.items()}
-    settings = {"rounds": rounds, "examples": examples, "warm_steps": warm_steps, "commits": commits}
+    settings = {"rounds": rounds, "examples": examples, "warm_steps": warm_steps, "commits": commits, "spins": spins}
     result = common.header("against", options, settings, ["torch"])
     with common.temporary() as folder:
         env = common.environment(options) | {"GPTFT_CACHE": f"{folder}/cache", "HF_HOME": f"{folder}/hf"}
@@ -55,7 +74,7 @@ def main(argv: list[str]) -> None:
             task = {**base, **sizes, "do": does, "warm": warm, "measured": measured}
             task["settings"] = lora.CONTENDERS.get(does)
             cache = {"GPTFT_CACHE": f"{folder}/cache-{which}", "PYTHONPATH": str(checkouts[which])}
-            outcome = common.call(module, task, env | cache, checkouts[which])
+            outcome = common.call(module, task, env | cache | spins[which], checkouts[which])
             return {CONTENDERS[contender]: outcome[CONTENDERS[contender]], "rate": outcome[CONTENDERS[contender]]}
 
         who = [f"{contender}, {which}" for contender in CONTENDERS for which in checkouts]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 
-SPIN = {"GOMP_SPINCOUNT": "1000"}  # rounds, in the OpenMP library that comes with torch on Linux
+SPIN = {"GOMP_SPINCOUNT": "2000"}  # rounds, in the OpenMP library that comes with torch on Linux
 
 
 def is_set() -> bool:

@@ -39,6 +39,6 @@ def test_whoever_imported_torch_before_is_told(monkeypatch):
         monkeypatch.delenv(name, raising=False)
     assert not describe_spin(threads=1)
     if hasattr(os, "sched_getaffinity"):
-        assert "GOMP_SPINCOUNT=1000 set before Python starts" in describe_spin(threads=2)
+        assert "GOMP_SPINCOUNT=2000 set before Python starts" in describe_spin(threads=2)
     monkeypatch.setenv("GOMP_SPINCOUNT", "1000")
     assert not describe_spin(threads=2)
