@@ -6,9 +6,7 @@ named below runs from both, interleaved, in fresh processes, on one set of rando
 
 from __future__ import annotations
 
-import os
 import subprocess
-import sys
 from pathlib import Path
 
 from benchmarks import common, decode, lora, results, sft
@@ -17,32 +15,18 @@ from gptft.errors import UserError
 CONTENDERS = {
     "sft, gptft fp32": "examples_per_second",
     "sft, gptft bf16": "examples_per_second",
+    "lora, gptft LoRA fp32": "examples_per_second",
     "lora, gptft LoRA bf16": "examples_per_second",
     "decode, gptft, 1": "tokens_per_second",
     "decode, gptft, 8": "tokens_per_second",
 }
 HERE, OTHER = "this", "other"
-SPIN = """
-import os
-try:
-    from gptft.run.threads import set_spin
-    set_spin()
-except ImportError:  # a commit from before the commands chose
-    pass
-print(os.environ.get("GOMP_SPINCOUNT", ""))
-"""
 
 
 def commit_of(checkout: Path) -> str:
     """The commit that a checkout is at, in short; empty where that cannot be told."""
     command = ["git", "-C", str(checkout), "rev-parse", "--short", "HEAD"]
     return subprocess.run(command, capture_output=True, text=True).stdout.strip()
-
-
-def spin_of(checkout: Path) -> dict[str, str]:
-    """How long the threads of a checkout's commands spin: each contender runs as its users run it."""
-    done = subprocess.run([sys.executable, "-c", SPIN], cwd=checkout, capture_output=True, text=True, check=True)
-    return {"GOMP_SPINCOUNT": done.stdout.strip()} if done.stdout.strip() else {}
 
 
 def main(argv: list[str]) -> None:
@@ -54,12 +38,13 @@ def main(argv: list[str]) -> None:
     if not (checkouts[OTHER] / "benchmarks" / "sft.py").exists():
         raise UserError(f"--other {options.other}: there is no checkout of gptft there")
     common.need("torch", "transformers", "safetensors")
+    from gptft.device import cpu_has_bf16
+
+    native = cpu_has_bf16()  # where it is emulated nobody trains in it
     data, rounds = common.instructions(options), 2 if options.quick else options.rounds
     examples, warm_steps = (32, 2) if options.quick else (options.examples, 6)
-    os.environ.pop("GOMP_SPINCOUNT", None)  # what this command itself has set
-    spins = {name: spin_of(path) for name, path in checkouts.items()}
     commits = {name: commit_of(path) for name, path in checkouts.items()}
-    settings = {"rounds": rounds, "examples": examples, "warm_steps": warm_steps, "commits": commits, "spins": spins}
+    settings = {"rounds": rounds, "examples": examples, "warm_steps": warm_steps, "commits": commits}
     result = common.header("against", options, settings, ["torch"])
     with common.temporary() as folder:
         env = common.environment(options) | {"GPTFT_CACHE": f"{folder}/cache", "HF_HOME": f"{folder}/hf"}
@@ -74,17 +59,18 @@ def main(argv: list[str]) -> None:
             task = {**base, **sizes, "do": does, "warm": warm, "measured": measured}
             task["settings"] = lora.CONTENDERS.get(does)
             cache = {"GPTFT_CACHE": f"{folder}/cache-{which}", "PYTHONPATH": str(checkouts[which])}
-            outcome = common.call(module, task, env | cache | spins[which], checkouts[which])
+            outcome = common.call(module, task, env | cache, checkouts[which])
             return {CONTENDERS[contender]: outcome[CONTENDERS[contender]], "rate": outcome[CONTENDERS[contender]]}
 
-        who = [f"{contender}, {which}" for contender in CONTENDERS for which in checkouts]
+        contenders = [name for name in CONTENDERS if native or "bf16" not in name]
+        who = [f"{contender}, {which}" for contender in contenders for which in checkouts]
         measured = common.interleave(who, rounds, measure, "rate")
     result["rounds"] = measured
     result["summary"] = {
         "rate": common.spreads(measured, "rate"),
         "ratios": {
             contender: common.ratios(measured, f"{contender}, {HERE}", f"{contender}, {OTHER}", "rate")
-            for contender in CONTENDERS
+            for contender in contenders
         },
     }
     results.save(result, common.results_folder(options))
