@@ -91,9 +91,10 @@ def export_hf(
         write_json(temporary / "config.json", config)
         write_json(temporary / "generation_config.json", generation_settings(tokenizer))
         notes = write_tokenizer(tokenizer, temporary, model.config.block_size) if tokenizer else []
+        shown = without_template(tokenizer) if notes else tokenizer
         notes += qwen2_note(family.model_type, temporary) if tokenizer else []
         write_weights(tensors_to_write(model, all_places(family, model.config), dtype), temporary, shard_bytes, dtype)
-        text = model_card(model, tokenizer, family.model_type, dtype, card, directory.name)
+        text = model_card(model, tokenizer, shown, family.model_type, dtype, card, directory.name)
         (temporary / "README.md").write_text(text, encoding="utf-8")
     return notes
 
@@ -137,10 +138,14 @@ def write_tokenizer(tokenizer: Tokenizer, directory: Path, block_size: int | Non
     except UserError as error:
         if tokenizer.template is None:
             raise
-        bare = copy.copy(tokenizer)
-        bare.template = None
-        write_hf_tokenizer(bare, directory, block_size)
+        write_hf_tokenizer(without_template(tokenizer), directory, block_size)
         return [f"no chat template is carried along: {error}"]
+
+
+def without_template(tokenizer: Tokenizer) -> Tokenizer:
+    bare = copy.copy(tokenizer)
+    bare.template = None
+    return bare
 
 
 def qwen2_note(model_type: str, directory: Path) -> list[str]:
@@ -224,9 +229,16 @@ def write_safetensors(path: Path, tensors: list[TensorToWrite], dtype: torch.dty
 
 
 def model_card(
-    model: GPT, tokenizer: Tokenizer | None, model_type: str, dtype: torch.dtype, card: dict, directory: str
+    model: GPT,
+    tokenizer: Tokenizer | None,
+    shown: Tokenizer | None,
+    model_type: str,
+    dtype: torch.dtype,
+    card: dict,
+    directory: str,
 ) -> str:
-    """README.md: the front matter that a hub reads, and what a reader wants to know."""
+    """README.md: the front matter that a hub reads, and what a reader wants to know. `shown`: the tokenizer as it was
+    written, without a template that transformers could not be given."""
     name, base = card.get("name") or directory, card.get("base") or ""
     front = {"library_name": "transformers", "pipeline_tag": "text-generation", "tags": ["gptft", model_type]}
     front |= {key: card[key] for key in ("license", "language") if card.get(key)}
@@ -252,9 +264,9 @@ def model_card(
         "|---|---|",
         *(f"| {key} | {value} |" for key, value in table),
     ]
-    if tokenizer and tokenizer.template:
-        end = next(name for name, i in tokenizer.specials.items() if i == tokenizer.stop)
-        prompt = "".join(segment.text for segment in tokenizer.template.prompt_segments({"messages": MESSAGES}))
+    if shown and shown.template:
+        end = next(name for name, i in shown.specials.items() if i == shown.stop)
+        prompt = "".join(segment.text for segment in shown.template.prompt_segments({"messages": MESSAGES}))
         lines += [
             "",
             "## Prompt",
@@ -273,7 +285,7 @@ def model_card(
         "",
         "With transformers:",
         "",
-        *fenced(snippet(tokenizer, where), "python"),
+        *fenced(snippet(shown, where), "python"),
         "",
         "With gptft:",
         "",

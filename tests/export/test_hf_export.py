@@ -338,4 +338,6 @@ def test_a_template_that_is_no_chat_template_is_left_out_and_it_is_said(tmp_path
     tokenizer.template = Template("own", prompt="{context} {prompt}")
     (note,) = export_hf(model, tokenizer, tmp_path / "out")
     assert "no chat template is carried along" in note and "'context'" in note
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "apply_chat_template" not in card and 'tokenizer("' in card
     assert "chat_template" not in json.loads((tmp_path / "out" / "tokenizer_config.json").read_text())
