@@ -28,6 +28,7 @@ import os
 import re
 import shutil
 from collections.abc import Collection
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import BinaryIO
 
@@ -66,13 +67,15 @@ def save(path: Path, model: GPT, tokenizer: Tokenizer | None, step: int, resume:
         (temporary / "config.json").write_text(json.dumps(values, indent=1))
         weights, state = weights_of(model)
         state = {name: tensor.detach().cpu() for name, tensor in state.items()}  # once, to be written and hashed
-        digests = {weights: write_tensors(state, temporary / weights)}
-        if resume is not None:
-            digests["resume.pt"] = write_tensors(resume, temporary / "resume.pt")
+        with ThreadPoolExecutor(1) as beside:  # the weights' two digests at once: of the file, and of the numbers
+            identity = beside.submit(model_id, model, tokenizer, state=state)
+            digests = {weights: write_tensors(state, temporary / weights)}
+            if resume is not None:
+                digests["resume.pt"] = write_tensors(resume, temporary / "resume.pt")
         files = sorted(temporary.iterdir())
         manifest = {
             "step": step,
-            "model_id": model_id(model, tokenizer, state=state),
+            "model_id": identity.result(),
             "sha256": {file.name: digests.get(file.name) or sha256_file(file) for file in files},
         }
         (temporary / "manifest.json").write_text(json.dumps(manifest, indent=1))
