@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from argparse import Namespace
+from dataclasses import replace
 from functools import partial
 from statistics import fmean
 
@@ -32,7 +33,7 @@ def add_arguments(parser: Parser) -> None:
 
 def run(options: Namespace) -> None:
     """Print the ledger of the data, the loss and the scores of the answers."""
-    template = options.template or "auto"
+    template = options.template or "auto"  # a checkpoint's own comes before what the records' keys ask for
     nothing_held_out = {"val_fraction": 0.0, "test_fraction": 0.0}
     config = resolve("", {**options.settings, **nothing_held_out, "init": options.model, "template": template})
     from gptft.collate import collate
@@ -46,6 +47,8 @@ def run(options: Namespace) -> None:
 
     check_inputs(config)
     model, tokenizer = load_model(options, config.device, config.fields)
+    if template == "auto" and tokenizer.template and tokenizer.template.name == "plain":
+        config = replace(config, template="plain")  # a run takes another then, but here nothing is trained
     datasets, (examples, _, _) = load_data(config, model, tokenizer)
     print(describe_ledger("data", datasets["data"].ledger))
     to_batch = partial(collate, pad_id=tokenizer.eot)

@@ -5,12 +5,20 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 
+from gptft.text.conversation import split_reasoning
+
 Metric = Callable[[str, str], float]  # (response, expected response) -> a score, 0 at worst and 1 at best
 
 
 def exact_match(response: str, expected: str) -> float:
-    """1.0 where the texts are equal but for white space at the ends, else 0.0."""
-    return float(response.strip() == expected.strip())
+    """1.0 where the texts are equal but for white space at the ends, else 0.0. What a model thinks aloud before its
+    answer, up to `</think>`, is compared in neither."""
+    return float(answer_in(response).strip() == answer_in(expected).strip())
+
+
+def answer_in(text: str) -> str:
+    """A response without the reasoning before it."""
+    return split_reasoning({"content": text})[1]
 
 
 METRICS: dict[str, Metric] = {"exact_match": exact_match}

@@ -35,6 +35,17 @@ def test_evaluate_measures_loss_and_exact_matches(ask, saved):
         assert "exact match 33.3%, over the first 3 records" in out
 
 
+def test_evaluate_asks_with_the_template_of_the_checkpoint_be_it_plain(ask, saved):
+    """A run takes another than `plain` for records; a model that was trained with it was measured with other prompts
+    than its own."""
+    path = saved(template="plain")
+    write("d.jsonl", GOOD)
+    status, out, err = ask(GPTFT, "evaluate", path, "--data", "d.jsonl", "--max_new_tokens", "2")
+    assert (status, err) == (0, "") and "template plain" in out
+    status, out, err = ask(GPTFT, "evaluate", path, "--data", "d.jsonl", "--max_new_tokens", "2", "--template", "qa")
+    assert (status, err) == (0, "") and "template qa" in out
+
+
 def test_evaluate_tells_of_every_metric(ask, saved, monkeypatch):
     monkeypatch.setitem(METRICS, "is_text", lambda response, expected: 0.25)
     write("d.jsonl", GOOD)

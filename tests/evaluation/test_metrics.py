@@ -20,6 +20,14 @@ def test_exact_match_forgives_white_space_at_the_ends_alone(response, expected, 
     assert exact_match(response, expected) == score
 
 
+def test_reasoning_is_no_part_of_the_answer():
+    """A model that is trained to think, or was told not to, was scored against a text that it could not give."""
+    thought = "<think>\nOne and one.\n</think>\n\nTwo."
+    assert exact_match(thought, "Two.") == exact_match("Two.", thought) == exact_match("Two.", "Two.") == 1.0
+    assert exact_match("hm</think>Two.", thought) == 1.0  # the prompt had opened the thought
+    assert exact_match(thought, "Three.") == exact_match("<think>Two.", "Two.") == 0.0
+
+
 def test_scores_are_means_by_family_and_over_all():
     """The mean over all is that of the records, not of the families' means."""
 
