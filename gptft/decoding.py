@@ -78,6 +78,12 @@ def _nucleus(probabilities: Tensor, top_p: float) -> Tensor:
     return ordered.masked_fill(cumulated - ordered >= top_p, torch.inf).min(-1, keepdim=True).values
 
 
+def allowed(logits: Tensor, n_vocab: int, holes: Sequence[int]) -> Tensor:
+    """Logits (B, V) of the tokens that a vocabulary has: an id without a token would be no text, and no ending."""
+    logits = logits[:, :n_vocab]
+    return logits.index_fill(1, torch.tensor(holes, device=logits.device), -torch.inf) if holes else logits
+
+
 def _generators(sampling: Sampling, numbers: Sequence[int]) -> list[torch.Generator]:
     """A stream of random numbers for each prompt, by its number. The two are hashed into one seed: a seed of any size
     has streams of its own."""
@@ -93,14 +99,16 @@ def decode_plain(
     stops: Collection[int],
     n_vocab: int,
     sampling: Sampling = GREEDY,
+    holes: Sequence[int] = (),
 ) -> list[int]:
-    """One prompt's continuation without a cache: the oracle. Any of the ids in `stops` ends it and is not returned."""
+    """One prompt's continuation without a cache: the oracle. Any of the ids in `stops` ends it and is not returned; one
+    of `n_vocab` and above, or in `holes`, is never chosen."""
     ids = list(prompt)
     check_lengths(model, [ids])
     generators = _generators(sampling, [0])
     while len(ids) - len(prompt) < max_new_tokens and len(ids) <= model.config.block_size:
         h = model.hidden(torch.tensor([ids], device=model.device))  # (1, T, C)
-        new = choose(model.head(h[:, -1])[:, :n_vocab], sampling, generators).item()
+        new = choose(allowed(model.head(h[:, -1]), n_vocab, holes), sampling, generators).item()
         if new in stops:
             break
         ids.append(new)
@@ -117,6 +125,7 @@ def decode(
     sampling: Sampling = GREEDY,
     numbers: Sequence[int] | None = None,
     cache_dtype: torch.dtype | None = None,
+    holes: Sequence[int] = (),
 ) -> Iterator[list[tuple[int, int]]]:
     """Continue several prompts at once with a KV cache: yields after each pass the (prompt number, new id) pairs.
 
@@ -124,7 +133,7 @@ def decode(
     which is not yielded, or fills block_size, ends alone; when half of the rows have, the others
     move together. `numbers`: which random stream each prompt draws from; None: 0, 1, 2, ... `cache_dtype`: of the
     cache; None: that of the weights, but whoever decodes under autocast wants autocast's, or the cache would be rounded
-    anew at every pass.
+    anew at every pass. `holes`: ids that are never chosen, as those of n_vocab and above are not.
     """
     check_lengths(model, prompts)
     B, longest, block = len(prompts), max(map(len, prompts)), model.config.block_size
@@ -141,7 +150,7 @@ def decode(
 
     rows = list(range(B))  # which prompt each row of the cache belongs to
     while True:
-        new = choose(model.head(h)[:, :n_vocab], sampling, [generators[row] for row in rows])  # (rows,)
+        new = choose(allowed(model.head(h), n_vocab, holes), sampling, [generators[row] for row in rows])  # (rows,)
         emitted = []
         for row, token in zip(rows, new.tolist(), strict=True):
             if left[row] > 0 and token not in stops:

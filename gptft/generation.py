@@ -87,9 +87,9 @@ def generate(
             chosen = order[start : start + batch_size]
             batch = [ids[n] for n in chosen]
             # a stream of random numbers belongs to a prompt, not to its place in a batch
-            stops, n_vocab = stop_ids(tokenizer), tokenizer.n_vocab
+            stops, n_vocab, holes = stop_ids(tokenizer), tokenizer.n_vocab, tokenizer.holes
             with precision.autocast() if lowered else contextlib.nullcontext():
-                for pairs in decode(model, batch, max_new_tokens, stops, n_vocab, sampling, chosen, lowered):
+                for pairs in decode(model, batch, max_new_tokens, stops, n_vocab, sampling, chosen, lowered, holes):
                     for row, token in pairs:
                         answers[chosen[row]].append(token)
     finally:

@@ -130,7 +130,7 @@ class Template:
         return begin + self._fill(pattern[:place], {}) + start + self._fill(pattern[place:], asked)
 
     def _response(self, text: str, trained: bool = True) -> list[Segment]:
-        return [Segment(self.lead + text + self.tail, trained), Segment(self.stop, trained, "stop")]
+        return [Segment(self.lead + text + self.tail, trained, apart=True), Segment(self.stop, trained, "stop")]
 
     def _conversation(self, messages: list[dict]) -> list[Segment]:
         """Every assistant turn is trained, but those with the weight 0; each ends with its own stop."""

@@ -60,6 +60,7 @@ class Tokenizer:
         self.specials, self.eot_name, self.eot, self.bos = specials, eot, specials[eot], bos
         self.end_ids: tuple[int, ...] = ()
         self.template: Template | ChatTemplate | None = None
+        self._rstripping = {specials[name] for name in specials if self.engine.flags.get(name, {}).get("rstrip")}
         self._special_names = re.compile("|".join(map(self._name_pattern, sorted(specials, key=len, reverse=True))))
 
     def _name_pattern(self, name: str) -> str:
@@ -85,6 +86,11 @@ class Tokenizer:
     def n_vocab(self) -> int:
         """One more than the largest id."""
         return self.engine.n_vocab
+
+    @cached_property
+    def holes(self) -> list[int]:
+        """Ids below `n_vocab` that no token has: a model may have rows for them, and must never emit one."""
+        return sorted(set(range(self.n_vocab)) - self.engine.ids() - self.special_ids)
 
     def encode(self, text: str) -> list[int]:
         """Ids of an ordinary text on its own, without the beginning-of-text.
@@ -132,6 +138,10 @@ class Tokenizer:
         """The id that ends a response under the tokenizer's template, and without one the end-of-text."""
         return self.stop_id(self.template.stop) if self.template else self.eot
 
+    def takes_space_behind(self, i: int | str | None) -> bool:
+        """Whether a special token takes the white space of the template behind it, as Phi-3's do."""
+        return i in self._rstripping
+
     @property
     def beginnings(self) -> set[int]:
         """The ids of a beginning-of-text: the vocabulary's own, and that which a chat template writes itself."""
@@ -140,20 +150,22 @@ class Tokenizer:
 
     def pieces(self, segments: Sequence[Segment]) -> list[tuple[str | int, bool]]:
         """Segments -> (text to encode, or a special id; trained). Neighbours with one flag are joined, so that they
-        are encoded whole; where the flag changes the text is cut, so that a prompt's ids do not depend on what
-        follows it."""
+        are encoded whole; where the flag changes, or a segment stands apart, the text is cut, so that a prompt's ids do
+        not depend on what follows it."""
         joined: list[tuple[str | int, bool]] = []
-        for text, trained, kind in segments:
+        for text, trained, kind, apart in segments:
+            before = joined[-1][0] if joined else None
             if kind == "stop":
                 made: list[str | int] = [self.stop_id(text)]
             elif kind == "bos":
                 made = [] if self.bos is None else [self.bos]
             elif kind in ("template", "chat"):
-                made = self._split_specials(text)
+                made = self._split_specials(text.lstrip() if self.takes_space_behind(before) else text)
             else:
                 made = [text]
-            for piece in made:
-                if joined and isinstance(piece, str) and isinstance(joined[-1][0], str) and joined[-1][1] == trained:
+            for number, piece in enumerate(made):
+                goes_on = joined and isinstance(joined[-1][0], str) and joined[-1][1] == trained
+                if goes_on and isinstance(piece, str) and not (apart and number == 0):
                     joined[-1] = (joined[-1][0] + piece, trained)
                 else:
                     joined.append((piece, trained))

@@ -3,13 +3,13 @@ import torch
 from toys import toy_model
 
 from gptft import decoding, generation
-from gptft.decoding import Sampling, choose, decode, decode_plain
+from gptft.decoding import GREEDY, Sampling, choose, decode, decode_plain
 from gptft.device import Precision
 from gptft.errors import UserError
 from gptft.generation import generate, prompt_ids
 from gptft.model import GPT
 from gptft.prompts import TEMPLATES
-from gptft.tokenizer import embedded
+from gptft.tokenizer import Tokenizer, embedded
 
 STOP = 7
 VARIANTS = {"learned": {"position": "learned"}, "rotary": {}, "grouped": {"n_kv_head": 2}}
@@ -171,6 +171,23 @@ def test_a_seed_of_any_size_has_streams_of_its_own():
     assert len(collect(model, random_prompts([4]), 5, (), 61, Sampling(1.0, seed=2**45))[0]) == 5
 
 
+@pytest.mark.parametrize("sampling", [GREEDY, Sampling(1.0)])
+def test_an_id_that_no_token_has_is_never_emitted(sampling):
+    """A vocabulary may have holes, and the model rows for them."""
+    model, prompts = toy_model(), random_prompts([4, 6])
+    plain = [decode_plain(model, prompt, 12, (), 61, sampling) for prompt in prompts]
+    holes = sorted({*plain[0], *plain[1]})
+    assert len(holes) < 61
+    for prompt in prompts:
+        without = decode_plain(model, prompt, 12, (), 61, sampling, holes)
+        assert len(without) == 12 and not set(without) & set(holes)
+    answers = collect(model, prompts, 12, (), 61, sampling, holes=holes)
+    assert not {i for answer in answers for i in answer} & set(holes)
+    tokenizer = embedded()
+    holed = Tokenizer(tokenizer.ranks, tokenizer.pattern, {"<|endoftext|>": tokenizer.n_vocab + 2})
+    assert holed.holes == [tokenizer.n_vocab - 1, tokenizer.n_vocab, tokenizer.n_vocab + 1] and not tokenizer.holes
+
+
 def test_logits_that_are_not_numbers_are_one_line():
     with pytest.raises(UserError, match="the model's logits are not finite numbers"):
         choose(torch.full((1, 5), torch.nan), Sampling(1.0), [torch.Generator()])
@@ -249,7 +266,7 @@ def test_a_run_generates_in_its_precision(monkeypatch, lowered):
     seen, decode_ids = [], generation.decode
 
     def watch(*args):
-        seen.append((torch.is_autocast_enabled("cpu"), args[-1]))
+        seen.append((torch.is_autocast_enabled("cpu"), args[-2]))
         return decode_ids(*args)
 
     monkeypatch.setattr(generation, "decode", watch)

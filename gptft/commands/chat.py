@@ -43,7 +43,8 @@ def run(options: Namespace) -> None:
         history = [*history, {"role": "user", "content": line}] if multi_turn else []
         try:
             ids = prompt_ids(tokenizer, history if multi_turn else line, max_input_tokens=options.max_input_tokens)
-            stream = decode(model, [ids], options.max_new_tokens, stop_ids(tokenizer), tokenizer.n_vocab, sampling)
+            ends = stop_ids(tokenizer), tokenizer.n_vocab
+            stream = decode(model, [ids], options.max_new_tokens, *ends, sampling, holes=tokenizer.holes)
             text, lead_due = "", lead
             for piece in tokenizer.stream((pairs[0][1] for pairs in stream), after=ids[-1]):
                 piece, lead_due = piece.removeprefix(lead_due), ""

@@ -20,12 +20,13 @@ from gptft.data.plain_text import chunks, text_ids
 from gptft.data.shapes import recognise, used_keys
 from gptft.data.sources import TextFile, Unreadable, parse, raw_records
 from gptft.errors import BadRecord, UserError
-from gptft.files import json_line, sha256_file
+from gptft.files import holds, json_line, sha256_file
 from gptft.prompts import Template
+from gptft.text.chat import ChatTemplate
 from gptft.tokenizer import Tokenizer
 
 FORMAT = 3  # part of the key by which a resumed run knows its data again: it stays
-EDITION = 4  # of the cache: raise it when what is stored changes, or what the same inputs are made into
+EDITION = 5  # of the cache: raise it when what is stored changes, or what the same inputs are made into
 AT_ONCE = 1000  # records tokenised together
 NAMED = 5  # bad records named one by one in an error
 
@@ -48,9 +49,22 @@ class Recipe:
         content += [[path.suffix, sha256_file(path)] for path in paths]
         if self.template.today:  # a chat template that writes the day: its ids are this day's
             content.append(self.template.today)
-        if self.truncation == "left" and tokenizer.beginnings:
-            content.append("a beginning-of-text is kept")  # it once was cut, and such data must not be found again
+        content += self._changes(tokenizer, paths)
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:32]
+
+    def _changes(self, tokenizer: Tokenizer, paths: Sequence[Path]) -> list[str]:
+        """What is made otherwise now than by an earlier version, of such data as this: a run that was begun on it must
+        not go on as if nothing had changed."""
+        changes = []
+        if self.truncation == "left" and tokenizer.beginnings:
+            changes.append("a beginning-of-text is kept")
+        if isinstance(self.template, ChatTemplate) and len(self.template.ending) > 1:
+            changes.append("all that ends an answer is a target")
+        if any(path.suffix != ".txt" and holds(path, b'"weight"') for path in paths):
+            changes.append("turns of the weight 0 are context")
+        if tokenizer.takes_space_behind(tokenizer.stop_id(self.template.stop)):
+            changes.append("a stop takes the white space behind it")
+        return changes
 
 
 Spans = list[tuple[int, int]]

@@ -160,15 +160,17 @@ def pieces_after(pieces: list[Piece], position: int) -> list[Piece]:
     return [piece for piece in rest if piece[0]]
 
 
-def cut(pieces: list[Piece], spans: list[tuple[int, int]], stops: list[tuple[int, int]]) -> list[Segment]:
-    """Pieces -> segments, cut where what is trained begins and ends. `spans`: what is trained, and `stops`: the special
-    tokens that end it, both as [start, end) in the rendering."""
+def cut(
+    pieces: list[Piece], edges: Collection[int], spans: list[tuple[int, int]] = (), stops: list[tuple[int, int]] = ()
+) -> list[Segment]:
+    """Pieces -> segments, cut at the `edges` of answers. `spans`: what is trained, and `stops`: the special tokens that
+    end it, both as [start, end) in the rendering."""
     segments = [Segment("", False, "chat")]
     for first, text, source in placed(pieces):
         last = first + len(text)
-        edges = {first, last} | {edge for pair in spans + stops for edge in pair if first < edge < last}
-        for start, end in itertools.pairwise(sorted(edges)):
+        cuts = {*edges, *itertools.chain(*spans, *stops)}
+        for start, end in itertools.pairwise(sorted({first, last, *(edge for edge in cuts if first < edge < last)})):
             trained = any(a <= start and end <= b for a, b in spans)
             kind = "text" if source else "stop" if (start, end) in stops else "chat"
-            segments.append(Segment(text[start - first : end - first], trained, kind))
+            segments.append(Segment(text[start - first : end - first], trained, kind, start in edges))
     return segments

@@ -113,7 +113,9 @@ class ChatTemplate(RenderedTemplate):
         if messages[-1]["role"] == "assistant":
             messages = messages[:-1]
         # templates leave out the reasoning of earlier turns when they ask for the next
-        return cut(self._pieces(messages, True, range(len(messages))), [], [])
+        pieces = self._pieces(messages, True, range(len(messages)))
+        answers = [n for n, message in enumerate(messages) if message["role"] == "assistant"]
+        return cut(pieces, {edge for n in answers for edge in self._edges(pieces, messages, n)})
 
     def segments(self, parts: dict) -> list[Segment]:
         """A whole training example: every assistant turn is trained, from where a prompt ends to what ends the turn.
@@ -182,28 +184,48 @@ class ChatTemplate(RenderedTemplate):
         pieces, begin = (
             self._answered(messages) if answered else (self._pieces(messages, False, self._unseen(messages)), 0)
         )
-        rendered = text_of(pieces)
+        rendered, edges = text_of(pieces), set()
         spans, stops = [], []  # what is trained, and the special tokens that end it, as [start, end) in `rendered`
         for n, message in enumerate(messages):
-            if message["role"] != "assistant" or message.get("weight") == 0:
-                continue
-            prompt = rendered[:begin] if n == last else self._render(messages[:n], True)
-            start, end = extent(pieces, n) or (len(prompt), len(prompt))  # an empty turn
-            if len(prompt) > start or not rendered.startswith(prompt):
-                raise BadRecord(
-                    f"the chat template writes message {n + 1} (the assistant's) otherwise than it asks for one, so "
-                    'inference would not send what was trained; give it "weight": 0, or each answer a record of its own'
-                )
-            ends = self._ends(rendered, n, message, end, next_message(pieces, end))
-            stops += [(a, b) for a, b in ends if rendered[a:b] in self.ending]
-            spans.append((self._first_target(pieces, n, len(prompt), message), ends[-1][1] if ends else end))
-        segments = cut(pieces, spans, stops)
+            asked = rendered[:begin] if answered and n == last else None
+            if message["role"] == "assistant" and message.get("weight") == 0:
+                edges |= self._edges(pieces, messages, n, asked)
+            elif message["role"] == "assistant":
+                start, first, end, ends = self._answer_in(pieces, messages, n, asked)
+                edges |= {start, first, end}
+                spans.append((first, end))
+                stops += [(a, b) for a, b in ends if rendered[a:b] in self.ending]
+        segments = cut(pieces, edges, spans, stops)
         if answered and messages[last].get("weight") != 0 and (not stops or stops[-1][0] < spans[-1][0]):
             # the template ends no answer: ours is ended here, so that generation stops
             while not segments[-1].trained:
                 segments.pop()
             segments.append(Segment(self.stop, True, "stop"))
         return segments
+
+    def _answer_in(
+        self, pieces: list[Piece], messages: list[dict], n: int, asked: str | None = None
+    ) -> tuple[int, int, int, list[tuple[int, int]]]:
+        """Message `n`, an answer, in the rendering: where its prompt ends, where its targets begin, where they end, and
+        the special tokens that end it. `asked`: its prompt, where that is known."""
+        rendered = text_of(pieces)
+        prompt = self._render(messages[:n], True) if asked is None else asked
+        start, end = extent(pieces, n) or (len(prompt), len(prompt))  # an empty turn
+        if len(prompt) > start or not rendered.startswith(prompt):
+            raise BadRecord(
+                f"the chat template writes message {n + 1} (the assistant's) otherwise than it asks for one, so "
+                'inference would not send what was trained; give it "weight": 0, or each answer a record of its own'
+            )
+        ends = self._ends(rendered, n, messages[n], end, next_message(pieces, end))
+        first = self._first_target(pieces, n, len(prompt), messages[n])
+        return len(prompt), first, ends[-1][1] if ends else end, ends
+
+    def _edges(self, pieces: list[Piece], messages: list[dict], n: int, asked: str | None = None) -> set[int]:
+        """Where the text is cut around an answer that is no target: where it is cut when it is one."""
+        try:
+            return set(self._answer_in(pieces, messages, n, asked)[:3])
+        except BadRecord:
+            return set(extent(pieces, n) or ())
 
     def _first_target(self, pieces: list[Piece], n: int, start: int, message: dict) -> int:
         """Where training begins in message `n`, whose prompt ends at `start`: behind the reasoning if that is masked,

@@ -41,6 +41,10 @@ class TiktokenEngine:
         self.encoding = tiktoken.Encoding("gptft", pat_str=pattern, mergeable_ranks=ranks, special_tokens=specials)
         self.n_vocab = self.encoding.n_vocab
 
+    def ids(self) -> set[int]:
+        """The ids of ordinary tokens."""
+        return set(self.ranks.values())
+
     def encode(self, text: str, prefix: bool = False) -> list[int]:
         if len(text) <= LONG:
             return self.encoding.encode_ordinary(text)
@@ -149,6 +153,10 @@ class TokenizersEngine:
             node["type"] == "Strip" and node.get("content") == " " and node.get("start") for node in steps
         )
         self.strips |= bool(self.prefix_at) and any(node["type"] == "Metaspace" for node in steps)
+
+    def ids(self) -> set[int]:
+        """The ids of the tokens, special ones too."""
+        return {*self.values["model"]["vocab"].values(), *self.added}
 
     @staticmethod
     def _open(values: dict):

@@ -408,6 +408,17 @@ def test_a_new_edition_of_the_cache_is_made_anew_under_the_key_that_runs_know(
     assert split(before, 0.1, 0.1, 1)[0].digest() == split(after, 0.1, 0.1, 1)[0].digest()
 
 
+def test_data_that_an_earlier_version_made_otherwise_has_another_key(tokenizer, write_lines, pairs, monkeypatch):
+    """An unfinished run of it would go on with other targets and not notice; every other run must go on."""
+    recipe = Recipe(TEMPLATES["chatml"], 60)
+    turns = [{"role": "user", "content": "Hi."}, {"role": "assistant", "content": "Yo.", "weight": 0}]
+    paths = [write_lines(pairs(9), "a.jsonl")], [write_lines([{"messages": turns}], "b.jsonl")]
+    now = [recipe.key(tokenizer, path) for path in paths]
+    monkeypatch.setattr(Recipe, "_changes", lambda *_: [])
+    before = [recipe.key(tokenizer, path) for path in paths]
+    assert now[0] == before[0] and now[1] != before[1]
+
+
 def test_a_cache_that_cannot_be_used_is_one_clear_line(tokenizer, write_lines, pairs, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("GPTFT_CACHE", str(tmp_path / "file"))

@@ -24,6 +24,7 @@ from gptft.generation import prompt_ids
 from gptft.model import GPT
 from gptft.prompts import TEMPLATES, Template, saved_template
 from gptft.text.chat import ChatTemplate
+from gptft.text.segments import Segment
 from gptft.tokenizer import Tokenizer, embedded
 
 transformers = pytest.importorskip("transformers")
@@ -234,6 +235,44 @@ def test_a_prompt_is_exactly_the_beginning_of_its_example(loaded, name):
         ids, spans = ours.encode_segments(ours.template.segments({"messages": turns}))
         prompt, _ = ours.encode_segments(ours.template.prompt_segments({"messages": turns}))
         assert ids[: spans[-1][0]] == prompt == prompt_ids(ours, turns)
+
+
+@pytest.mark.parametrize("name", CHATS)
+@pytest.mark.parametrize("answer", ["\n\nFirst a line.", " and a space", "\tx\n", "Plain."])
+def test_an_earlier_answer_has_the_ids_that_it_was_trained_with(loaded, name, answer):
+    """Where a prompt ends the text is cut, be the answer a target, of weight 0, or behind us: joined with what stands
+    before it, an answer that begins with a new line had other ids when it was asked than when it was trained."""
+    ours, _ = loaded(name)
+    asked, next_asked = {"role": "user", "content": "Hi."}, {"role": "user", "content": "And?"}
+    said, last = {"role": "assistant", "content": answer}, {"role": "assistant", "content": "Yes."}
+    prompt = prompt_ids(ours, [asked, said, next_asked])
+    for first in (said, {**said, "weight": 0}):
+        ids, spans = ours.encode_segments(ours.template.segments({"messages": [asked, first, next_asked, last]}))
+        assert ids[: spans[-1][0]] == prompt == prompt_ids(ours, [asked, first, next_asked])
+    if name != "qwen3":  # it writes an answer otherwise when it is the last
+        alone, spans = ours.encode_segments(ours.template.segments({"messages": [asked, said]}))
+        assert prompt[: spans[0][1]] == alone[: spans[0][1]]  # and so it was when it was generated
+
+
+def test_white_space_behind_a_stop_is_taken_by_it_in_training_too(tmp_path):
+    """Phi-3's `<|end|>` takes the white space behind it: as a stop it left it standing, so that training and inference
+    had different ids in every conversation."""
+    values, config, model_type = families.FAMILIES["llama2"]()
+    size = len(values["model"]["vocab"])
+    names = ("<|user|>", "<|assistant|>", "<|end|>")
+    values["added_tokens"] += [families.token(size + n, name, rstrip=True) for n, name in enumerate(names)]
+    source = (
+        "{{ bos_token }}{% for m in messages %}{{ '<|' + m['role'] + '|>\n' + m['content'] + '<|end|>\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}"
+    )
+    families.write(tmp_path, values, config, model_type, chat_template=source)
+    ours, theirs = read_hf_tokenizer(tmp_path), transformers.AutoTokenizer.from_pretrained(tmp_path)
+    turns = conversations(systems=False)[:10]
+    for messages in (turn for turn in turns if len(turn) > 2):
+        messages = [{**message, "content": message["content"].strip()} for message in messages]
+        ids, spans = ours.encode_segments(ours.template.segments({"messages": messages}))
+        assert ids == theirs.apply_chat_template(messages, return_dict=False)
+        assert ids[: spans[-1][0]] == prompt_ids(ours, messages[:-1])
 
 
 def test_generation_tags_give_the_mask_that_transformers_gives(loaded):
@@ -568,7 +607,9 @@ def test_cutting_a_prompt_keeps_its_beginning_of_text(loaded):
             cut = prompt_ids(ours, prompt, raw, 20)
             assert whole[0] == ours.specials[ours.template.variables["bos_token"]]
             assert len(cut) == 20 and cut == whole[:1] + whole[-19:]
-            assert prompt_ids(ours, prompt, raw, 1) == whole[:1] and prompt_ids(ours, prompt, raw, 1000) == whole
+            assert prompt_ids(ours, prompt, raw, 1000) == whole
+            with pytest.raises(UserError, match="room for the beginning-of-text alone"):
+                prompt_ids(ours, prompt, raw, 1)
 
 
 def test_a_misspelt_part_in_fields_is_refused():
@@ -693,7 +734,7 @@ def test_a_key_that_the_template_writes_is_the_users_text():
     messages = [{"role": "user", "content": "Hi.", "name": "An </s>"}, {"role": "assistant", "content": "Yo."}]
     segments = chat(NAMING).segments({"messages": messages})
     assert marked(segments) == "user (An </s>): Hi.</s>assistant: <<Yo.</s>>>"
-    assert ("An </s>", False, "text") in segments  # what it spells is no special token
+    assert Segment("An </s>", False) in segments  # what it spells is no special token
 
 
 @pytest.mark.parametrize(
