@@ -27,7 +27,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import BinaryIO
@@ -251,14 +251,17 @@ def prune(out_dir: Path, keep: int, step: int) -> None:
 
 
 def model_id(
-    model: GPT, tokenizer: Tokenizer | None, rounded: torch.dtype | None = None, state: dict[str, Tensor] | None = None
+    model: GPT,
+    tokenizer: Tokenizer | None,
+    rounded: torch.dtype | None = None,
+    state: Mapping[str, Tensor] | None = None,
 ) -> str:
     """A hash of weights, architecture and tokenizer: the same wherever the checkpoint is loaded. With adapters: of
     their base's id, their settings and them.
 
     Every tensor is hashed as fp32 (fp64 stays), so that weights kept in bf16 have one id whatever they are loaded in.
     `rounded`: the id that the model would have after its weights went through that dtype. `state`: what a checkpoint
-    keeps of the model, where it was fetched from its device already.
+    keeps of the model, where it was fetched from its device already, or its weights where the model holds them rounded.
     """
     # a field that a later version adds, with a default that changes nothing, changes no id
     config = {
@@ -273,7 +276,8 @@ def model_id(
         digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     if state is None:
         state = lora_state(model) if lora and lora.base else model.state_dict()
-    for name, tensor in sorted(state.items()):
+    for name in sorted(state):
+        tensor = state[name]
         dtype = torch.float64 if tensor.dtype == torch.float64 and not rounded else torch.float32
         digest.update(f"{name} {dtype} {tuple(tensor.shape)}".encode())
         for part in tensor.detach().flatten().split(HASHED_AT_ONCE):  # no second copy of a large tensor

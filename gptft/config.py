@@ -37,7 +37,7 @@ class Config:
     # what is trained
     init: str = setting(
         "gpt2",
-        "what to start from: a hub id, a local Hugging Face directory, a checkpoint of gptft, "
+        "what to start from: a hub id, a local Hugging Face directory, a GGUF file, a checkpoint of gptft, "
         "or 'tiny' (from scratch, embedded vocabulary)",
     )
     out_dir: str = setting("", "folder of the run; empty: checkpoints/<init>-<data>, numbered if it exists")

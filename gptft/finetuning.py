@@ -167,7 +167,9 @@ def load_start(config: Config, base: str = "") -> tuple[GPT, Tokenizer]:
     if config.init in PRESETS:
         model, tokenizer = loading.preset(config.init, config.seed), embedded()
     else:
-        model, tokenizer = loading.load(config.init, base=base or None)
+        # a GGUF file that is frozen in fewer bits is so as it is read: it need not fit into memory at full width
+        freeze = frozen_kind(config) if config.lora_rank else "fp32"
+        model, tokenizer = loading.load(config.init, base=base or None, freeze=freeze)
     if adapters_of(model):
         if config.lora_rank:  # new adapters would belong to a base that is on no disk
             raise UserError(
@@ -196,8 +198,12 @@ def add_adapters(config: Config, model: GPT, tokenizer: Tokenizer) -> None:
         config.lora_dora,
     )
     base = loading.base_of(model, tokenizer, config.init, config.seed)  # before its weights are rounded
-    precision = Precision(config.precision, pick_device(config.device)).name
-    add_lora(model, settings, config.seed, base, kind_for(config.lora_base, precision))
+    add_lora(model, settings, config.seed, base, frozen_kind(config))
+
+
+def frozen_kind(config: Config) -> str:
+    """How the base of adapters is held."""
+    return kind_for(config.lora_base, Precision(config.precision, pick_device(config.device)).name)
 
 
 def restore_best(

@@ -6,11 +6,15 @@ from pathlib import Path
 
 import torch
 
+from gptft.adapters.frozen import is_frozen
 from gptft.adapters.lora import Base, LoraConfig, adapters_of, add_lora, lora_state, merge_lora
 from gptft.architecture import PRESETS, GPTConfig
 from gptft.checkpoint import listed_file, load_weights, model_id, recover, save, verify
 from gptft.errors import UserError, nearest
 from gptft.files import read_json
+from gptft.formats.gguf import WeightsOf, load_gguf
+from gptft.formats.gguf_file import is_gguf, read_gguf
+from gptft.formats.gguf_tokenizer import read_gguf_tokenizer
 from gptft.formats.hf import hf_tokenizer, is_hf, load_hf
 from gptft.formats.hub import download
 from gptft.formats.peft import TEMPLATE, is_peft, peft_base, read_peft
@@ -97,25 +101,31 @@ def merge(path: str | Path, out: str | Path, base: str | Path | None = None) -> 
 
 def base_of(model: GPT, tokenizer: Tokenizer | None, name: str, seed: int = 0) -> Base:
     """How adapters for `model`, which was loaded by `name`, will name it. `seed`: of a preset."""
-    ids = {"bf16": model_id(model, tokenizer, torch.bfloat16)}
+    state = WeightsOf(read_gguf(Path(name))) if is_frozen(model) else None  # it was frozen as it was read
+    ids = {"bf16": model_id(model, tokenizer, torch.bfloat16, state)}
     if model.tok.weight.dtype != torch.bfloat16:
-        ids["fp32"] = model_id(model, tokenizer)
+        ids["fp32"] = model_id(model, tokenizer, state=state)
     if name in PRESETS:
         return Base(name, ids, seed)
     return Base(str(Path(name).absolute()) if Path(name).exists() else name, ids)
 
 
 def load(
-    name: str | Path, device="cpu", dtype: torch.dtype | None = None, base: str | Path | None = None
+    name: str | Path,
+    device="cpu",
+    dtype: torch.dtype | None = None,
+    base: str | Path | None = None,
+    freeze: str = "fp32",
 ) -> tuple[GPT, Tokenizer | None]:
     """A model and its tokenizer, from anything that can be loaded.
 
     `name`: a checkpoint of gptft or a run's folder (its `best`, else its `last`), a local Hugging Face directory or
-    PEFT's, a preset (fresh weights, embedded vocabulary), or a hub id. `dtype` None: fp32. The model is in evaluation
-    mode. Adapters are loaded with their base, from where it was or from `base`, and stay apart from it
-    (`lora.merge_lora` makes one model of them).
+    PEFT's, a GGUF file, a preset (fresh weights, embedded vocabulary), or a hub id. `dtype` None: fp32. The model is in
+    evaluation mode. Adapters are loaded with their base, from where it was or from `base`, and stay apart from it
+    (`lora.merge_lora` makes one model of them). `freeze`: how the linear layers of a GGUF file are held, each as soon
+    as it is read (`adapters.frozen.freeze_layers_as`); of anything else that is for the caller to do.
     """
-    model, tokenizer = _load(str(name), dtype or torch.float32, base)
+    model, tokenizer = _load(str(name), dtype or torch.float32, base, freeze)
     if base and not adapters_of(model):
         raise UserError(f"{name} is a whole model; --base (base= in Python) goes with adapters")
     if tokenizer and tokenizer.n_vocab > model.config.vocab_size:
@@ -133,16 +143,23 @@ def find_ours(path: Path) -> Path | None:
     return next((path / part for part in ("", "best", "last") if (path / part / "manifest.json").exists()), None)
 
 
-def _load(name: str, dtype: torch.dtype, base: str | Path | None = None) -> tuple[GPT, Tokenizer | None]:
+def _load(
+    name: str, dtype: torch.dtype, base: str | Path | None = None, freeze: str = "fp32"
+) -> tuple[GPT, Tokenizer | None]:
     path = Path(name)
     if name in PRESETS:  # a folder of that name is meant by ./NAME
         return preset(name, seed=0).to(dtype), embedded()
     inner = find_ours(path)
     if inner is not None:
         return load_ours(inner, dtype, base)
+    if is_gguf(path):
+        file = read_gguf(path)
+        tokenizer = read_gguf_tokenizer(file)  # first, for it is the quicker to fail
+        return load_gguf(file, dtype, freeze), tokenizer
     if not path.is_dir():
         if path.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1:
-            raise UserError(f"{name}: no such directory{nearest(name, PRESETS)}")
+            what = "a file, and no GGUF file" if path.is_file() else f"no such directory{nearest(name, PRESETS)}"
+            raise UserError(f"{name}: {what}")
         path = download(name)
     if is_peft(path):
         return load_peft(path, dtype, base)

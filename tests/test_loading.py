@@ -165,7 +165,7 @@ def test_merging_overwrites_nothing(tmp_path, adapted):
     [
         (lambda p: p.mkdir(), "neither a checkpoint"),
         (lambda p: None, "no such directory"),
-        (lambda p: p.write_text("x"), "no such directory"),
+        (lambda p: p.write_text("x"), "a file, and no GGUF file"),
     ],
     ids=["empty", "absent", "file"],
 )

@@ -105,11 +105,17 @@ def dense_pieces(layer: nn.Module, dtype: torch.dtype) -> Iterator[Tensor]:
 def linear_layers(model: GPT) -> Iterator[tuple[str, nn.Module, str, nn.Module]]:
     """(full name, parent, name, module) of every linear layer in the blocks."""
     for n, block in enumerate(model.blocks):
-        for part, names in LAYERS.items():
-            parent = getattr(block, part)
-            for name in names:
-                if getattr(parent, name, None) is not None:
-                    yield f"blocks.{n}.{part}.{name}", parent, name, getattr(parent, name)
+        for path, parent, name, layer in layers_of(block):
+            yield f"blocks.{n}.{path}", parent, name, layer
+
+
+def layers_of(block: nn.Module) -> Iterator[tuple[str, nn.Module, str, nn.Module]]:
+    """The same of one block, with the names inside it."""
+    for part, names in LAYERS.items():
+        parent = getattr(block, part)
+        for name in names:
+            if getattr(parent, name, None) is not None:
+                yield f"{part}.{name}", parent, name, getattr(parent, name)
 
 
 def kind_for(lora_base: str, precision: str) -> str:
@@ -119,22 +125,42 @@ def kind_for(lora_base: str, precision: str) -> str:
 
 
 def freeze_layers_as(model: GPT, kind: str) -> GPT:
-    """Hold the linear layers of the blocks in "bf16", "fp16" or "int8"; "fp32" leaves them as they are. Embeddings,
-    norms and the head stay: they are where rounding hurts most, and few. Returns the model.
+    """Hold the linear layers of the blocks in "bf16", "fp16" or "int8"; "fp32" leaves them as they are, as those are
+    left that are held so already. Embeddings, norms and the head stay: they are where rounding hurts most, and few.
+    Returns the model.
 
     One layer after the other, so that no more than one is there twice. Raises UserError, with the model as it was, for
     numbers beyond fp16's range.
     """
-    if kind == "fp32":
-        return model
     if kind == "fp16":
-        for path, _, _, layer in linear_layers(model):
-            if not all(tensor.abs().max() <= FP16_MAX for tensor in layer.parameters()):  # a nan is not either
-                raise UserError(
-                    f"{path} holds numbers beyond fp16's {FP16_MAX:.0f}, and is not frozen in it: take another "
-                    "--precision, or --lora_base int8 or fp32"
-                )
-    frozen = {"bf16": HalfLinear, "fp16": partial(HalfLinear, dtype=torch.float16), "int8": Int8Linear}[kind]
-    for _, parent, name, layer in linear_layers(model):
-        setattr(parent, name, frozen(layer))
+        for n, block in enumerate(model.blocks):
+            _check_range(block, f"blocks.{n}.")
+    for n, block in enumerate(model.blocks):
+        freeze_block_as(block, kind, f"blocks.{n}.")
     return model
+
+
+def freeze_block_as(block: nn.Module, kind: str, prefix: str) -> None:
+    """`freeze_layers_as` for one block, whose layers are called `prefix` and their names."""
+    if kind == "fp32":
+        return
+    if kind == "fp16":
+        _check_range(block, prefix)
+    frozen = {"bf16": HalfLinear, "fp16": partial(HalfLinear, dtype=torch.float16), "int8": Int8Linear}[kind]
+    for _, parent, name, layer in layers_of(block):
+        if not isinstance(layer, HalfLinear | Int8Linear):
+            setattr(parent, name, frozen(layer))
+
+
+def is_frozen(model: GPT) -> bool:
+    """Whether linear layers of a model are held in fewer bits, so that its own weights are not there."""
+    return any(isinstance(layer, HalfLinear | Int8Linear) for *_, layer in linear_layers(model))
+
+
+def _check_range(block: nn.Module, prefix: str) -> None:
+    for path, _, _, layer in layers_of(block):
+        if not all(tensor.abs().max() <= FP16_MAX for tensor in layer.parameters()):  # a nan is not either
+            raise UserError(
+                f"{prefix}{path} holds numbers beyond fp16's {FP16_MAX:.0f}, and is not frozen in it: take another "
+                "--precision, or --lora_base int8 or fp32"
+            )

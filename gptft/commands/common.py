@@ -17,7 +17,9 @@ from gptft.commands.parser import Parser, number, whole_number
 from gptft.errors import BadRecord, UserError
 from gptft.run import threads
 
-MODEL = "a checkpoint, a run's folder, a Hugging Face directory, PEFT's adapters, a hub id, or the preset tiny"
+MODEL = (
+    "a checkpoint, a run's folder, a Hugging Face directory, PEFT's adapters, a GGUF file, a hub id, or the preset tiny"
+)
 
 
 def run(command: Callable[[list[str]], None], argv: list[str] | None = None) -> None:

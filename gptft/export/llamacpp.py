@@ -9,14 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 import os
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
-
-import torch
-from torch import Tensor
 
 from gptft.adapters.lora import adapters_of
 from gptft.architecture import GPTConfig
@@ -24,64 +20,17 @@ from gptft.errors import UserError, need_extra
 from gptft.export.llamacpp_vocabulary import vocabulary_of, write_vocabulary
 from gptft.files import sync_directory
 from gptft.formats.families import config_to_hf
-from gptft.model import GPT, rotary_frequencies
+from gptft.formats.gguf import FAMILY_OF, FUSED, OWN_CONFIG, Entry, entries_of, settings_of
+from gptft.model import GPT
 from gptft.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     import gguf
-    import numpy as np
 
 KINDS = ("fp32", "fp16", "q8_0")
 BLOCK = 32  # numbers that share a scale in q8_0: a row must be a multiple of it
 # transformers' families -> llama.cpp's architectures
-ARCHITECTURES = {
-    "gpt2": "gpt2",
-    "gpt_neox": "gptneox",
-    "llama": "llama",
-    "mistral": "llama",
-    "qwen2": "qwen2",
-    "qwen3": "qwen3",
-    "smollm3": "smollm3",
-}
-FUSED = ("gpt2", "gptneox")  # q, k and v are one tensor, and the activation is GELU's tanh form
-# These turn channel 2i with 2i + 1, where we and the others turn channel i with i + half: rows are put in that order.
-NEIGHBOURS = ("llama", "smollm3")
-OUTER = {"tok": "token_embd", "pos": "position_embd", "norm": "output_norm", "lm_head": "output"}
-INNER = {
-    "norm1": "attn_norm",
-    "norm2": "ffn_norm",
-    "attn.q": "attn_q",
-    "attn.k": "attn_k",
-    "attn.v": "attn_v",
-    "attn.out": "attn_output",
-    "attn.q_norm": "attn_q_norm",
-    "attn.k_norm": "attn_k_norm",
-    "mlp.gate": "ffn_gate",
-    "mlp.up": "ffn_up",
-    "mlp.down": "ffn_down",
-}
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A tensor of the file and those of ours that it holds, one after the other.
-
-    `heads`: so many heads whose rows go from (first half, second half) to neighbours.
-    """
-
-    name: str
-    parts: tuple[Tensor, ...]
-    heads: int = 0
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return (sum(part.size(0) for part in self.parts), *self.parts[0].shape[1:])
-
-    def value(self) -> np.ndarray:
-        x = torch.cat([part.detach().to("cpu", torch.float32) for part in self.parts])
-        if self.heads:
-            x = x.unflatten(0, (self.heads, 2, -1)).transpose(1, 2).flatten(0, 2)  # (nh, 2, hs/2, ...) -> (rows, ...)
-        return x.contiguous().numpy()
+ARCHITECTURES = {family: arch for arch, family in FAMILY_OF.items()} | {"mistral": "llama"}
 
 
 def export_gguf(
@@ -159,35 +108,6 @@ def architecture_of(config: GPTConfig) -> tuple[str, list[str]]:
     return arch, notes
 
 
-def entries_of(model: GPT, arch: str) -> Iterator[Entry]:
-    """Every tensor of the file."""
-    config, ours = model.config, dict(model.named_parameters())
-    for name in ours:
-        stem, _, part = name.rpartition(".")
-        if not stem.startswith("blocks."):
-            yield Entry(f"{OUTER[stem]}.{part}", (ours[name],))
-            continue
-        _, layer, inner = stem.split(".", 2)
-        if inner in ("attn.q", "attn.k", "attn.v") and arch in FUSED:
-            if inner == "attn.q":
-                qkv = tuple(ours[f"blocks.{layer}.attn.{x}.{part}"] for x in "qkv")
-                yield Entry(f"blk.{layer}.attn_qkv.{part}", qkv)
-            continue
-        heads = {"attn.q": config.n_head, "attn.k": config.n_kv_head}.get(inner, 0) if arch in NEIGHBOURS else 0
-        yield Entry(f"blk.{layer}.{INNER[inner]}.{part}", (ours[name],), heads)
-    if arch == "gptneox":  # it asks for tensors that others may leave out: zeros and a copy change nothing
-        if config.tie_embeddings:
-            yield Entry("output.weight", (model.tok.weight,))
-        for layer in range(config.n_layer):
-            if not config.qkv_bias:
-                yield Entry(f"blk.{layer}.attn_qkv.bias", (torch.zeros(3 * config.n_embd),))
-            if not config.out_bias:
-                yield Entry(f"blk.{layer}.attn_output.bias", (torch.zeros(config.n_embd),))
-    if config.rope_original:  # by how much each pair of channels is slowed down
-        plain = rotary_frequencies(dataclasses.replace(config, rope_original=0), "cpu")
-        yield Entry("rope_freqs.weight", (plain / rotary_frequencies(config, "cpu"),))
-
-
 def storage(entry: Entry, kind: str) -> str:
     """ggml's name for how a tensor is stored. As llama.cpp's own converter does: vectors and positions in fp32, and
     rows that cannot be cut into blocks in fp16."""
@@ -204,25 +124,12 @@ def write_settings(writer: gguf.GGUFWriter, config: GPTConfig, arch: str, kind: 
     writer.add_file_type({"fp32": files.ALL_F32, "fp16": files.MOSTLY_F16, "q8_0": files.MOSTLY_Q8_0}[kind])
     if kind == "q8_0":
         writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
-    writer.add_vocab_size(config.vocab_size)
-    writer.add_context_length(config.block_size)
-    writer.add_embedding_length(config.n_embd)
-    writer.add_block_count(config.n_layer)
-    writer.add_feed_forward_length(config.n_inner)
-    writer.add_head_count(config.n_head)
-    writer.add_head_count_kv(config.n_kv_head)
-    if config.norm == "rms":
-        writer.add_layer_norm_rms_eps(config.norm_eps)
-    else:
-        writer.add_layer_norm_eps(config.norm_eps)
-    if config.position == "rotary":
-        writer.add_rope_dimension_count(config.rotary_size)
-        writer.add_rope_freq_base(config.rope_theta)
-    if arch not in FUSED:
-        writer.add_key_length(config.head_size)
-        writer.add_value_length(config.head_size)
-    if arch == "gptneox":
-        writer.add_parallel_residual(config.parallel_residual)
+    for key, value in settings_of(config, arch).items():
+        add = {int: writer.add_uint32, float: writer.add_float32, bool: writer.add_bool}[type(value)]
+        add(f"{arch}.{key}", value)
+    own = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
+    defaults = {f.name: f.default for f in dataclasses.fields(config)}
+    writer.add_string(OWN_CONFIG, json.dumps({key: value for key, value in own.items() if value != defaults[key]}))
 
 
 def write_tensors(writer: gguf.GGUFWriter, entries: list[Entry], kinds: list[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 import tempfile
 from dataclasses import dataclass
@@ -12,14 +13,14 @@ from typing import TYPE_CHECKING
 from gptft.errors import UserError
 from gptft.export.hf import write_tokenizer
 from gptft.files import read_json
-from gptft.formats.hf_tokenizer import CASELESS, REST
+from gptft.formats.gguf_tokenizer import BYTE, CONTROL, NORMAL, OWN, STEPS, UNKNOWN, UNUSED, USER_DEFINED
+from gptft.formats.hf_tokenizer import CASED, CASELESS, REST
 from gptft.text.engines import TiktokenEngine, nodes
 from gptft.tokenizer import EMBEDDED_PATTERN, Tokenizer
 
 if TYPE_CHECKING:
     import gguf
 
-CASED = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]"
 # How a tokenizer.json splits text -> (llama.cpp's name for it, whether that takes whole words past the merges)
 SPLITS = {
     ("ByteLevel",): (("gpt-2", False),),
@@ -32,12 +33,8 @@ SPLITS = {
 # embedded vocabulary, where "default" gives 5%; Mistral's tekken is written there with ASCII's upper and lower case.
 NEAREST = {
     (EMBEDDED_PATTERN,): "llama-bpe",
-    (
-        CASED + r"*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|" + CASED + r"+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|\p{N}"
-        r"| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+",
-    ): "tekken",
+    (CASED,): "tekken",
 }
-NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)  # llama.cpp's types of tokens
 
 
 @dataclass
@@ -57,6 +54,7 @@ class Vocabulary:
     unknown: int | None = None
     add_bos: bool = False
     chat_template: str = ""
+    own: str = ""  # JSON: what llama.cpp has no exact name for, for whoever opens the file with gptft
     notes: list[str] = dataclasses.field(default_factory=list)
 
 
@@ -95,6 +93,9 @@ def vocabulary_of(tokenizer: Tokenizer | None, size: int) -> Vocabulary:
     vocabulary.bos = tokenizer.eot if tokenizer.bos is None else tokenizer.bos
     vocabulary.eos, vocabulary.add_bos = tokenizer.stop, tokenizer.bos is not None
     vocabulary.chat_template = settings.get("chat_template", "")
+    own = {step: values[step] for step in STEPS} | {"ignore_merges": bool(model.get("ignore_merges"))}
+    own |= {"eot": tokenizer.eot_name, "end_ids": list(tokenizer.end_ids)}
+    vocabulary.own = json.dumps(own, ensure_ascii=False)
     return vocabulary
 
 
@@ -193,3 +194,4 @@ def write_vocabulary(writer: gguf.GGUFWriter, vocabulary: Vocabulary) -> None:
     writer.add_add_eos_token(False)
     if vocabulary.chat_template:
         writer.add_chat_template(vocabulary.chat_template)
+    writer.add_string(OWN, vocabulary.own)

@@ -19,6 +19,11 @@ from gptft.tokenizer import EMBEDDED_PATTERN, EOT, GPT2_PATTERN, Tokenizer
 # code point and on hostile text. Any other pattern is left to `tokenizers`.
 CASELESS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
 REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_WORD = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]"
+CASED = (  # Mistral's tekken
+    _WORD + r"*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|" + _WORD + r"+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|\p{N}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 PATTERNS = {
     r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+": GPT2_PATTERN,
     **{pattern: pattern for pattern in (CASELESS + r"\p{N}{1,3}" + REST, CASELESS + r"\p{N}" + REST)},  # Llama 3, Qwen
@@ -47,21 +52,16 @@ def read_hf_tokenizer(directory: Path) -> Tokenizer:
         path = directory / "vocab.json"
     try:
         values = _read(path) if whole else _from_vocab_and_merges(directory, config)
-        _check(values, path)
+        check_tokenizer(values, path)
         named = _named_tokens(config)
         eot = _end_of_text(directory, values, named)
         _complete(values, config, {**named, "eos_token": eot}, directory)
         _check_ids(values, directory / "tokenizer_config.json")
         values = _as_llama(values, directory, config)
-        specials = {token["content"]: token["id"] for token in values["added_tokens"] if token["special"]}
         bos = _beginning(values["post_processor"], path) if whole else None
         if not whole and config.get("add_bos_token") and "bos_token" in named:
-            bos = specials[named["bos_token"]]
-        ranks, pattern = ranks_of(values), _pattern(values)
-        if ranks is not None and pattern is not None:
-            tokenizer = Tokenizer(ranks, pattern, specials, eot, bos)
-        else:
-            tokenizer = Tokenizer.over(TokenizersEngine(values), specials, eot, bos)
+            bos = next(token["id"] for token in values["added_tokens"] if token["content"] == named["bos_token"])
+        tokenizer = tokenizer_of(values, eot, bos)
         tokenizer.end_ids = _end_ids(directory, tokenizer.n_vocab)
     except UserError:
         raise
@@ -69,8 +69,17 @@ def read_hf_tokenizer(directory: Path) -> Tokenizer:
         raise UserError(f"{path}: not a tokenizer that can be read ({type(error).__name__}: {error})") from None
     source = _chat_source(directory, config)
     if source is not None:
-        tokenizer.template = ChatTemplate(source, named, tuple(specials), eot)
+        tokenizer.template = ChatTemplate(source, named, tuple(tokenizer.specials), eot)
     return tokenizer
+
+
+def tokenizer_of(values: dict, eot: str, bos: int | None) -> Tokenizer:
+    """The values of a `tokenizer.json`, complete and checked -> a Tokenizer; by tiktoken where that is exact."""
+    specials = {token["content"]: token["id"] for token in values["added_tokens"] if token["special"]}
+    ranks, pattern = ranks_of(values), _pattern(values)
+    if ranks is not None and pattern is not None:
+        return Tokenizer(ranks, pattern, specials, eot, bos)
+    return Tokenizer.over(TokenizersEngine(values), specials, eot, bos)
 
 
 # ---- reading the files
@@ -122,7 +131,7 @@ def _added(name: str, i: int, **flags) -> dict:
     return {"id": i, "content": name, **plain, **{key: value for key, value in flags.items() if key in plain}}
 
 
-def _check(values: dict, path: Path) -> None:
+def check_tokenizer(values: dict, path: Path) -> None:
     """Refuse what is no BPE, and what could not be turned back into text; fill in what a file may leave out."""
     model = values["model"]
     kind = model.setdefault("type", "BPE" if "merges" in model else "of no stated type")

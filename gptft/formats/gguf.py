@@ -1,0 +1,418 @@
+"""Models in GGUF files, as llama.cpp, Ollama and LM Studio have them: its names for tensors and settings, and ours.
+
+One table serves both ways: `export/llamacpp.py` writes what is read here. The architecture comes from the file's own
+settings; a setting that is not known, and might change the arithmetic, is refused by name.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gptft.adapters.frozen import freeze_block_as
+from gptft.architecture import GPTConfig
+from gptft.errors import UserError
+from gptft.formats.families import config_from_hf
+from gptft.formats.gguf_file import GGUFFile
+from gptft.formats.tensors import Stored
+from gptft.model import GPT, rotary_frequencies
+
+# llama.cpp's architectures -> transformers' families
+FAMILY_OF = {
+    "gpt2": "gpt2",
+    "gptneox": "gpt_neox",
+    "llama": "llama",
+    "qwen2": "qwen2",
+    "qwen3": "qwen3",
+    "smollm3": "smollm3",
+}
+FUSED = ("gpt2", "gptneox")  # q, k and v are one tensor, and the activation is GELU's tanh form
+# These turn channel 2i with 2i + 1, where we and the others turn channel i with i + half: rows are put in that order.
+NEIGHBOURS = ("llama", "smollm3")
+OUTER = {"tok": "token_embd", "pos": "position_embd", "norm": "output_norm", "lm_head": "output"}
+INNER = {
+    "norm1": "attn_norm",
+    "norm2": "ffn_norm",
+    "attn.q": "attn_q",
+    "attn.k": "attn_k",
+    "attn.v": "attn_v",
+    "attn.out": "attn_output",
+    "attn.q_norm": "attn_q_norm",
+    "attn.k_norm": "attn_k_norm",
+    "mlp.gate": "ffn_gate",
+    "mlp.up": "ffn_up",
+    "mlp.down": "ffn_down",
+}
+EMBEDDING, HEAD = "token_embd.weight", "output.weight"
+NEAR = 1e-5  # between two ways to compute the same fp32 numbers
+# Ours, of files that gptft wrote: the architecture, as far as the settings of llama.cpp do not tell it.
+OWN_CONFIG = "gptft.config"
+# An architecture's settings that change nothing here, or are told by others
+SILENT = {"vocab_size", "tensor_data_layout", "rope.scaling.finetuned", "rope.scaling.original_context_length"}
+# ... and those that change nothing at these values
+HARMLESS = {
+    "rope.scaling.type": ("none", ""),
+    "rope.scaling.factor": (0, 1),
+    "rope.scale_linear": (1,),
+    "attention.causal": (True,),
+    "attention.sliding_window": (0,),
+    "expert_count": (0,),
+    "expert_used_count": (0,),
+}
+# Llama 3.1's and 3.2's stretching of the rotary frequencies: (low, high, original context). A file holds the outcome.
+STRETCHED = ((1.0, 4.0, 8192),)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A tensor of the file and those of ours that it holds, one after the other.
+
+    `heads`: so many heads whose rows go from (first half, second half) to neighbours. `made`: it is no parameter of
+    ours, but follows from the config; llama.cpp asks for it.
+    """
+
+    name: str
+    parts: tuple[Tensor, ...]
+    heads: int = 0
+    made: bool = False
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (sum(part.size(0) for part in self.parts), *self.parts[0].shape[1:])
+
+    def value(self) -> np.ndarray:
+        """Ours -> the tensor of the file, in fp32."""
+        x = torch.cat([part.detach().to("cpu", torch.float32) for part in self.parts])
+        if self.heads:
+            x = x.unflatten(0, (self.heads, 2, -1)).transpose(1, 2).flatten(0, 2)  # (nh, 2, hs/2, ...) -> (rows, ...)
+        return x.contiguous().numpy()
+
+    @torch.no_grad()
+    def fill(self, start: int, rows: Tensor) -> None:
+        """The rows of the file's tensor from `start` on -> ours, in the dtype that ours have."""
+        first = 0
+        for part in self.parts:
+            n = part.size(0)
+            a, b = max(start, first), min(start + len(rows), first + n)
+            if a < b and self.heads:
+                row = torch.arange(a - first, b - first)
+                size = n // self.heads  # of a head: row 2i + w of the file is row w * size / 2 + i of ours
+                ours = row // size * size + row % 2 * (size // 2) + row % size // 2
+                part[ours] = rows[a - start : b - start].to(part.dtype)
+            elif a < b:
+                part[a - first : b - first].copy_(rows[a - start : b - start])
+            first += n
+
+
+def entries_of(model: GPT, arch: str, outside_blocks: bool = False) -> Iterator[Entry]:
+    """Every tensor of the file of a model; `outside_blocks`: but not the parameters of its blocks."""
+    config = model.config
+    for name, parameter in model.named_parameters():
+        stem, _, part = name.rpartition(".")
+        if not stem.startswith("blocks."):
+            yield Entry(f"{OUTER[stem]}.{part}", (parameter,))
+    for layer in () if outside_blocks else range(config.n_layer):
+        yield from entries_of_layer(model, arch, layer)
+    if arch == "gptneox":  # it asks for tensors that others may leave out: zeros and a copy change nothing
+        if config.tie_embeddings:
+            yield Entry(HEAD, (model.tok.weight,), made=True)
+        for layer in range(config.n_layer):
+            if not config.qkv_bias:
+                yield Entry(f"blk.{layer}.attn_qkv.bias", (torch.zeros(3 * config.n_embd),), made=True)
+            if not config.out_bias:
+                yield Entry(f"blk.{layer}.attn_output.bias", (torch.zeros(config.n_embd),), made=True)
+    if config.rope_original:
+        yield Entry("rope_freqs.weight", (slowing(config),), made=True)
+
+
+def entries_of_layer(model: GPT, arch: str, layer: int) -> Iterator[Entry]:
+    """Every tensor of the file of one block."""
+    config, ours = model.config, dict(model.blocks[layer].named_parameters())
+    for name in ours:
+        inner, _, part = name.rpartition(".")
+        if inner in ("attn.q", "attn.k", "attn.v") and arch in FUSED:
+            if inner == "attn.q":
+                yield Entry(f"blk.{layer}.attn_qkv.{part}", tuple(ours[f"attn.{x}.{part}"] for x in "qkv"))
+            continue
+        heads = {"attn.q": config.n_head, "attn.k": config.n_kv_head}.get(inner, 0) if arch in NEIGHBOURS else 0
+        yield Entry(f"blk.{layer}.{INNER[inner]}.{part}", (ours[name],), heads)
+
+
+def slowing(config: GPTConfig) -> Tensor:
+    """By how much each pair of channels is slowed down by the stretching of the rotary frequencies (rot/2,)."""
+    plain = rotary_frequencies(dataclasses.replace(config, rope_original=0), "cpu")
+    return plain / rotary_frequencies(config, "cpu")
+
+
+def settings_of(config: GPTConfig, arch: str) -> dict[str, int | float | bool]:
+    """What a file says of the architecture, without the architecture's name before each."""
+    settings: dict[str, int | float | bool] = {
+        "vocab_size": config.vocab_size,
+        "context_length": config.block_size,
+        "embedding_length": config.n_embd,
+        "block_count": config.n_layer,
+        "feed_forward_length": config.n_inner,
+        "attention.head_count": config.n_head,
+        "attention.head_count_kv": config.n_kv_head,
+        "attention.layer_norm_rms_epsilon" if config.norm == "rms" else "attention.layer_norm_epsilon": config.norm_eps,
+    }
+    if config.position == "rotary":
+        settings |= {"rope.dimension_count": config.rotary_size, "rope.freq_base": config.rope_theta}
+    if arch not in FUSED:
+        settings |= {"attention.key_length": config.head_size, "attention.value_length": config.head_size}
+    if arch == "gptneox":
+        settings["use_parallel_residual"] = config.parallel_residual
+    return settings
+
+
+# ---- reading
+
+
+def load_gguf(file: GGUFFile, dtype: torch.dtype, freeze: str = "fp32") -> GPT:
+    """A GPT with the weights of a GGUF file, on the CPU, in `dtype`, filled piece by piece. Missing, extra and
+    misshapen tensors raise UserError by name, before any memory is taken.
+
+    `freeze`: how the linear layers of the blocks are held, as `adapters.frozen` has it, each block frozen as soon as it
+    is read: no more than one of them is ever there at full width.
+    """
+    arch, config = read_config(file)
+    if config.n_layer > len(file.tensors):  # said before so many layers are built
+        raise UserError(f"{file.path}: {config.n_layer:,} layers in its settings, {len(file.tensors):,} tensors")
+    with torch.device("meta"):
+        model = GPT(config).to(dtype)
+    _check_tensors(file, _entries_in(file, model, arch))
+    blocks, outside = model.blocks, [child for name, child in model.named_children() if name != "blocks"]
+    for module in outside:
+        module.to_empty(device="cpu")
+    for layer, block in enumerate(blocks):
+        block.to_empty(device="cpu")
+        for entry in entries_of_layer(model, arch, layer):
+            _fill(entry, file)
+        freeze_block_as(block, freeze, f"blocks.{layer}.")
+    for entry in _entries_in(file, model, arch, outside_blocks=True):
+        if entry.made and entry.name in file.tensors:
+            _check_made(file, entry, file.tensors[entry.name])
+        elif not entry.made:
+            _fill(entry, file)
+    return model
+
+
+def _fill(entry: Entry, file: GGUFFile) -> None:
+    for start, _, rows in file.tensors[entry.name].pieces():
+        entry.fill(start, rows)
+
+
+class WeightsOf(Mapping):
+    """The weights of a GGUF file by our names, in fp32, each read when it is asked for: a model in fewer bits is known
+    by these."""
+
+    def __init__(self, file: GGUFFile) -> None:
+        self.file = file
+        arch, config = read_config(file)
+        with torch.device("meta"):
+            model = GPT(config)
+        names = {id(parameter): name for name, parameter in model.named_parameters()}
+        self.places = {
+            names[id(part)]: (entry, n)
+            for entry in entries_of(model, arch)
+            if not entry.made
+            for n, part in enumerate(entry.parts)
+        }
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.places)
+
+    def __getitem__(self, name: str) -> Tensor:
+        entry, n = self.places[name]
+        entry = dataclasses.replace(entry, parts=tuple(torch.empty(part.shape) for part in entry.parts))
+        _fill(entry, self.file)
+        return entry.parts[n]
+
+
+def _entries_in(file: GGUFFile, model: GPT, arch: str, outside_blocks: bool = False) -> list[Entry]:
+    """`entries_of`, and a head that is stored although it is the embedding, as many files have it."""
+    entries = list(entries_of(model, arch, outside_blocks))
+    doubled = model.config.tie_embeddings and HEAD in file.tensors and all(entry.name != HEAD for entry in entries)
+    return [*entries, Entry(HEAD, (model.tok.weight,), made=True)] if doubled else entries
+
+
+def _is_tied(file: GGUFFile) -> bool:
+    """Whether the head is the embedding: there is none, or it holds the same numbers."""
+    if HEAD not in file.tensors:
+        return True
+    head, embedding = file.tensors[HEAD], file.tensors[EMBEDDING]
+    return head.shape == embedding.shape and all(
+        torch.equal(rows, embedding.read(start, stop)) for start, stop, rows in head.pieces()
+    )
+
+
+def _check_tensors(file: GGUFFile, entries: list[Entry]) -> None:
+    due = {entry.name: entry for entry in entries}
+    for entry in entries:
+        if entry.name not in file.tensors and not entry.made:
+            raise UserError(f"{file.path}: the tensor {entry.name!r} is missing")
+    for name, tensor in file.tensors.items():
+        if name not in due:
+            raise UserError(f"{file.path}: unexpected tensor {name!r}")
+        if tensor.shape != due[name].shape:
+            raise UserError(
+                f"{file.path}: tensor {name!r} has shape {tensor.shape}; its settings ask for {due[name].shape}"
+            )
+
+
+@torch.no_grad()
+def _check_made(file: GGUFFile, entry: Entry, stored: Stored) -> None:
+    """A tensor that follows from the rest must be what follows."""
+    for start, stop, rows in stored.pieces():
+        due = entry.parts[0][start:stop]
+        if not torch.allclose(rows.to(due.dtype), due, rtol=NEAR, atol=0):
+            raise UserError(f"{file.path}: the tensor {entry.name!r} is not what the rest of the file asks for")
+
+
+def read_config(file: GGUFFile) -> tuple[str, GPTConfig]:
+    """llama.cpp's name of the architecture, and the architecture. Raises UserError."""
+    arch = file.settings.get("general.architecture")
+    if not isinstance(arch, str) or arch not in FAMILY_OF:
+        raise UserError(f"{file.path}: architecture {arch!r} is not supported; supported: {', '.join(FAMILY_OF)}")
+    given = {
+        name.removeprefix(f"{arch}."): value
+        for name, value in file.settings.items()
+        if name.startswith(f"{arch}.") and name.removeprefix(f"{arch}.") not in SILENT
+    }
+    if OWN_CONFIG in file.settings:
+        config = _own_config(file)
+    else:
+        config = config_from_hf(_as_hf(file, arch, _alike(given)), str(file.path))
+    _check_settings(file, arch, config, _alike(given))
+    return arch, config
+
+
+def _own_config(file: GGUFFile) -> GPTConfig:
+    source = f"{file.path}, {OWN_CONFIG}"
+    try:
+        values = json.loads(file.settings[OWN_CONFIG])
+    except (ValueError, TypeError, RecursionError):
+        values = None
+    if not isinstance(values, dict):
+        raise UserError(f"{source}: it is no JSON object")
+    return GPTConfig.from_dict(values, source)
+
+
+def _alike(given: dict) -> dict:
+    """A list with a number for each layer, all alike, as that number."""
+    return {
+        name: value[0].item() if isinstance(value, np.ndarray) and len(value) and (value == value[0]).all() else value
+        for name, value in given.items()
+    }
+
+
+def _as_hf(file: GGUFFile, arch: str, given: dict) -> dict:
+    """The settings as the `config.json` of the family."""
+    has = file.tensors.keys()
+    if EMBEDDING not in has:
+        raise UserError(f"{file.path}: the tensor {EMBEDDING!r} is missing")
+    common = {
+        "model_type": FAMILY_OF[arch],
+        "vocab_size": file.tensors[EMBEDDING].shape[0],
+        "tie_word_embeddings": _is_tied(file),
+    }
+    if arch == "gpt2":
+        return common | {
+            "n_positions": given.get("context_length"),
+            "n_embd": given.get("embedding_length"),
+            "n_layer": given.get("block_count"),
+            "n_head": given.get("attention.head_count"),
+            "n_inner": given.get("feed_forward_length"),
+            "layer_norm_epsilon": given.get("attention.layer_norm_epsilon", 1e-5),
+            "activation_function": "gelu_new",
+        }
+    width, heads = given.get("embedding_length"), given.get("attention.head_count")
+    known = type(width) is int and type(heads) is int and heads > 0
+    head_size = given.get("attention.key_length") or (width // heads if known else None)
+    shared = common | {
+        "max_position_embeddings": given.get("context_length"),
+        "num_hidden_layers": given.get("block_count"),
+        "num_attention_heads": heads,
+        "hidden_size": width,
+        "intermediate_size": given.get("feed_forward_length"),
+        "rope_theta": given.get("rope.freq_base", 10000.0),
+        "attention_bias": "blk.0.attn_output.bias" in has,
+    }
+    if arch == "gptneox":
+        rotated = given.get("rope.dimension_count")
+        sized = type(rotated) is int and type(head_size) is int and head_size
+        return shared | {
+            "layer_norm_eps": given.get("attention.layer_norm_epsilon"),
+            "use_parallel_residual": given.get("use_parallel_residual"),
+            "rotary_pct": rotated / head_size if sized else 1.0,
+        }
+    if arch in ("qwen2", "qwen3"):
+        shared.pop("attention_bias")  # qwen2 has its own rule, and qwen3 in llama.cpp none
+    return shared | {
+        "num_key_value_heads": given.get("attention.head_count_kv", heads),
+        "head_dim": head_size,
+        "rms_norm_eps": given.get("attention.layer_norm_rms_epsilon"),
+        "mlp_bias": "blk.0.ffn_up.bias" in has,
+        "rope_scaling": _stretching(file, shared, head_size) if "rope_freqs.weight" in has else None,
+    }
+
+
+def _stretching(file: GGUFFile, hf: dict, head_size: int) -> dict:
+    """Which stretching of the rotary frequencies gives what the file's `rope_freqs` holds. Raises UserError."""
+    stored = file.tensors["rope_freqs.weight"]
+    if stored.shape != (head_size // 2,):
+        raise UserError(f"{file.path}: tensor 'rope_freqs.weight' has shape {stored.shape}; not ({head_size // 2},)")
+    slowed = stored.read_all()
+    for low, high, original in STRETCHED:
+        factor = float(slowed.max())
+        config = GPTConfig(
+            1,
+            1,
+            n_layer=1,
+            n_head=1,
+            n_embd=head_size,
+            position="rotary",
+            rope_theta=hf["rope_theta"],
+            rope_original=original,
+            rope_factor=max(factor, 1.0),
+            rope_low=low,
+            rope_high=high,
+        )
+        if torch.allclose(slowing(config), slowed, rtol=NEAR, atol=0):
+            return {
+                "rope_type": "llama3",
+                "factor": factor,
+                "low_freq_factor": low,
+                "high_freq_factor": high,
+                "original_max_position_embeddings": original,
+            }
+    raise UserError(f"{file.path}: rope_freqs.weight stretches the rotary frequencies in a way that is not known")
+
+
+def _check_settings(file: GGUFFile, arch: str, config: GPTConfig, given: dict) -> None:
+    """Every setting of the architecture must be what the config says, or be one that changes nothing."""
+    due = settings_of(config, arch)
+    if arch in NEIGHBOURS and config.rotary_size != given.get("rope.dimension_count", config.rotary_size):
+        raise UserError(
+            f"{file.path}: {arch}.rope.dimension_count = {given['rope.dimension_count']!r} is not supported; only the "
+            f"whole head ({config.head_size}) is"
+        )
+    for name, value in given.items():
+        if not isinstance(value, int | float | str):  # a list with other numbers for other layers
+            same = False
+        elif name in due:
+            same = not isinstance(value, str) and abs(due[name] - value) <= 1e-6 * abs(due[name])
+        else:
+            same = value in HARMLESS.get(name, ())
+            same |= name == "attention.sliding_window" and not isinstance(value, str) and value >= config.block_size
+        if not same:
+            raise UserError(f"{file.path}: {arch}.{name} = {value!r} is not supported here, and may change the result")
