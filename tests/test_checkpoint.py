@@ -15,6 +15,7 @@ from gptft.adapters.lora import LoraConfig, add_lora, lora_state
 from gptft.architecture import GPTConfig
 from gptft.checkpoint import model_id, newest, prune, save, verify
 from gptft.errors import UserError
+from gptft.formats.tensors import read_bin
 from gptft.generation import generate
 from gptft.loading import base_of, load
 from gptft.model import GPT
@@ -320,6 +321,16 @@ def test_pruning_spares_the_checkpoint_just_written(tmp_path):
     (tmp_path / "step-000500").mkdir()
     prune(tmp_path, keep=1, step=500)
     assert [e.name for e in tmp_path.iterdir()] == ["step-000500"]
+
+
+def test_a_file_of_many_small_tensors_is_opened_a_few_times(tmp_path, monkeypatch):
+    """Opening takes as long as there are tensors: the adapters of 30 layers took half a minute to read."""
+    torch.save({f"t{n}": torch.full((3, 4), float(n)) for n in range(400)}, tmp_path / "t.pt")
+    calls, plainly = [], torch.load
+    monkeypatch.setattr(torch, "load", lambda *args, **options: calls.append(1) or plainly(*args, **options))
+    read = {stored.name: stored.read_all() for stored in read_bin(tmp_path / "t.pt")}
+    assert len(read) == 400 and all(torch.equal(read[f"t{n}"], torch.full((3, 4), float(n))) for n in range(400))
+    assert len(calls) <= 3
 
 
 def test_another_architecture_is_refused_by_tensor(tmp_path):

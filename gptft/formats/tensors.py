@@ -80,10 +80,19 @@ def read_bin(path: Path) -> Iterator[Stored]:
             warnings.simplefilter("ignore")  # of torch's, on what an error here says in one line
             return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
 
+    # Opened anew once so much was read, as above; not for each piece, for opening takes as long as there are tensors.
+    opened: dict = {}
+    was_read = 0
+
     def reader(name: str, value: Tensor | None) -> Callable[[int, int], Tensor]:
         def read(start: int, stop: int) -> Tensor:
-            tensor = value if value is not None else load()[name]  # opened anew for each piece, as above
-            return tensor[start:stop] if tensor.dim() else tensor
+            nonlocal opened, was_read
+            if value is None and (not opened or was_read > at_once):
+                opened, was_read = load(), 0
+            tensor = value if value is not None else opened[name]
+            piece = tensor[start:stop] if tensor.dim() else tensor
+            was_read += piece.numel() * piece.element_size()
+            return piece
 
         return read
 
