@@ -20,7 +20,7 @@ from gptft.errors import UserError, need_extra
 from gptft.export.llamacpp_vocabulary import vocabulary_of, write_vocabulary
 from gptft.files import sync_directory
 from gptft.formats.families import config_to_hf
-from gptft.formats.gguf import FAMILY_OF, FUSED, OWN_CONFIG, Entry, entries_of, settings_of
+from gptft.formats.gguf_names import FAMILY_OF, FUSED, OWN_CONFIG, Entry, entries_of, settings_of
 from gptft.model import GPT
 from gptft.tokenizer import Tokenizer
 
