@@ -8,7 +8,7 @@ from pathlib import Path
 from gptft.checkpoint import model_id
 from gptft.data.build import NAMED
 from gptft.data.shapes import recognise
-from gptft.data.sources import Unreadable, find, parse, raw_records
+from gptft.data.sources import Unreadable, find, kind_of, parse, raw_records
 from gptft.device import pick_device
 from gptft.errors import BadRecord, UserError
 from gptft.finetuning import Run, finetune
@@ -80,7 +80,7 @@ def warn_of_bad_records(path: Path, fields: dict[str, str] | None) -> None:
 
     Raises UserError where no record is left.
     """
-    if path.suffix == ".txt":
+    if kind_of(path) == ".txt":
         return
     count, first_bad, n_bad = 0, [], 0
     for line, raw in raw_records(path):

@@ -18,9 +18,9 @@ from tqdm import tqdm
 from gptft.data.cuts import cuts_of
 from gptft.data.plain_text import chunks, text_ids
 from gptft.data.shapes import recognise, used_keys
-from gptft.data.sources import TextFile, Unreadable, parse, raw_records
+from gptft.data.sources import TextFile, Unreadable, kind_of, mentions, parse, raw_records
 from gptft.errors import BadRecord, UserError
-from gptft.files import holds, json_line, sha256_file
+from gptft.files import json_line, sha256_file
 from gptft.prompts import Template
 from gptft.text.chat import ChatTemplate
 from gptft.tokenizer import Tokenizer
@@ -60,8 +60,11 @@ class Recipe:
             changes.append("a beginning-of-text is kept")
         if isinstance(self.template, ChatTemplate) and len(self.template.ending) > 1:
             changes.append("all that ends an answer is a target")
-        if any(path.suffix != ".txt" and holds(path, b'"weight"') for path in paths):
+        records = [path for path in paths if kind_of(path) in (".json", ".jsonl")]
+        if any(mentions(path, b'"weight"') for path in records):
             changes.append("turns of the weight 0 are context")
+        if not self.fields and any(mentions(path, b'"context"') and mentions(path, b'"response"') for path in records):
+            changes.append("a context is read")
         if tokenizer.takes_space_behind(tokenizer.stop_id(self.template.stop)):
             changes.append("a stop takes the white space behind it")
         return changes

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from gptft.data.cache import cache_directory
 from gptft.data.shapes import KNOWN, Reading, parts_of, readings_of
-from gptft.data.sources import Unreadable, parse, raw_records
+from gptft.data.sources import Unreadable, kind_of, parse, raw_records
 from gptft.errors import UserError
 from gptft.files import atomic_write, sha256_file
 from gptft.prompts import TEMPLATES, Template, load_template
@@ -44,7 +44,7 @@ def survey(path: Path) -> tuple[list[Kind], Counter[str]]:
 
     A second survey of the same content reads a small file in the cache instead.
     """
-    if path.suffix == ".txt":
+    if kind_of(path) == ".txt":
         return [Kind(path, 1, 1, frozenset({"text"}))], Counter()
     content = json.dumps([path.suffix, sha256_file(path), sorted(KNOWN)])
     cached = cache_directory() / f"keys-{hashlib.sha256(content.encode()).hexdigest()[:32]}.json"

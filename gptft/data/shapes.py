@@ -32,10 +32,23 @@ READINGS = (
     Reading({"question": "instruction", "answer": "response"}, "qa"),
     Reading({"prompt": "instruction", "completion": "response"}, "alpaca"),
     Reading({"input": "instruction", "output": "response"}, "alpaca"),
+    Reading({"instruction": "instruction", "context": "input", "response": "response"}, "alpaca"),  # Dolly
+    Reading({"query": "instruction", "response": "response"}, "alpaca"),
+    Reading({"context": "input", "question": "instruction", "answers": "response"}, "qa"),  # SQuAD
+    Reading({"conversations": "messages"}, "chatml"),  # ShareGPT
     Reading({"text": "text"}, "plain"),
 )
 # Every key that decides how a record is read.
 KNOWN = frozenset(key for reading in READINGS for key in reading.parts) | {"system"}
+# Who speaks in a ShareGPT conversation -> the role
+SPEAKERS = {
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "assistant": "assistant",
+    "system": "system",
+    "tool": "tool",
+}
 ROLES = ("system", "user", "assistant", "tool")
 
 
@@ -62,6 +75,10 @@ def recognise(record: dict, fields: dict[str, str] | None = None) -> Parts:
         value = record.get(key, "")
         if value is None and part in ("input", "system"):
             value = ""
+        if part == "response" and isinstance(value, dict) and isinstance(value.get("text"), list):  # SQuAD's answers
+            if not value["text"]:
+                raise BadRecord(f"key {key!r} has no answer: the question cannot be answered from its context")
+            value = value["text"][0]
         if not isinstance(value, str):
             raise BadRecord(f"key {key!r} must hold text, not {type(value).__name__}")
         if part in ("response", "text") and not value.strip():
@@ -142,6 +159,11 @@ def _why_unread(record: dict) -> str:
     if readings := readings_of(record):
         open_ways = " and ".join(f"by {reading}" for reading in readings)
         return f"it can be read {open_ways}: name the keys to use with --fields"
+    if {"chosen", "rejected"} <= record.keys():
+        return (
+            "a pair of preferences (chosen, rejected), which is data for another kind of training; to learn the chosen "
+            "answers, name the keys: --fields instruction=PROMPT response=chosen"
+        )
     # the set that is nearest to being complete tells which key is missing
     nearest = max(READINGS, key=lambda reading: (len(reading.parts.keys() & record.keys()), -len(reading.parts)))
     missing = [key for key in nearest.parts if key not in record]
@@ -161,6 +183,7 @@ def _check_messages(messages, key: str) -> list[dict]:
     """
     if not isinstance(messages, list) or not messages:
         raise BadRecord(f"key {key!r} must hold a list of messages")
+    messages = [_as_message(message, f"key {key!r}, message {n}") for n, message in enumerate(messages, 1)]
     expected: tuple[str, ...] = ("user",)
     for number, message in enumerate(messages):
         where = f"key {key!r}, message {number + 1}"
@@ -185,6 +208,25 @@ def _check_messages(messages, key: str) -> list[dict]:
     if all(message.get("weight") == 0 for message in answers):
         raise BadRecord(f"key {key!r}: every assistant message has the weight 0, so there is nothing to learn from")
     return messages
+
+
+def _as_message(message, where: str):
+    """A message in its usual form, from ShareGPT's `from` and `value`, and from content as a list of text parts."""
+    if not isinstance(message, dict):
+        return message
+    if "from" in message and "role" not in message:
+        speaker = message["from"]
+        if not isinstance(speaker, str) or speaker not in SPEAKERS:
+            raise BadRecord(f"{where}: it is from {speaker!r}, who is none of {', '.join(SPEAKERS)}")
+        rest = {key: value for key, value in message.items() if key not in ("from", "value")}
+        message = {"role": SPEAKERS[speaker], "content": message.get("value"), **rest}
+    if isinstance(parts := message.get("content"), list):
+        for part in parts:
+            if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text"), str):
+                kind = part.get("type") if isinstance(part, dict) else type(part).__name__
+                raise BadRecord(f"{where}: its content has a part of the type {kind!r}; only text can be read")
+        message = {**message, "content": "".join(part["text"] for part in parts)}
+    return message
 
 
 def _check_weight(message: dict, where: str) -> None:

@@ -1,15 +1,22 @@
-"""Files -> records: JSON arrays, JSON lines and plain text, each record with the line on which it begins.
+"""Files -> records: JSON arrays, JSON lines, tables and plain text, each record with the line on which it begins.
 
 A **record** is a dict from the user's file.
 """
 
 from __future__ import annotations
 
+import bz2
 import codecs
+import contextlib
+import csv
+import gzip
+import io
 import json
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from gptft.errors import UserError
 from gptft.files import resource
@@ -24,18 +31,55 @@ def find(paths: Sequence[str], flag: str = "data") -> list[Path]:
             raise UserError(f"--{flag}: {path} is a folder; name its files")
         if not path.exists():
             raise UserError(f"--{flag}: no such file: {path}")
-        if path.suffix not in (".json", ".jsonl", ".txt"):
-            raise UserError(f"--{flag}: {path}: expected a .json, .jsonl or .txt file")
+        if kind_of(path) not in KINDS:
+            raise UserError(
+                f"--{flag}: {path}: expected a {', '.join(KINDS[:-1])} or {KINDS[-1]} file, or one of these as "
+                f"{' or '.join(COMPRESSED)}"
+            )
         if not path.stat().st_size:
             raise UserError(f"--{flag}: {path} is empty")
         files.append(path)
     return files
 
 
+KINDS = (".json", ".jsonl", ".csv", ".tsv", ".txt")
+COMPRESSED = {".gz": gzip.open, ".bz2": bz2.open}
 JSON_NAMES = {str: "a text", list: "a list", bool: "true or false", type(None): "null"}
 
 
 PIECE = 100_000  # characters of a text that are read at a time
+
+
+def kind_of(path: Path) -> str:
+    """The ending of a file's name, or of what it is the compressed form of."""
+    return Path(path.stem).suffix if path.suffix in COMPRESSED else path.suffix
+
+
+def open_bytes(path: Path) -> BinaryIO:
+    return COMPRESSED.get(path.suffix, open)(path, "rb")
+
+
+@contextlib.contextmanager
+def opened(path: Path) -> Iterator[BinaryIO]:
+    """A file's bytes, decompressed. Raises UserError where that cannot be."""
+    try:
+        with open_bytes(path) as file:
+            yield file
+    except (OSError, EOFError, zlib.error) as error:
+        if path.suffix not in COMPRESSED:
+            raise
+        raise UserError(f"{path}: cannot be decompressed: it is damaged, or cut short ({error})") from None
+
+
+def mentions(path: Path, word: bytes) -> bool:
+    """Whether a file's bytes have the word in them; in bounded memory."""
+    with opened(path) as file:
+        before = b""
+        while piece := file.read(1 << 20):
+            if word in before + piece:
+                return True
+            before = piece[1 - len(word) :]
+    return False
 
 
 class Unreadable(ValueError):
@@ -52,7 +96,7 @@ class TextFile:
         """The text, a piece at a time. Raises UserError where it is no UTF-8, and where it holds nothing."""
         blank = True
         try:
-            with open(self.path, encoding="utf-8-sig") as file:
+            with opened(self.path) as binary, io.TextIOWrapper(binary, encoding="utf-8-sig") as file:
                 while piece := file.read(PIECE):
                     blank = blank and not piece.strip()
                     yield piece
@@ -68,12 +112,15 @@ def raw_records(path: Path) -> Iterator[tuple[int, bytes | TextFile | object]]:
 
     Raises UserError naming the line for a `.json` file that cannot be parsed: nothing after it can be found.
     """
-    if path.suffix == ".txt":
+    kind = kind_of(path)
+    if kind == ".txt":
         yield 1, TextFile(path)
-    elif path.suffix == ".json" and not _is_json_lines(path):
+    elif kind in (".csv", ".tsv"):
+        yield from _rows(path, "," if kind == ".csv" else "\t")
+    elif kind == ".json" and not _is_json_lines(path):
         yield from _json_array(path, "".join(TextFile(path).pieces()))
     else:
-        with open(path, "rb") as file:
+        with opened(path) as file:
             for line, content in enumerate(file, 1):
                 if line == 1:
                     content = content.removeprefix(codecs.BOM_UTF8)
@@ -85,6 +132,8 @@ def parse(raw: bytes | TextFile | object) -> dict:
     """A raw record -> dict. Raises Unreadable with the column or the type that was found."""
     if isinstance(raw, TextFile):
         return {"text": "".join(raw.pieces())}
+    if isinstance(raw, Unreadable):
+        raise raw
     if isinstance(raw, bytes):
         try:
             raw = json.loads(raw.decode().rstrip())  # an error at the line's end would be in column 1 of the next
@@ -101,7 +150,7 @@ def parse(raw: bytes | TextFile | object) -> dict:
 
 def _not_utf8(path: Path) -> UserError:
     """The error that names the first line which is no UTF-8."""
-    with open(path, "rb") as file:
+    with opened(path) as file:
         for number, line in enumerate(file, 1):
             try:
                 line.decode()
@@ -113,13 +162,37 @@ def _not_utf8(path: Path) -> UserError:
 def _is_json_lines(path: Path) -> bool:
     """Many a `.json` file really holds JSON lines: its first character tells. One object over several lines is
     refused: its lines would be reported as broken one by one."""
-    with open(path, "rb") as file:
+    with opened(path) as file:
         first = next((line for line in file if line.removeprefix(codecs.BOM_UTF8).strip()), b"")
     if not first.removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"{"):
         return False
     if first.rstrip() in (b"{", codecs.BOM_UTF8 + b"{"):
         raise UserError(f"{path}: one JSON object; expected a list of records, or a record a line")
     return True
+
+
+def _rows(path: Path, delimiter: str) -> Iterator[tuple[int, dict | Unreadable]]:
+    """The rows of a table under its first row's names, each with the line on which it begins. A row with more or fewer
+    fields is Unreadable. Raises UserError where names are missing or double, and for what is no UTF-8 or no table."""
+    csv.field_size_limit(1 << 30)  # characters; the default cuts a long answer off with an error
+    begin = 1
+    try:
+        with opened(path) as binary, io.TextIOWrapper(binary, encoding="utf-8-sig", newline="") as file:
+            rows = csv.reader(file, delimiter=delimiter, strict=True)
+            names = next(rows, [])
+            if not all(names) or len(set(names)) < len(names):
+                raise UserError(f"{path}, line 1: every column must have a name of its own, not {names}")
+            begin = rows.line_num + 1
+            for row in rows:
+                if len(row) == len(names):
+                    yield begin, dict(zip(names, row, strict=True))
+                elif row:  # not an empty line
+                    yield begin, Unreadable(f"{len(row)} fields in a table of {len(names)} columns")
+                begin = rows.line_num + 1
+    except csv.Error as error:
+        raise UserError(f"{path}, line {begin}: no table that can be read: {error}") from None
+    except UnicodeDecodeError:
+        raise _not_utf8(path) from None
 
 
 def _json_array(path: Path, text: str) -> Iterator[tuple[int, object]]:

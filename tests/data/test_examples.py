@@ -582,11 +582,11 @@ def test_json_lines_are_streamed_into_compact_storage(tmp_path):
 
 
 def test_keys_that_play_no_part_are_named(tmp_path, write_lines):
-    """A `context` beside instruction and response is not trained on; it must not be left out without a word."""
-    records = [{"instruction": f"Do {i}", "context": "c", "response": "r"} for i in range(3)]
+    """A `topic` beside instruction and response is not trained on; it must not be left out without a word."""
+    records = [{"instruction": f"Do {i}", "topic": "c", "response": "r"} for i in range(3)]
     dataset = load_dataset([write_lines(records)], embedded(), Recipe(TEMPLATES["alpaca"], 256))
-    assert dataset.ledger["unused_keys"] == {"context": 3}
+    assert dataset.ledger["unused_keys"] == {"topic": 3}
     mapped = Recipe(
-        TEMPLATES["alpaca"], 256, fields={"instruction": "instruction", "input": "context", "response": "response"}
+        TEMPLATES["alpaca"], 256, fields={"instruction": "instruction", "input": "topic", "response": "response"}
     )
     assert load_dataset([write_lines(records)], embedded(), mapped).ledger["unused_keys"] == {}

@@ -1,8 +1,8 @@
-"""What somebody asks a model -> the parts that its template renders."""
+"""The shapes of records, and of what somebody asks a model."""
 
 import pytest
 
-from gptft.data.shapes import Parts, prompt_parts
+from gptft.data.shapes import Parts, prompt_parts, recognise
 from gptft.errors import BadRecord
 from gptft.prompts import TEMPLATES, Template
 
@@ -38,3 +38,60 @@ def test_a_whole_record_is_asked_without_its_answer():
     """Of instruction, input, output and text (tatsu-lab/alpaca) the text was sent as the prompt, answer included."""
     record = {"instruction": "Add.", "input": None, "output": "3", "text": "### Add. ### 3", "messages": []}
     assert prompt_parts(TEMPLATES["alpaca"], record) == {"instruction": "Add.", "input": ""}
+
+
+# ---- shapes of other people's files
+
+
+SHARE = [{"from": "system", "value": "s"}, {"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]
+WHOLE = [{"role": "system", "content": "s"}, {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+TEXTS = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
+
+
+@pytest.mark.parametrize(
+    "record, parts",
+    [
+        (
+            {"instruction": "q", "context": "c", "response": "a", "category": "x"},
+            {"instruction": "q", "input": "c", "response": "a"},
+        ),
+        ({"instruction": "q", "context": "", "response": "a"}, {"instruction": "q", "input": "", "response": "a"}),
+        ({"query": "q", "response": "a"}, {"instruction": "q", "response": "a"}),
+        (
+            {"id": "1", "title": "t", "context": "c", "question": "q", "answers": {"text": ["a", "b"]}},
+            {"instruction": "q", "input": "c", "response": "a"},
+        ),
+        ({"conversations": SHARE}, {"messages": WHOLE}),
+        (
+            {"messages": [{"role": "user", "content": TEXTS}, {"role": "assistant", "content": "x", "weight": 1}]},
+            {"messages": [{"role": "user", "content": "ab"}, {"role": "assistant", "content": "x", "weight": 1}]},
+        ),
+    ],
+    ids=["dolly", "dolly without", "query", "squad", "sharegpt", "parts"],
+)
+def test_shapes_of_other_peoples_files(record, parts):
+    assert recognise(record) == parts
+
+
+@pytest.mark.parametrize(
+    "record, message",
+    [
+        ({"context": "c", "question": "q", "answers": {"text": []}}, "'answers' has no answer"),
+        ({"conversations": [{"from": "narrator", "value": "x"}]}, "message 1: it is from 'narrator'"),
+        ({"conversations": [{"from": "human", "value": 3}]}, "message 1: it must have 'role' and 'content'"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]},
+            "message 1: its content has a part of the type 'image_url'; only text can be read",
+        ),
+        ({"messages": [{"role": "user", "content": ["x"]}]}, "a part of the type 'str'"),
+        ({"prompt": "p", "chosen": "a", "rejected": "b"}, "pair of preferences .* --fields instruction=PROMPT"),
+    ],
+)
+def test_what_a_shape_cannot_give_is_said(record, message):
+    with pytest.raises(BadRecord, match=message):
+        recognise(record)
+
+
+def test_the_chosen_of_a_pair_can_be_learned_by_name():
+    fields = {"instruction": "prompt", "response": "chosen"}
+    assert recognise({"prompt": "p", "chosen": "a", "rejected": "b"}, fields) == {"instruction": "p", "response": "a"}

@@ -1,10 +1,12 @@
 """Files -> records, each with the line on which it begins; what cannot be read is named with file and line."""
 
+import bz2
+import gzip
 import json
 
 import pytest
 
-from gptft.data.sources import Unreadable, find, parse, raw_records
+from gptft.data.sources import Unreadable, find, mentions, parse, raw_records
 from gptft.errors import UserError
 
 
@@ -187,7 +189,8 @@ def test_files_are_found_and_embedded_ones_too(tmp_path):
     "name, content, message",
     [
         ("gone.json", None, "--val_data: no such file: "),
-        ("d.csv", "a,b", "expected a .json, .jsonl or .txt file"),
+        ("d.doc", "a,b", "expected a .json, .jsonl, .csv, .tsv or .txt file, or one of these as .gz or .bz2"),
+        ("d.doc.gz", "a,b", "expected a .json, .jsonl, .csv, .tsv or .txt file"),
         ("d.jsonl", "", "is empty"),
         (".", None, "is a folder; name its files"),
     ],
@@ -199,3 +202,81 @@ def test_a_file_that_cannot_be_used_is_named_with_its_flag(tmp_path, name, conte
         find([str(tmp_path / name)], "val_data")
     assert message in str(caught.value) and str(tmp_path) in str(caught.value)
     assert str(caught.value).startswith("--val_data: ") and caught.value.status == 2
+
+
+# ---- tables and compressed files
+
+
+def test_a_table_gives_a_record_a_row_with_the_line_on_which_it_begins(tmp_path):
+    """Quoted fields may hold delimiters, quotes and new lines; an empty line is no row."""
+    text = '\ufeffquestion,answer\r\nWhat?,"One, ""two"",\r\nthree."\r\n\r\nWho?,\r\n'
+    path = tmp_path / "d.csv"
+    path.write_bytes(text.encode())
+    rows = [(line, parse(raw)) for line, raw in raw_records(path)]
+    assert rows == [
+        (2, {"question": "What?", "answer": 'One, "two",\r\nthree.'}),
+        (5, {"question": "Who?", "answer": ""}),
+    ]
+    path = write(tmp_path, "d.tsv", "a\tb\n1, 2\t3\n")
+    assert [(line, parse(raw)) for line, raw in raw_records(path)] == [(2, {"a": "1, 2", "b": "3"})]
+
+
+def test_a_row_of_another_length_is_a_bad_record_by_line(tmp_path):
+    path = write(tmp_path, "d.csv", "a,b\n1,2\n1,2,3\n1\n4,5\n")
+    found = []
+    for line, raw in raw_records(path):
+        try:
+            found.append((line, parse(raw)))
+        except Unreadable as error:
+            found.append((line, str(error)))
+    assert found == [
+        (2, {"a": "1", "b": "2"}),
+        (3, "3 fields in a table of 2 columns"),
+        (4, "1 fields in a table of 2 columns"),
+        (5, {"a": "4", "b": "5"}),
+    ]
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("a,a\n1,2\n", "line 1: every column must have a name of its own"),
+        ("a,\n1,2\n", "line 1: every column must have a name of its own"),
+        ('a,b\n1,2\n"x,y\n', "line 3: no table that can be read"),
+    ],
+)
+def test_a_table_that_cannot_be_read_is_named_by_line(tmp_path, text, message):
+    with pytest.raises(UserError, match=message):
+        list(raw_records(write(tmp_path, "d.csv", text)))
+
+
+def test_a_table_that_is_no_utf8_is_named_by_line(tmp_path):
+    (tmp_path / "d.csv").write_bytes(b"a,b\n1,2\n\xff,3\n")
+    with pytest.raises(UserError, match="line 3: not UTF-8"):
+        list(raw_records(tmp_path / "d.csv"))
+
+
+@pytest.mark.parametrize("kind", [".json", ".jsonl", ".csv", ".txt"])
+@pytest.mark.parametrize("ending, compress", [(".gz", gzip.compress), (".bz2", bz2.compress)])
+def test_a_compressed_file_gives_the_records_of_the_file(tmp_path, kind, ending, compress):
+    content = {".json": '[{"a": 1},\n{"a": 2}]', ".jsonl": '{"a": 1}\n{"a": 2}', ".csv": "a\n1\n2\n", ".txt": "Hello."}
+    plain = write(tmp_path, f"d{kind}", content[kind])
+    packed = tmp_path / f"d{kind}{ending}"
+    packed.write_bytes(compress(content[kind].encode()))
+    assert find([str(packed)]) == [packed]
+    assert [(n, parse(raw)) for n, raw in raw_records(packed)] == [(n, parse(raw)) for n, raw in raw_records(plain)]
+
+
+@pytest.mark.parametrize("damage", [lambda data: data[:-9], lambda data: b"plain text", lambda data: data[:20] + b"xx"])
+@pytest.mark.parametrize("ending, compress", [(".gz", gzip.compress), (".bz2", bz2.compress)])
+def test_a_damaged_compressed_file_is_one_line(tmp_path, ending, compress, damage):
+    path = tmp_path / f"d.jsonl{ending}"
+    path.write_bytes(damage(compress(b'{"a": 1}\n' * 500)))
+    with pytest.raises(UserError, match="cannot be decompressed: it is damaged, or cut short"):
+        list(raw_records(path))
+
+
+def test_words_are_found_across_pieces_of_a_file(tmp_path):
+    path = tmp_path / "d.jsonl.gz"
+    path.write_bytes(gzip.compress(b"x" * ((1 << 20) - 3) + b'"weight"' + b"y" * 100))
+    assert mentions(path, b'"weight"') and not mentions(path, b'"weigth"')

@@ -11,9 +11,11 @@ from pathlib import Path
 import hf_families as families
 import pytest
 import torch
+from llamacpp_runner import needs_llamacpp, run_llamacpp
 
 import gptft
 from gptft.adapters.lora import adapters_of
+from gptft.decoding import decode
 from gptft.export.llamacpp import export_gguf
 from gptft.generation import prompt_ids, stop_ids
 from gptft.loading import load, merge
@@ -71,6 +73,28 @@ def test_ids_are_those_of_transformers(ours, theirs):
         messages = [{"role": "user", "content": question}]
         expected = theirs[1].apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
         assert prompt_ids(ours[1], question) == prompt_ids(ours[1], messages) == expected
+
+
+@needs_llamacpp
+def test_ids_are_those_of_llama_cpp_and_so_are_the_answers_of_an_exported_file(ours, tmp_path):
+    """The same file, read by the program that it was made for; and in fp32 the same greedy ids from what we write."""
+    model, tokenizer = ours
+    export_gguf(model, tokenizer, tmp_path / "m.gguf", "fp32")
+    texts = [text for text in (*families.HOSTILE, *families.texts(300)) if "\0" not in text]
+    prompts = [prompt_ids(tokenizer, question) for question in QUESTIONS]
+    found, _ = run_llamacpp([tmp_path / "m.gguf"], prompts, texts, 12)
+    for prompt, ids in zip(prompts, found["ids"][0], strict=True):
+        (answer,) = decode_all(model, [prompt], 12)
+        assert answer == ids
+    assert found["texts"][0] == [tokenizer.encode(text) for text in texts]
+
+
+def decode_all(model, prompts, n):
+    answers = [[] for _ in prompts]
+    for pairs in decode(model, prompts, n, (), model.config.vocab_size):
+        for row, token in pairs:
+            answers[row].append(token)
+    return answers
 
 
 def test_greedy_answers_are_those_of_transformers(ours, theirs):
