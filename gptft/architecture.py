@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import typing
 from dataclasses import dataclass
 
 from gptft.errors import UserError, nearest
+
+LARGEST = 2**31 - 1  # of any size: beyond it is a slip, or an attack
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,15 @@ class GPTConfig:
         for f in dataclasses.fields(self):
             if f.type == "float" and type(getattr(self, f.name)) is int:  # 10000 and 10000.0 are one architecture
                 object.__setattr__(self, f.name, float(getattr(self, f.name)))
+
+        for f in dataclasses.fields(self):
+            value = getattr(self, f.name)
+            if f.type == "float" and not 0 < value < math.inf:  # a nan neither
+                raise UserError(f"model config: {f.name} is {value}, it must be above 0")
+            if f.type == "int" and not 0 <= value <= LARGEST:
+                raise UserError(f"model config: {f.name} is {value}, it must be from 0 to {LARGEST:,}")
+        if self.rope_fraction > 1:
+            raise UserError(f"model config: rope_fraction is {self.rope_fraction}, it must be at most 1")
 
         def derive(name: str, value: int) -> None:
             if getattr(self, name) == 0:

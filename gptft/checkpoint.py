@@ -35,6 +35,7 @@ from typing import BinaryIO
 import torch
 from torch import Tensor
 
+from gptft.adapters.frozen import ROUNDED, is_frozen
 from gptft.adapters.lora import adapters_of, lora_state
 from gptft.errors import UserError
 from gptft.files import sha256_file, sync_directory, sync_tree
@@ -53,6 +54,8 @@ def save(path: Path, model: GPT, tokenizer: Tokenizer | None, step: int, resume:
     path, lora = Path(path), adapters_of(model)
     if lora and not lora.base:
         raise UserError(f"{path}: adapters are saved with the name of their base: add_lora(..., base=base_of(...))")
+    if not lora and is_frozen(model):
+        raise UserError(f"{path}: {ROUNDED}")
     temporary, old = _beside(path, "tmp"), _beside(path, "old")
     try:
         shutil.rmtree(temporary, ignore_errors=True)

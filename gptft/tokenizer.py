@@ -60,7 +60,8 @@ class Tokenizer:
         self.specials, self.eot_name, self.eot, self.bos = specials, eot, specials[eot], bos
         self.end_ids: tuple[int, ...] = ()
         self.template: Template | ChatTemplate | None = None
-        self._rstripping = {specials[name] for name in specials if self.engine.flags.get(name, {}).get("rstrip")}
+        # special tokens that take the white space of the template behind them, as Phi-3's do
+        self.strips_behind = {specials[name] for name in specials if self.engine.flags.get(name, {}).get("rstrip")}
         self._special_names = re.compile("|".join(map(self._name_pattern, sorted(specials, key=len, reverse=True))))
 
     def _name_pattern(self, name: str) -> str:
@@ -138,10 +139,6 @@ class Tokenizer:
         """The id that ends a response under the tokenizer's template, and without one the end-of-text."""
         return self.stop_id(self.template.stop) if self.template else self.eot
 
-    def takes_space_behind(self, i: int | str | None) -> bool:
-        """Whether a special token takes the white space of the template behind it, as Phi-3's do."""
-        return i in self._rstripping
-
     @property
     def beginnings(self) -> set[int]:
         """The ids of a beginning-of-text: the vocabulary's own, and that which a chat template writes itself."""
@@ -160,7 +157,7 @@ class Tokenizer:
             elif kind == "bos":
                 made = [] if self.bos is None else [self.bos]
             elif kind in ("template", "chat"):
-                made = self._split_specials(text.lstrip() if self.takes_space_behind(before) else text)
+                made = self._split_specials(text.lstrip() if before in self.strips_behind else text)
             else:
                 made = [text]
             for number, piece in enumerate(made):

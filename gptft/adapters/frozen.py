@@ -20,6 +20,7 @@ from gptft.model import GPT, working_dtype
 
 # the linear layers of a block; a model without a gated MLP (GPT-2, Pythia) has no gate
 LAYERS = {"attn": ("q", "k", "v", "out"), "mlp": ("gate", "up", "down")}
+ROUNDED = "the model's linear layers are held in fewer bits, for adapters alone: load it as it is to save or export it"
 DENSE_AT_ONCE = 1 << 20  # numbers of a weight that are held at full width at a time
 FP16_MAX = torch.finfo(torch.float16).max
 

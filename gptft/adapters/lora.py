@@ -26,6 +26,7 @@ from torch.nn import functional as F
 
 from gptft.adapters.frozen import (
     LAYERS,
+    HalfLinear,
     Int8Linear,
     dense,
     dense_pieces,
@@ -202,9 +203,11 @@ def merge_lora(model: GPT) -> GPT:
     lora = adapters_of(model)
     if lora is None:
         return model
-    if lora.frozen_as != "fp32":
+    bases = [layer.base for *_, layer in linear_layers(model) if isinstance(layer, LoraLinear)]
+    if lora.frozen_as != "fp32" or any(isinstance(base, HalfLinear | Int8Linear) for base in bases):
+        held = "fewer bits" if lora.frozen_as == "fp32" else lora.frozen_as
         raise UserError(
-            f"the frozen weights are held in {lora.frozen_as}: adapters are merged into exact weights; "
+            f"the frozen weights are held in {held}: adapters are merged into exact weights; "
             "`python -m gptft merge ADAPTER OUT` takes those of the base"
         )
     for _, parent, name, layer in linear_layers(model):

@@ -46,7 +46,7 @@ class Recipe:
         the cache is laid out."""
         content = [FORMAT, self.template.to_dict(), self.max_length, self.truncation, self.bad_records]
         content += [sorted((self.fields or {}).items()), tokenizer.digest]
-        content += [[path.suffix, sha256_file(path)] for path in paths]
+        content += [[kind_of(path), sha256_file(path)] for path in paths]
         if self.template.today:  # a chat template that writes the day: its ids are this day's
             content.append(self.template.today)
         content += self._changes(tokenizer, paths)
@@ -63,13 +63,18 @@ class Recipe:
         records = [path for path in paths if kind_of(path) in (".json", ".jsonl")]
         if any(mentions(path, b'"weight"') for path in records):
             changes.append("turns of the weight 0 are context")
-        if not self.fields and any(mentions(path, b'"context"') and mentions(path, b'"response"') for path in records):
-            changes.append("a context is read")
-        if tokenizer.takes_space_behind(tokenizer.stop_id(self.template.stop)):
-            changes.append("a stop takes the white space behind it")
+        for keys in () if self.fields else LATER_READ:
+            if any(all(mentions(path, b'"%s"' % key.encode()) for key in keys) for path in records):
+                changes.append(f"{', '.join(keys)} are read")
+        if self.bad_records == "drop" and any(mentions(path, b'"content": [') for path in records):
+            changes.append("lists of text parts are read")
+        if tokenizer.strips_behind:
+            changes.append("special tokens take the white space behind them")
         return changes
 
 
+# Keys that an earlier version did not look for, where it read such records all the same
+LATER_READ = (("context", "response"), ("query", "response", "text"), ("conversations", "text"), ("answers", "text"))
 Spans = list[tuple[int, int]]
 
 

@@ -46,7 +46,7 @@ def survey(path: Path) -> tuple[list[Kind], Counter[str]]:
     """
     if kind_of(path) == ".txt":
         return [Kind(path, 1, 1, frozenset({"text"}))], Counter()
-    content = json.dumps([path.suffix, sha256_file(path), sorted(KNOWN)])
+    content = json.dumps([kind_of(path), sha256_file(path), sorted(KNOWN)])
     cached = cache_directory() / f"keys-{hashlib.sha256(content.encode()).hexdigest()[:32]}.json"
     try:
         kinds, others = json.loads(cached.read_text(encoding="utf-8"))

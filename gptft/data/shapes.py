@@ -18,6 +18,7 @@ class Reading(NamedTuple):
 
     parts: dict[str, str]
     template: str
+    further: bool = False  # it counts where none of the others is complete, but for one whose keys it contains
 
     def __str__(self) -> str:
         return ", ".join(map(repr, self.parts))
@@ -32,10 +33,10 @@ READINGS = (
     Reading({"question": "instruction", "answer": "response"}, "qa"),
     Reading({"prompt": "instruction", "completion": "response"}, "alpaca"),
     Reading({"input": "instruction", "output": "response"}, "alpaca"),
-    Reading({"instruction": "instruction", "context": "input", "response": "response"}, "alpaca"),  # Dolly
-    Reading({"query": "instruction", "response": "response"}, "alpaca"),
-    Reading({"context": "input", "question": "instruction", "answers": "response"}, "qa"),  # SQuAD
-    Reading({"conversations": "messages"}, "chatml"),  # ShareGPT
+    Reading({"instruction": "instruction", "context": "input", "response": "response"}, "alpaca", True),  # Dolly
+    Reading({"query": "instruction", "response": "response"}, "alpaca", True),
+    Reading({"context": "input", "question": "instruction", "answers": "response"}, "qa", True),  # SQuAD
+    Reading({"conversations": "messages"}, "chatml", True),  # ShareGPT
     Reading({"text": "text"}, "plain"),
 )
 # Every key that decides how a record is read.
@@ -105,7 +106,7 @@ def prompt_parts(template: Template | ChatTemplate, prompt: str | list | dict) -
     if isinstance(prompt, Parts):
         return prompt
     if isinstance(prompt, list):
-        return Parts(messages=prompt)
+        return Parts(messages=_asked_messages(prompt))
     places = template.places() if isinstance(template, Template) else {"instruction"}
     if isinstance(prompt, str):
         only = next(iter(places)) if len(places) == 1 else "instruction"
@@ -115,10 +116,31 @@ def prompt_parts(template: Template | ChatTemplate, prompt: str | list | dict) -
             raise BadRecord(f"the template {template.name!r} needs a {missing[0]!r}; the prompt has {_keys(prompt)}")
         return Parts(prompt)
     if "instruction" not in prompt:
+        keys = used_keys(prompt)
+        if len(keys) == 1 and "messages" in keys.values():
+            return Parts(messages=_asked_messages(prompt[next(iter(keys))]))
         return recognise(prompt)
     # a record as it was trained on may hold its answer, and the whole of it as `text`: neither is asked
     asked = {*places, "instruction", "input", "system"}
-    return Parts((part, text or "") for part, text in prompt.items() if part in asked)
+    parts = Parts((part, text or "") for part, text in prompt.items() if part in asked)
+    if (
+        "context" in prompt and not {"input", "context"} & parts.keys()
+    ):  # as such a record is read when it is trained on
+        parts["input"] = prompt["context"] or ""
+    return parts
+
+
+def _asked_messages(messages) -> list[dict]:
+    """A conversation that is asked to be gone on with, each message in its usual form."""
+    if not isinstance(messages, list) or not messages:
+        raise BadRecord("a conversation must be a list of messages")
+    messages = [_as_message(message, f"message {n}") for n, message in enumerate(messages, 1)]
+    for number, message in enumerate(messages, 1):
+        if not isinstance(message, dict) or not isinstance(message.get("role"), str):
+            raise BadRecord(f"message {number}: it must have 'role' and 'content', both text")
+        if not isinstance(message.get("content"), str) and not message.get("tool_calls"):
+            raise BadRecord(f"message {number}: it must have 'role' and 'content', both text")
+    return messages
 
 
 def used_keys(record: Iterable[str], fields: dict[str, str] | None = None) -> dict[str, str]:
@@ -149,9 +171,10 @@ def _readings_of(keys: frozenset[str]) -> tuple[Reading, ...]:
     complete = [reading for reading in READINGS if reading.parts.keys() <= keys]
     answered = [reading for reading in complete if "text" not in reading.parts]
     complete = answered or complete
-    return tuple(
+    largest = [
         reading for reading in complete if not any(reading.parts.keys() < other.parts.keys() for other in complete)
-    )
+    ]
+    return tuple([reading for reading in largest if not reading.further] or largest)
 
 
 def _why_unread(record: dict) -> str:
@@ -214,11 +237,13 @@ def _as_message(message, where: str):
     """A message in its usual form, from ShareGPT's `from` and `value`, and from content as a list of text parts."""
     if not isinstance(message, dict):
         return message
-    if "from" in message and "role" not in message:
+    if message.get("from") is not None and message.get("role") is None:
         speaker = message["from"]
+        if message.get("content") is not None:
+            raise BadRecord(f"{where}: it has a 'value' and a 'content': which is its text?")
         if not isinstance(speaker, str) or speaker not in SPEAKERS:
             raise BadRecord(f"{where}: it is from {speaker!r}, who is none of {', '.join(SPEAKERS)}")
-        rest = {key: value for key, value in message.items() if key not in ("from", "value")}
+        rest = {key: value for key, value in message.items() if key not in ("from", "value", "role", "content")}
         message = {"role": SPEAKERS[speaker], "content": message.get("value"), **rest}
     if isinstance(parts := message.get("content"), list):
         for part in parts:

@@ -179,18 +179,21 @@ def _rows(path: Path, delimiter: str) -> Iterator[tuple[int, dict | Unreadable]]
     try:
         with opened(path) as binary, io.TextIOWrapper(binary, encoding="utf-8-sig", newline="") as file:
             rows = csv.reader(file, delimiter=delimiter, strict=True)
-            names = next(rows, [])
+            names = next((row for row in rows if row), [])
             if not all(names) or len(set(names)) < len(names):
-                raise UserError(f"{path}, line 1: every column must have a name of its own, not {names}")
+                raise UserError(f"{path}, line {rows.line_num}: every column must have a name of its own, not {names}")
             begin = rows.line_num + 1
             for row in rows:
                 if len(row) == len(names):
                     yield begin, dict(zip(names, row, strict=True))
-                elif row:  # not an empty line
-                    yield begin, Unreadable(f"{len(row)} fields in a table of {len(names)} columns")
+                elif any(field.strip() for field in row):  # not an empty line
+                    yield begin, Unreadable(f"it has {len(row)} of {len(names)} fields")
                 begin = rows.line_num + 1
     except csv.Error as error:
-        raise UserError(f"{path}, line {begin}: no table that can be read: {error}") from None
+        raise UserError(
+            f"{path}, line {begin}: no table that can be read: {error}; a field that begins with a quotation mark must "
+            "end with one, and have those inside it doubled"
+        ) from None
     except UnicodeDecodeError:
         raise _not_utf8(path) from None
 

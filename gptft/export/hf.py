@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from gptft import __version__
+from gptft.adapters.frozen import ROUNDED, is_frozen
 from gptft.adapters.lora import adapters_of
 from gptft.architecture import PRESETS, GPTConfig
 from gptft.checkpoint import model_id
@@ -76,6 +77,8 @@ def export_hf(
         raise UserError(f"{directory} exists already and is not empty: name another place for the exported model")
     if adapters_of(model):
         raise UserError("the model has adapters: merge them first (python -m gptft merge ADAPTER OUT)")
+    if is_frozen(model):
+        raise UserError(ROUNDED)
     dtype = dtype or model.tok.weight.dtype
     if dtype not in SAFETENSORS_NAMES:
         raise UserError(f"weights cannot be exported as {dtype}: one of {', '.join(map(name_of, SAFETENSORS_NAMES))}")

@@ -14,6 +14,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from gptft.adapters.frozen import ROUNDED, is_frozen
 from gptft.adapters.lora import adapters_of
 from gptft.architecture import GPTConfig
 from gptft.errors import UserError, need_extra
@@ -53,6 +54,8 @@ def export_gguf(
         raise UserError(f"{path} exists already: name another place for the exported model")
     if adapters_of(model):
         raise UserError("the model has adapters: merge them first (python -m gptft merge ADAPTER OUT)")
+    if is_frozen(model):
+        raise UserError(ROUNDED)
     arch, notes = architecture_of(model.config)
     entries = list(entries_of(model, arch))
     kinds = [storage(entry, kind) for entry in entries]

@@ -15,6 +15,7 @@ from gptft.export.hf import write_tokenizer
 from gptft.files import read_json
 from gptft.formats.gguf_tokenizer import BYTE, CONTROL, NORMAL, OWN, STEPS, UNKNOWN, UNUSED, USER_DEFINED
 from gptft.formats.hf_tokenizer import CASED, CASELESS, REST
+from gptft.text.chat import ChatTemplate
 from gptft.text.engines import TiktokenEngine, nodes
 from gptft.tokenizer import EMBEDDED_PATTERN, Tokenizer
 
@@ -90,11 +91,14 @@ def vocabulary_of(tokenizer: Tokenizer | None, size: int) -> Vocabulary:
         _name_splitting(vocabulary, values, isinstance(tokenizer.engine, TiktokenEngine))
     else:
         _score_tokens(vocabulary, model, merges, tokenizer.engine.prefix_at)
-    vocabulary.bos = tokenizer.eot if tokenizer.bos is None else tokenizer.bos
+    template = tokenizer.template
+    named = template.variables if isinstance(template, ChatTemplate) else {}
+    first = tokenizer.bos if tokenizer.bos is not None else tokenizer.specials.get(named.get("bos_token", ""))
+    vocabulary.bos = tokenizer.eot if first is None else first  # what a template calls bos_token
     vocabulary.eos, vocabulary.add_bos = tokenizer.stop, tokenizer.bos is not None
     vocabulary.chat_template = settings.get("chat_template", "")
     own = {step: values[step] for step in STEPS} | {"ignore_merges": bool(model.get("ignore_merges"))}
-    own |= {"eot": tokenizer.eot_name, "end_ids": list(tokenizer.end_ids)}
+    own |= {"eot": tokenizer.eot_name, "end_ids": list(tokenizer.end_ids), "named": named}
     vocabulary.own = json.dumps(own, ensure_ascii=False)
     return vocabulary
 

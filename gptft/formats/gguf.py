@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Iterator, Mapping
 
 import numpy as np
@@ -214,7 +215,7 @@ def _as_hf(file: GGUFFile, arch: str, given: dict) -> dict:
         }
     width, heads = given.get("embedding_length"), given.get("attention.head_count")
     known = type(width) is int and type(heads) is int and heads > 0
-    head_size = given.get("attention.key_length") or (width // heads if known else None)
+    head_size = given.get("attention.key_length", width // heads if known else None)
     shared = common | {
         "max_position_embeddings": given.get("context_length"),
         "num_hidden_layers": given.get("block_count"),
@@ -245,7 +246,9 @@ def _as_hf(file: GGUFFile, arch: str, given: dict) -> dict:
 
 def _stretching(file: GGUFFile, hf: dict, head_size: int) -> dict:
     """Which stretching of the rotary frequencies gives what the file's `rope_freqs` holds. Raises UserError."""
-    stored = file.tensors["rope_freqs.weight"]
+    stored, theta = file.tensors["rope_freqs.weight"], hf["rope_theta"]
+    if type(head_size) is not int or not isinstance(theta, int | float) or not 0 < theta < math.inf:
+        raise UserError(f"{file.path}: attention.key_length {head_size!r} or rope.freq_base {theta!r} is impossible")
     if stored.shape != (head_size // 2,):
         raise UserError(f"{file.path}: tensor 'rope_freqs.weight' has shape {stored.shape}; not ({head_size // 2},)")
     slowed = stored.read_all()
@@ -258,7 +261,7 @@ def _stretching(file: GGUFFile, hf: dict, head_size: int) -> dict:
             n_head=1,
             n_embd=head_size,
             position="rotary",
-            rope_theta=hf["rope_theta"],
+            rope_theta=theta,
             rope_original=original,
             rope_factor=max(factor, 1.0),
             rope_low=low,

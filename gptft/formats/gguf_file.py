@@ -12,6 +12,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import BinaryIO
 
@@ -26,6 +27,7 @@ MAGIC = b"GGUF"
 NUMBERS = {0: "<u1", 1: "<i1", 2: "<u2", 3: "<i2", 4: "<u4", 5: "<i4", 6: "<f4", 10: "<u8", 11: "<i8", 12: "<f8"}
 BOOLEAN, TEXT, LIST = 7, 8, 9
 LARGEST_HEADER = 1 << 29  # bytes of settings and list of tensors; the largest vocabularies take some 20 MB
+MOST_NAMES = 1 << 16  # settings, and tensors
 MOST_VALUES = 1 << 23  # texts in all lists: each takes far more memory than the file
 DEEPEST = 4  # lists within lists
 
@@ -69,12 +71,18 @@ def read_gguf(path: Path) -> GGUFFile:
             start = -(-header.position // alignment) * alignment
     except OSError as error:
         raise UserError(f"{path}: {error.strerror or error}") from None
+
+    @cache
+    def known(number: int) -> tuple[gguf.GGMLQuantizationType, int, int]:
+        kind = gguf.GGMLQuantizationType(number)
+        block, size = gguf.GGML_QUANT_SIZES[kind]
+        gguf.quants.dequantize(np.zeros((1, size), np.uint8), kind)
+        return kind, block, size
+
     tensors, types = {}, {}
     for name, shape, number, offset in listed:
         try:
-            kind = gguf.GGMLQuantizationType(number)
-            block, size = gguf.GGML_QUANT_SIZES[kind]
-            gguf.quants.dequantize(np.zeros((1, size), np.uint8), kind)
+            kind, block, size = known(number)
         except (ValueError, KeyError, NotImplementedError):
             raise UserError(
                 f"{path}: tensor {name!r} is stored as ggml's type {number}, which the package gguf "
@@ -177,7 +185,10 @@ class _Header:
                 + ("it is written big-endian" if big else f"version {version} of GGUF")
                 + "; versions 2 and 3, little-endian, can be read"
             )
-        return self.count("the number of tensors", 24), self.count("the number of settings", 13)
+        counts = self.count("the number of tensors", 24), self.count("the number of settings", 13)
+        if max(counts) > MOST_NAMES:
+            raise UserError(f"{self.path}: {counts[0]:,} tensors and {counts[1]:,} settings are more than can be read")
+        return counts
 
     def settings(self, n: int) -> dict[str, object]:
         found: dict[str, object] = {}

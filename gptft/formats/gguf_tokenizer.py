@@ -20,6 +20,7 @@ NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)  # llama.cpp'
 # What llama.cpp has no name for, of files that gptft wrote: steps of a tokenizer.json, the end of a text where another
 # token ends a response, and further ids that end one
 OWN = "gptft.tokenizer"
+LONGEST = 4096  # characters of a token
 STEPS = ("normalizer", "pre_tokenizer", "decoder")
 
 
@@ -49,9 +50,9 @@ SPLITTINGS: dict[str, tuple[dict, bool, dict | None]] = {
 def read_gguf_tokenizer(file: GGUFFile) -> Tokenizer | None:
     """The tokenizer of a file; None where it has none. Raises UserError naming the setting that cannot be used."""
     model = file.settings.get("tokenizer.ggml.model", "none")
-    if model == "none":
+    if isinstance(model, str) and model == "none":
         return None
-    if model not in ("gpt2", "llama"):
+    if not isinstance(model, str) or model not in ("gpt2", "llama"):
         raise UserError(f"{file.path}: tokenizer.ggml.model = {model!r} is not supported; gpt2 and llama (BPE) are")
     try:
         values = _byte_level(file) if model == "gpt2" else _sentencepiece(file)
@@ -59,24 +60,26 @@ def read_gguf_tokenizer(file: GGUFFile) -> Tokenizer | None:
         values |= {step: own[step] for step in STEPS if step in own}
         values["model"]["ignore_merges"] = own.get("ignore_merges", values["model"]["ignore_merges"])
         check_tokenizer(values, file.path)
-        named = _named(file)
+        named = _named(file) | own.get("named", {})
         if "eos_token" not in named:
             raise UserError(f"{file.path}: tokenizer.ggml.eos_token_id is missing: what ends a text?")
         for token in values["added_tokens"]:
             token["special"] |= token["content"] in named.values()
-        adds_bos = file.settings.get("tokenizer.ggml.add_bos_token", values.pop("adds_bos"))
+        adds_bos = _flag(file, "add_bos_token", values.pop("adds_bos"))
         bos = file.settings.get("tokenizer.ggml.bos_token_id") if adds_bos else None
         eot = own.get("eot", named["eos_token"])
         for token in values["added_tokens"]:
             token["special"] |= token["content"] == eot
         tokenizer = tokenizer_of(values, eot, bos)
+        if bos is not None and bos >= tokenizer.n_vocab:
+            raise UserError(f"{file.path}: tokenizer.ggml.bos_token_id cannot be {bos}: it is an unused token's")
     except UserError:
         raise
     except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise UserError(
             f"{file.path}: its tokenizer cannot be read ({type(error).__name__}: {str(error)[:200]})"
         ) from None
-    tokenizer.end_ids = tuple(own["end_ids"]) if "end_ids" in own else _end_ids(file, tokenizer.n_vocab)
+    tokenizer.end_ids = _end_ids(file, tokenizer.n_vocab, own.get("end_ids"))
     source = file.settings.get("tokenizer.chat_template")
     if isinstance(source, str) and source:
         tokenizer.template = ChatTemplate(source, named, tuple(tokenizer.specials), eot)
@@ -88,6 +91,8 @@ def _tokens(file: GGUFFile) -> tuple[list[str], list[int]]:
     tokens = file.settings.get("tokenizer.ggml.tokens")
     if not isinstance(tokens, list) or not tokens or not all(isinstance(token, str) for token in tokens):
         raise UserError(f"{file.path}: tokenizer.ggml.tokens is no list of texts")
+    if (longest := max(map(len, tokens))) > LONGEST:  # looking for its parts would take hours
+        raise UserError(f"{file.path}: tokenizer.ggml.tokens has one of {longest:,} characters")
     kinds = file.settings.get("tokenizer.ggml.token_type")
     kinds = [NORMAL] * len(tokens) if kinds is None else np.asarray(kinds).tolist()
     if len(kinds) != len(tokens):
@@ -101,11 +106,16 @@ def _tokens(file: GGUFFile) -> tuple[list[str], list[int]]:
     return tokens[: len(kinds)], kinds
 
 
-def _vocabulary(tokens: list[str], kinds: list[int], special: tuple[int, ...]) -> tuple[dict[str, int], list[dict]]:
+def _vocabulary(
+    file: GGUFFile, tokens: list[str], kinds: list[int], special: tuple[int, ...]
+) -> tuple[dict[str, int], list[dict]]:
     """The vocabulary, and the tokens added to it: those above all others are in the latter alone."""
     added = [i for i, kind in enumerate(kinds) if kind in (*special, USER_DEFINED)]
     highest = max((i for i, kind in enumerate(kinds) if kind not in (*special, USER_DEFINED)), default=-1)
     vocab = {token: i for i, token in enumerate(tokens) if i <= highest}
+    if len(vocab) <= highest:
+        twice = next(token for i, token in enumerate(tokens) if vocab.get(token, i) != i)
+        raise UserError(f"{file.path}: tokenizer.ggml.tokens has {twice!r} twice: a text could have either id")
     return vocab, [{"id": i, "content": tokens[i], "special": kinds[i] in special, "normalized": False} for i in added]
 
 
@@ -121,14 +131,14 @@ def _byte_level(file: GGUFFile) -> dict:
     merges = file.settings.get("tokenizer.ggml.merges")
     if not isinstance(merges, list):
         raise UserError(f"{file.path}: tokenizer.ggml.merges is no list of texts")
-    vocab, added = _vocabulary(tokens, kinds, (CONTROL, UNKNOWN))
+    vocab, added = _vocabulary(file, tokens, kinds, (CONTROL, UNKNOWN))
     return {
         "model": {"type": "BPE", "vocab": vocab, "merges": merges, "ignore_merges": whole_words},
         "added_tokens": added,
         "normalizer": normalizer,
         "pre_tokenizer": step,
         "decoder": byte_level(True),
-        "adds_bos": step is _LLAMA3 and whole_words,
+        "adds_bos": whole_words,
     }
 
 
@@ -138,9 +148,9 @@ def _sentencepiece(file: GGUFFile) -> dict:
     scores = [] if scores is None else np.asarray(scores).tolist()
     if len(scores) < len(tokens):
         raise UserError(f"{file.path}: {len(scores):,} scores (tokenizer.ggml.scores) for {len(tokens):,} tokens")
-    vocab, added = _vocabulary(tokens, kinds, (CONTROL, UNKNOWN))
+    vocab, added = _vocabulary(file, tokens, kinds, (CONTROL, UNKNOWN))
     unknown = next((tokens[i] for i, kind in enumerate(kinds) if kind == UNKNOWN), None)
-    prefix = bool(file.settings.get("tokenizer.ggml.add_space_prefix", True))
+    prefix = _flag(file, "add_space_prefix", True)
     spaces = [{"type": "Replace", "pattern": {"String": " "}, "content": "▁"}]
     decoders = [
         {"type": "Replace", "pattern": {"String": "▁"}, "content": " "},
@@ -196,12 +206,21 @@ def _own(file: GGUFFile) -> dict:
             *((step, None, (dict, type(None))) for step in STEPS),
             ("ignore_merges", False, bool),
             ("eot", "", str),
+            ("named", {}, dict),
             ("end_ids", [], list),
         )
     )
-    if not fits or not all(type(i) is int and i >= 0 for i in own.get("end_ids", [])):
+    fits = fits and all(type(i) is int and i >= 0 for i in own.get("end_ids", []))
+    if not fits or not all(isinstance(name, str) for name in own.get("named", {}).values()):
         raise UserError(f"{file.path}: {OWN} is not what gptft writes there")
     return own
+
+
+def _flag(file: GGUFFile, name: str, default: bool) -> bool:
+    value = file.settings.get(f"tokenizer.ggml.{name}", default)
+    if not isinstance(value, bool):
+        raise UserError(f"{file.path}: tokenizer.ggml.{name} must be true or false, not {value!r}")
+    return value
 
 
 def _named(file: GGUFFile) -> dict[str, str]:
@@ -216,13 +235,18 @@ def _named(file: GGUFFile) -> dict[str, str]:
     ):
         i = file.settings.get(f"tokenizer.ggml.{name}_token_id")
         if i is not None:
-            if type(i) is not int or not 0 <= i < len(tokens):
+            known = type(i) is int and 0 <= i < len(tokens)
+            if not known and name not in ("bos", "eos"):  # of no use here; some files name an id beyond the vocabulary
+                continue
+            if not known:
                 raise UserError(f"{file.path}: tokenizer.ggml.{name}_token_id cannot be {i!r}: no token has that id")
             named[key] = tokens[i]
     return named
 
 
-def _end_ids(file: GGUFFile, n_vocab: int) -> tuple[int, ...]:
+def _end_ids(file: GGUFFile, n_vocab: int, own: list[int] | None) -> tuple[int, ...]:
     """Every id that the file names as the end of a text or of a turn."""
+    if own is not None:
+        return tuple(i for i in own if i < n_vocab)
     given = (file.settings.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot", "eom"))
     return tuple(sorted({i for i in given if type(i) is int and 0 <= i < n_vocab}))

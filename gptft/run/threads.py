@@ -15,6 +15,7 @@ from pathlib import Path
 SPIN = {"GOMP_SPINCOUNT": "1000"}  # rounds, in the OpenMP library that comes with torch on Linux
 SETTING = " ".join(f"{name}={value}" for name, value in SPIN.items())
 LOOKS, BETWEEN = 5, 0.004  # seconds
+_chosen: list[bool] = []  # that it was set here
 
 
 def is_set() -> bool:
@@ -26,6 +27,7 @@ def set_spin() -> None:
     """What every command does first: short waits where another process needs a core. The user's own choice stands."""
     if not is_set() and is_crowded(threads_expected()):
         os.environ.update(SPIN)
+        _chosen.append(True)
 
 
 def is_crowded(threads: int) -> bool:
@@ -62,7 +64,7 @@ def threads_expected() -> int:
 
 def describe_spin(threads: int) -> str:
     """What a run says of it; empty where there is nothing to say."""
-    if os.environ.get("GOMP_SPINCOUNT") == SPIN["GOMP_SPINCOUNT"]:
+    if _chosen:
         return f"note: threads wait shortly for each other ({SETTING}), since other processes are busy"
     if is_set() or not is_crowded(threads):
         return ""

@@ -9,7 +9,7 @@ import re
 from collections.abc import Collection, Iterator
 from typing import NamedTuple
 
-from gptft.text.conversation import REASONING, THOUGHT
+from gptft.text.conversation import REASONING, answer_start
 from gptft.text.segments import Segment
 
 # Characters of Unicode's private plane: no template looks for them, and no strip() takes them away.
@@ -143,8 +143,8 @@ def extent(pieces: list[Piece], n: int, answer: bool = False) -> tuple[int, int]
     edges: list[int] = []
     for position, text, source in placed(pieces):
         if source and source.message == n and not (answer and (source.reasoning or source.key != "content")):
-            thought = THOUGHT.match(text) if answer else None  # reasoning and answer may be one text
-            edges += [position + (thought.start(2) if thought else 0), position + len(text)]
+            # reasoning and answer may be one text
+            edges += [position + (answer_start(text) if answer else 0), position + len(text)]
     return (edges[0], edges[-1]) if edges else None
 
 
@@ -165,10 +165,9 @@ def cut(
 ) -> list[Segment]:
     """Pieces -> segments, cut at the `edges` of answers. `spans`: what is trained, and `stops`: the special tokens that
     end it, both as [start, end) in the rendering."""
-    segments = [Segment("", False, "chat")]
+    segments, cuts = [Segment("", False, "chat")], {*edges, *itertools.chain(*spans, *stops)}
     for first, text, source in placed(pieces):
         last = first + len(text)
-        cuts = {*edges, *itertools.chain(*spans, *stops)}
         for start, end in itertools.pairwise(sorted({first, last, *(edge for edge in cuts if first < edge < last)})):
             trained = any(a <= start and end <= b for a, b in spans)
             kind = "text" if source else "stop" if (start, end) in stops else "chat"

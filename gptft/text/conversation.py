@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import re
-
 from gptft.errors import BadRecord
 
 # The names that a message's reasoning goes by. transformers fills in the first two from whichever is there.
 REASONING = ("reasoning_content", "thinking", "reasoning")
-# An answer with its reasoning in the same text; R1's own outputs lack the opening tag, for it stood in the prompt.
-THOUGHT = re.compile(r"\s*(?:<think>)?\n*(.*?)\n*</think>\s*(.*)", re.DOTALL)
+OPENING, CLOSING = "<think>", "</think>"
 
 
 def messages_of(parts: dict) -> list[dict]:
@@ -36,8 +33,18 @@ def split_reasoning(message: dict) -> tuple[str, str]:
     for key in REASONING:
         if isinstance(message.get(key), str):
             return message[key], content
-    found = THOUGHT.fullmatch(content)
-    return (found[1], found[2]) if found else ("", content)
+    start = answer_start(content)
+    if not start:
+        return "", content
+    # R1's own outputs lack the opening tag, for it stood in the prompt
+    thought = content[: content.index(CLOSING)].lstrip().removeprefix(OPENING).strip("\n")
+    return thought, content[start:]
+
+
+def answer_start(content: str) -> int:
+    """Where the answer begins in a text that holds the reasoning too; 0 where it holds none."""
+    place = content.find(CLOSING)
+    return 0 if place < 0 else len(content) - len(content[place + len(CLOSING) :].lstrip())
 
 
 def without_reasoning(messages: list[dict]) -> list[dict]:

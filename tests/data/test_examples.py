@@ -1,5 +1,6 @@
 """Records -> examples: nothing is cut, dropped or moved between splits without being counted and named."""
 
+import gzip
 import json
 import os
 import random
@@ -417,6 +418,16 @@ def test_data_that_an_earlier_version_made_otherwise_has_another_key(tokenizer, 
     monkeypatch.setattr(Recipe, "_changes", lambda *_: [])
     before = [recipe.key(tokenizer, path) for path in paths]
     assert now[0] == before[0] and now[1] != before[1]
+
+
+def test_the_kind_of_a_compressed_file_is_part_of_the_key(tokenizer, tmp_path):
+    """The same bytes are one text, or records, by the name of the file."""
+    packed = gzip.compress(b'{"question": "a", "answer": "b"}\n' * 2)
+    (tmp_path / "x.txt.gz").write_bytes(packed)
+    (tmp_path / "x.jsonl.gz").write_bytes(packed)
+    recipe = Recipe(TEMPLATES["qa"], 60)
+    read = [load_dataset([tmp_path / f"x.{kind}.gz"], tokenizer, recipe).ledger for kind in ("txt", "jsonl")]
+    assert [ledger["records_read"] for ledger in read] == [1, 2]
 
 
 def test_a_cache_that_cannot_be_used_is_one_clear_line(tokenizer, write_lines, pairs, tmp_path, monkeypatch):

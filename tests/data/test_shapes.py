@@ -2,7 +2,7 @@
 
 import pytest
 
-from gptft.data.shapes import Parts, prompt_parts, recognise
+from gptft.data.shapes import Parts, prompt_parts, recognise, used_keys
 from gptft.errors import BadRecord
 from gptft.prompts import TEMPLATES, Template
 
@@ -95,3 +95,30 @@ def test_what_a_shape_cannot_give_is_said(record, message):
 def test_the_chosen_of_a_pair_can_be_learned_by_name():
     fields = {"instruction": "prompt", "response": "chosen"}
     assert recognise({"prompt": "p", "chosen": "a", "rejected": "b"}, fields) == {"instruction": "p", "response": "a"}
+
+
+@pytest.mark.parametrize(
+    "keys, parts",
+    [
+        (["instruction", "input", "context", "response"], ["instruction", "input", "response"]),
+        (["instruction", "query", "response"], ["instruction", "response"]),
+        (["messages", "conversations"], ["messages"]),
+        (["question", "answer", "context", "answers"], ["question", "answer"]),
+        (["query", "response", "text"], ["query", "response"]),
+    ],
+)
+def test_the_further_shapes_take_nothing_from_those_that_were_read_before(keys, parts):
+    assert sorted(used_keys(keys)) == sorted(parts)
+
+
+def test_prompts_are_asked_in_the_shapes_that_are_trained_on():
+    """A context was trained as the input and left out of a question; a list of parts was a traceback."""
+    template = TEMPLATES["qa"]
+    assert prompt_parts(template, {"instruction": "q", "context": "c"}) == {"instruction": "q", "input": "c"}
+    asked = [{"role": "user", "content": "q"}]
+    assert prompt_parts(template, [{"role": "user", "content": [{"type": "text", "text": "q"}]}]) == {"messages": asked}
+    assert prompt_parts(template, {"conversations": [{"from": "human", "value": "q"}]}) == {"messages": asked}
+    assert prompt_parts(template, [{"from": "human", "value": "q", "role": None}]) == {"messages": asked}
+    for wrong in ([{"role": "user"}], ["q"], [], [{"from": "human", "value": "q", "content": "z"}]):
+        with pytest.raises(BadRecord, match="message"):
+            prompt_parts(template, wrong)

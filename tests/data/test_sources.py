@@ -212,6 +212,7 @@ def test_a_table_gives_a_record_a_row_with_the_line_on_which_it_begins(tmp_path)
     text = '\ufeffquestion,answer\r\nWhat?,"One, ""two"",\r\nthree."\r\n\r\nWho?,\r\n'
     path = tmp_path / "d.csv"
     path.write_bytes(text.encode())
+    assert read(write(tmp_path, "blank.csv", "\n \n\na,b\n1,2\n".replace(" ", ""))) == [(5, {"a": "1", "b": "2"})]
     rows = [(line, parse(raw)) for line, raw in raw_records(path)]
     assert rows == [
         (2, {"question": "What?", "answer": 'One, "two",\r\nthree.'}),
@@ -231,8 +232,8 @@ def test_a_row_of_another_length_is_a_bad_record_by_line(tmp_path):
             found.append((line, str(error)))
     assert found == [
         (2, {"a": "1", "b": "2"}),
-        (3, "3 fields in a table of 2 columns"),
-        (4, "1 fields in a table of 2 columns"),
+        (3, "it has 3 of 2 fields"),
+        (4, "it has 1 of 2 fields"),
         (5, {"a": "4", "b": "5"}),
     ]
 

@@ -25,6 +25,7 @@ def test_reasoning_is_no_part_of_the_answer():
     thought = "<think>\nOne and one.\n</think>\n\nTwo."
     assert exact_match(thought, "Two.") == exact_match("Two.", thought) == exact_match("Two.", "Two.") == 1.0
     assert exact_match("hm</think>Two.", thought) == 1.0  # the prompt had opened the thought
+    assert exact_match("\n" * 20_000, "x") == 0.0  # a model that repeats itself; it took minutes to look for a thought
     assert exact_match(thought, "Three.") == exact_match("<think>Two.", "Two.") == 0.0
 
 

@@ -18,17 +18,22 @@ from toys import toy_model
 
 import gptft.formats.gguf
 import gptft.formats.gguf_tokenizer
+from gptft import checkpoint
 from gptft.adapters.frozen import freeze_layers_as, is_frozen
+from gptft.adapters.lora import LoraConfig, add_lora, merge_lora
 from gptft.architecture import GPTConfig
 from gptft.checkpoint import model_id
 from gptft.errors import UserError
+from gptft.export.hf import export_hf
 from gptft.export.llamacpp import KINDS, export_gguf
 from gptft.formats.gguf_file import read_gguf
 from gptft.formats.hf_tokenizer import read_hf_tokenizer
+from gptft.generation import prompt_ids
 from gptft.loading import base_of, load
 from gptft.model import GPT
 from gptft.prompts import TEMPLATES
-from gptft.tokenizer import embedded
+from gptft.text.chat import ChatTemplate
+from gptft.tokenizer import Tokenizer, embedded
 
 gguf = pytest.importorskip("gguf")
 ROOT = Path(__file__).resolve().parents[2]
@@ -59,6 +64,7 @@ def rewritten(source, target, changes, more=()):
             writer.add_key_value(field.name, field.contents(), field.types[0], sub_type=field.types[-1])
     for name, value in changes.items():
         add = {int: writer.add_uint32, float: writer.add_float32, bool: writer.add_bool, str: writer.add_string}
+        add[list] = writer.add_array
         add[type(value)](name, value)
     for tensor in reader.tensors:
         writer.add_tensor(tensor.name, np.array(tensor.data), raw_dtype=tensor.tensor_type)
@@ -183,6 +189,23 @@ def test_a_base_that_is_frozen_as_it_is_read_is_that_which_is_frozen_afterwards(
     assert torch.equal(logits_of(late), logits_of(soon))
 
 
+@pytest.mark.parametrize("kind", ["int8", "bf16"])
+def test_rounded_layers_are_never_taken_for_the_model(kind, tmp_path):
+    """They lie in buffers, or in fewer bits: an export lacked them, and a merge folded their error in for good."""
+    export_gguf(make("llama2"), None, tmp_path / "m.gguf", "fp32")
+    model, _ = load(tmp_path / "m.gguf", freeze=kind)
+    for write in (
+        lambda: export_gguf(model, None, tmp_path / "out.gguf", "fp32"),
+        lambda: export_hf(model, None, tmp_path / "out"),
+        lambda: checkpoint.save(tmp_path / "out", model, None, 0),
+    ):
+        with pytest.raises(UserError, match="held in fewer bits"):
+            write()
+    with pytest.raises(UserError, match="adapters are merged into exact weights"):
+        merge_lora(add_lora(model, LoraConfig(rank=2)))
+    assert [path.name for path in tmp_path.iterdir()] == ["m.gguf"]
+
+
 MEMORY = """
 import sys, torch
 from gptft.loading import load
@@ -259,6 +282,91 @@ def test_the_embedded_tokenizer_and_the_ends_of_answers_survive(tmp_path):
     assert opened.encode_segments(opened.template.segments(record)) == tokenizer.encode_segments(
         tokenizer.template.segments(record)
     )
+
+
+def small_vocabulary(path, changes=(), tokens=(), kinds=()):
+    """A model and llama.cpp's kind of a byte-level vocabulary; `changes` of its settings."""
+    names = ["<s>", "</s>", *(chr(n) for n in range(ord("a"), ord("z") + 1)), "ab", *tokens]
+    model = toy_model(torch.float32, **{**CASES["llama2"][1], "vocab_size": len(names)})
+    export_gguf(model, None, path.with_suffix(".bare"), "fp32")
+    more = {
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": "llama-bpe",
+        "tokenizer.ggml.tokens": names,
+        "tokenizer.ggml.token_type": [3, 3, *[1] * (len(names) - 2 - len(kinds)), *kinds],
+        "tokenizer.ggml.merges": ["a b"],
+        "tokenizer.ggml.bos_token_id": 0,
+        "tokenizer.ggml.eos_token_id": 1,
+    }
+    rewritten(path.with_suffix(".bare"), path, {k: v for k, v in (more | dict(changes)).items() if v is not None})
+
+
+@pytest.mark.parametrize("pre, bos", [("llama-bpe", 0), ("tekken", 0), ("qwen2", None), ("gpt-2", None)])
+def test_where_a_file_does_not_say_llama_cpps_own_rule_puts_the_beginning_of_text(pre, bos, tmp_path):
+    small_vocabulary(tmp_path / "m.gguf", {"tokenizer.ggml.pre": pre})
+    assert load(tmp_path / "m.gguf")[1].bos == bos
+
+
+def test_an_id_beyond_the_vocabulary_that_nothing_needs_is_passed_over(tmp_path):
+    small_vocabulary(tmp_path / "m.gguf", {"tokenizer.ggml.padding_token_id": 4294967295})
+    assert load(tmp_path / "m.gguf")[1].encode("ab") == [28]
+
+
+ODD = {
+    "another model": ({"tokenizer.ggml.model": "bert"}, "tokenizer.ggml.model = 'bert' is not supported"),
+    "a number for a model": ({"tokenizer.ggml.model": 3}, "tokenizer.ggml.model = 3 is not supported"),
+    "another way to split": ({"tokenizer.ggml.pre": "chameleon"}, "how its tokenizer splits text is not known here"),
+    "no end": ({"tokenizer.ggml.eos_token_id": None}, "eos_token_id is missing: what ends a text"),
+    "an end beyond": ({"tokenizer.ggml.eos_token_id": 99}, "eos_token_id cannot be 99"),
+    "a beginning beyond": ({"tokenizer.ggml.bos_token_id": 99}, "bos_token_id cannot be 99"),
+    "a text for a flag": (
+        {"tokenizer.ggml.add_bos_token": "false"},
+        "add_bos_token must be true or false, not 'false'",
+    ),
+    "no merges": ({"tokenizer.ggml.merges": None}, "tokenizer.ggml.merges is no list of texts"),
+    "odd merges": ({"tokenizer.ggml.merges": ["abc"]}, "its tokenizer cannot be read"),
+    "too few kinds": ({"tokenizer.ggml.token_type": [1, 1]}, "2 kinds .* for 29 tokens"),
+    "own, and no object": ({"gptft.tokenizer": "[1]"}, "gptft.tokenizer is not what gptft writes there"),
+    "a layer's own head size": ({"llama.attention.key_length": [16, 8]}, "head_dim|key_length"),
+}
+
+
+@pytest.mark.parametrize("what", ODD)
+def test_a_tokenizer_that_cannot_be_used_is_one_line(what, tmp_path):
+    changes, message = ODD[what]
+    small_vocabulary(tmp_path / "m.gguf", changes)
+    with pytest.raises(UserError, match=message) as error:
+        load(tmp_path / "m.gguf")
+    assert "m.gguf" in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "tokens, kinds, changes, message",
+    [
+        (["q"], (), {}, "'q' twice"),
+        (["x" * 5000], (), {}, "has one of 5,000 characters"),
+        (["[PAD]"] * 3, (5, 5, 5), {"tokenizer.ggml.bos_token_id": 31}, "bos_token_id cannot be 31"),
+    ],
+)
+def test_tokens_that_cannot_be_used_are_one_line(tokens, kinds, changes, message, tmp_path):
+    small_vocabulary(tmp_path / "m.gguf", changes, tokens, kinds)
+    with pytest.raises(UserError, match=message):
+        load(tmp_path / "m.gguf")
+
+
+def test_what_a_template_calls_its_beginning_survives_where_none_is_put_before_a_text(tmp_path):
+    """SmolLM2's template may write `bos_token`, its tokenizer puts none: the file said the end-of-text was it."""
+    tokenizer = embedded()
+    names = {"<|endoftext|>": tokenizer.eot, "<|first|>": tokenizer.n_vocab}
+    tokenizer = Tokenizer(tokenizer.ranks, tokenizer.pattern, names)
+    source = "{{ bos_token }}{% for m in messages %}{{ m['content'] + '<|endoftext|>' }}{% endfor %}"
+    tokenizer.template = ChatTemplate(source, {"bos_token": "<|first|>", "unk_token": "<|first|>"}, tuple(names))
+    model = GPT.create(GPTConfig(tokenizer.n_vocab, 64, 1, 2, 16), seed=1)
+    export_gguf(model, tokenizer, tmp_path / "m.gguf", "fp32")
+    assert read_gguf(tmp_path / "m.gguf").settings["tokenizer.ggml.bos_token_id"] == names["<|first|>"]
+    _, opened = load(tmp_path / "m.gguf")
+    assert prompt_ids(opened, "Hi.") == prompt_ids(tokenizer, "Hi.") and opened.bos is None
+    assert opened.template.variables["unk_token"] == "<|first|>"
 
 
 # ---- hostile files

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gptft.architecture import GPTConfig
+from gptft.architecture import LARGEST, GPTConfig
 from gptft.errors import UserError
 
 ACTIVATIONS = {
@@ -21,7 +21,6 @@ ACTIVATIONS = {
     "swish": "silu",
 }
 THEIRS = {"gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh", "silu": "silu"}  # what we write
-LARGEST = 2**31 - 1  # of any size: beyond it is a slip, or an attack
 
 
 @dataclass(frozen=True)
