@@ -254,6 +254,26 @@ def test_an_earlier_answer_has_the_ids_that_it_was_trained_with(loaded, name, an
         assert prompt[: spans[0][1]] == alone[: spans[0][1]]  # and so it was when it was generated
 
 
+def test_an_earlier_answer_that_would_merge_with_what_stands_before_it_is_cut_off_from_it(loaded):
+    """After `assistant: ` the answer `the house` is no ` the house`: neither a target, nor of weight 0, nor asked."""
+    ours = copy.copy(loaded("smollm")[0])
+    source = (
+        "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '<|im_end|>' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
+    )
+    ours.template = ChatTemplate(source, {}, tuple(ours.specials), "<|im_end|>")
+    asked, next_asked = {"role": "user", "content": "Hi."}, {"role": "user", "content": "And?"}
+    said, last = {"role": "assistant", "content": "the house"}, {"role": "assistant", "content": "Yes."}
+    apart = [*ours.encode("assistant: "), *ours.encode("the house")]
+    assert apart != ours.encode("assistant: the house")  # else this test could not fail
+    prompt = prompt_ids(ours, [asked, said, next_asked])
+    assert "".join(map(chr, apart)) in "".join(map(chr, prompt))
+    for first in (said, {**said, "weight": 0}):
+        assert prompt_ids(ours, [asked, first, next_asked]) == prompt
+        ids, spans = ours.encode_segments(ours.template.segments({"messages": [asked, first, next_asked, last]}))
+        assert ids[: spans[-1][0]] == prompt
+
+
 def test_white_space_behind_a_stop_is_taken_by_it_in_training_too(tmp_path):
     """Phi-3's `<|end|>` takes the white space behind it: as a stop it left it standing, so that training and inference
     had different ids in every conversation."""
