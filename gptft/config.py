@@ -45,7 +45,9 @@ class Config:
     seed: int = setting(123, "seed of the split, the order, dropout and initialisation")
 
     # data
-    data: tuple[str, ...] = setting((), "training files: .json, .jsonl or .txt; several may be given")
+    data: tuple[str, ...] = setting(
+        (), "training files: .json, .jsonl, .csv, .tsv or .txt, or one of these as .gz or .bz2; several may be given"
+    )
     val_data: tuple[str, ...] = setting((), "validation files; given, val_fraction is not used")
     test_data: tuple[str, ...] = setting((), "test files; given, test_fraction is not used")
     val_fraction: float = setting(0.05, "share of the training files held out for validation, 0 to 1")

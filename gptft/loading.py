@@ -157,8 +157,9 @@ def _load(
         tokenizer = read_gguf_tokenizer(file)  # first, for it is the quicker to fail
         return load_gguf(file, dtype, freeze), tokenizer
     if not path.is_dir():
-        if path.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1:
-            what = "a file, and no GGUF file" if path.is_file() else f"no such directory{nearest(name, PRESETS)}"
+        if path.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1 or path.suffix == ".gguf":
+            missing = "no such file" if path.suffix == ".gguf" else f"no such directory{nearest(name, PRESETS)}"
+            what = "a file, and no GGUF file" if path.is_file() else missing
             raise UserError(f"{name}: {what}")
         path = download(name)
     if is_peft(path):

@@ -175,6 +175,11 @@ def test_what_cannot_be_loaded_is_said(tmp_path, make, message):
         load(tmp_path / "x")
 
 
+def test_an_absent_gguf_file_is_no_hub_id():
+    with pytest.raises(UserError, match=r"^model\.gguf: no such file$"):
+        load("model.gguf")
+
+
 def test_a_hub_id_without_a_network_is_one_clear_error():
     """Offline and not in the cache: the id is named. (The tests run with the hub switched off.)"""
     pytest.importorskip("huggingface_hub")

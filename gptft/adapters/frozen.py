@@ -133,20 +133,22 @@ def freeze_layers_as(model: GPT, kind: str) -> GPT:
     One layer after the other, so that no more than one is there twice. Raises UserError, with the model as it was, for
     numbers beyond fp16's range.
     """
-    if kind == "fp16":
-        for n, block in enumerate(model.blocks):
-            _check_range(block, f"blocks.{n}.")
     for n, block in enumerate(model.blocks):
-        freeze_block_as(block, kind, f"blocks.{n}.")
+        _check_range(block, kind, f"blocks.{n}.")
+    for block in model.blocks:
+        _freeze(block, kind)
     return model
 
 
 def freeze_block_as(block: nn.Module, kind: str, prefix: str) -> None:
     """`freeze_layers_as` for one block, whose layers are called `prefix` and their names."""
+    _check_range(block, kind, prefix)
+    _freeze(block, kind)
+
+
+def _freeze(block: nn.Module, kind: str) -> None:
     if kind == "fp32":
         return
-    if kind == "fp16":
-        _check_range(block, prefix)
     frozen = {"bf16": HalfLinear, "fp16": partial(HalfLinear, dtype=torch.float16), "int8": Int8Linear}[kind]
     for _, parent, name, layer in layers_of(block):
         if not isinstance(layer, HalfLinear | Int8Linear):
@@ -158,8 +160,8 @@ def is_frozen(model: GPT) -> bool:
     return any(isinstance(layer, HalfLinear | Int8Linear) for *_, layer in linear_layers(model))
 
 
-def _check_range(block: nn.Module, prefix: str) -> None:
-    for path, _, _, layer in layers_of(block):
+def _check_range(block: nn.Module, kind: str, prefix: str) -> None:
+    for path, _, _, layer in layers_of(block) if kind == "fp16" else ():
         if not all(tensor.abs().max() <= FP16_MAX for tensor in layer.parameters()):  # a nan is not either
             raise UserError(
                 f"{prefix}{path} holds numbers beyond fp16's {FP16_MAX:.0f}, and is not frozen in it: take another "

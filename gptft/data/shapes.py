@@ -123,9 +123,8 @@ def prompt_parts(template: Template | ChatTemplate, prompt: str | list | dict) -
     # a record as it was trained on may hold its answer, and the whole of it as `text`: neither is asked
     asked = {*places, "instruction", "input", "system"}
     parts = Parts((part, text or "") for part, text in prompt.items() if part in asked)
-    if (
-        "context" in prompt and not {"input", "context"} & parts.keys()
-    ):  # as such a record is read when it is trained on
+    # as such a record is read when it is trained on
+    if "context" in prompt and not {"input", "context"} & parts.keys():
         parts["input"] = prompt["context"] or ""
     return parts
 

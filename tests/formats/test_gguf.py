@@ -1,7 +1,6 @@
 """Models in GGUF files: read back from what is written here, held to transformers opening the same file, and whatever a
 stranger's file may do."""
 
-import contextlib
 import os
 import struct
 import subprocess
@@ -251,20 +250,18 @@ def test_a_tokenizer_gives_the_ids_that_it_gave_before(name, own, tmp_path, monk
     families.write(tmp_path / "hf", values, config, model_type)
     before = read_hf_tokenizer(tmp_path / "hf")
     model = GPT.create(GPTConfig(before.n_vocab + 3, 64, 1, 2, 16), seed=1)
-    try:
-        notes = export_gguf(model, before, tmp_path / "m.gguf", "fp32")
-    except UserError as error:
-        pytest.skip(f"llama.cpp has no form for it: {error}")
+    export_gguf(model, before, tmp_path / "m.gguf", "fp32")
     if not own:
         monkeypatch.setattr(gptft.formats.gguf_tokenizer, "OWN", "nothing.there")
-        if any("some ids" in note or "no exact name" in note or "texts get" in note for note in notes):
-            pytest.skip("llama.cpp has no exact name for how it splits text")
     _, after = load(tmp_path / "m.gguf")
     assert after.n_vocab == before.n_vocab and (not own or after.eot_name == before.eot_name)
     assert after.bos == before.bos and after.specials.keys() >= before.specials.keys() - {None}
     texts = [*families.HOSTILE, *families.texts(200)]
     if not own and name == "pythia":  # such a file does not say that its tokenizer normalizes
         texts = [text for text in texts if unicodedata.normalize("NFC", text) == text]
+    if not own and name in ("llama2", "llama2-legacy", "mistral3"):  # llama.cpp puts a space before a space too
+        texts = [text for text in texts if not text.startswith((" ", "▁"))]
+    assert len(texts) > 300
     for text in texts:
         assert after.encode(text) == before.encode(text), text
         assert after.decode(after.encode(text)) == before.decode(before.encode(text))
@@ -458,13 +455,17 @@ def test_flipped_bytes_of_a_header_never_end_in_a_traceback(tmp_path):
     data = parts(tmp_path / "good.gguf")
     rng = np.random.default_rng(0)
     end = data.index(b"output_norm.weight") + 60
+    refused = 0
     for _ in range(150):
         broken = bytearray(data)
         for place in rng.integers(0, end, 3):
             broken[place] = rng.integers(0, 256)
         (tmp_path / "bad.gguf").write_bytes(broken)
-        with contextlib.suppress(UserError):  # some flips change a name, or a number by little
+        try:
             load(tmp_path / "bad.gguf")
+        except UserError:  # anything else fails this test; some flips change a setting that nothing reads
+            refused += 1
+    assert refused
 
 
 def test_what_a_list_may_hold_is_bounded(tmp_path, monkeypatch):
