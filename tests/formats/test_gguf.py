@@ -304,6 +304,18 @@ def test_where_a_file_does_not_say_llama_cpps_own_rule_puts_the_beginning_of_tex
     assert load(tmp_path / "m.gguf")[1].bos == bos
 
 
+@pytest.mark.parametrize("ab, bc, ids", [(-5.0, -1.0, [2, 29]), (-1.0, -5.0, [28, 4])])
+def test_sentencepieces_pairs_are_merged_by_score_and_not_by_id(ab, bc, ids, tmp_path):
+    """In `abc`, of `ab` and `bc` the one that scores higher."""
+    changes = {
+        "tokenizer.ggml.model": "llama",
+        "tokenizer.ggml.scores": [0.0] * 28 + [ab, bc],
+        "tokenizer.ggml.add_space_prefix": False,
+    }
+    small_vocabulary(tmp_path / "m.gguf", changes, ["bc"])
+    assert load(tmp_path / "m.gguf")[1].encode("abc") == ids
+
+
 def test_an_id_beyond_the_vocabulary_that_nothing_needs_is_passed_over(tmp_path):
     small_vocabulary(tmp_path / "m.gguf", {"tokenizer.ggml.padding_token_id": 4294967295})
     assert load(tmp_path / "m.gguf")[1].encode("ab") == [28]
