@@ -19,6 +19,7 @@ NAMES = {
     "families": "every family of models: the largest difference from transformers",
     "llamacpp": "exports to GGUF in the real llama.cpp: the same greedy ids, and how near the logits come",
     "lora": "LoRA against full fine-tuning and against PEFT with TRL: speed, memory, validation loss",
+    "lora_real": "what LoRA loses on a real model: learning rates swept, three seeds at the best",
     "decode": "greedy decoding GPT-2 124M, tokens a second: gptft against transformers",
     "gpu": "training and decoding on one GPU: gptft against transformers, and TRL where it is installed",
     "threads": "steps a second of a small model alone and beside a busy process, by how long threads spin",
@@ -33,6 +34,7 @@ TITLES = {
     "families": "Families of models",
     "llamacpp": "GGUF in llama.cpp",
     "lora": "LoRA",
+    "lora_real": "LoRA on a real model",
     "decode": "Greedy decoding",
     "gpu": "One GPU",
     "threads": "Threads and a busy neighbour",
@@ -51,12 +53,14 @@ over the rounds, with the smallest and the largest in brackets; a ratio is forme
 """
 
 
-def save(result: dict, folder: Path | None) -> None:
-    """Print the table; write the JSON and, in the repository's own folder, RESULTS.md and the documents' figures.
+def save(result: dict, folder: Path | None, quietly: bool = False) -> None:
+    """Print the table, unless `quietly`; write the JSON and, in the repository's own folder, RESULTS.md and the
+    documents' figures.
 
     `folder` None: only print.
     """
-    print("\n" + section(result))
+    if not quietly:
+        print("\n" + section(result))
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
         with atomic_write(folder / f"{result['name']}.json") as file:
