@@ -75,5 +75,9 @@ class BadRecord(ValueError):
     """A record that cannot be used; the message names the key and what is wrong with it."""
 
 
+class Unreadable(ValueError):
+    """A line that is no JSON object, or a row that is no record; the message says why."""
+
+
 class Interrupted(Exception):
     """The user asked to stop (Ctrl-C, SIGTERM) while something long was under way."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import re
 import tomllib
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from pathlib import Path
 from gptft.errors import BadRecord, UserError, nearest
 from gptft.text.chat import THINKING, ChatTemplate
 from gptft.text.segments import PARTS, Segment
+from gptft.text.unwrapping import PLACEHOLDER, take_out
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,7 @@ class Template:
     tail: str = ""
     bos: str = ""
     system_in_prompt: bool = False
+    unwraps: tuple[str, ...] = ()  # prompts that an instruction may hold already, and which are then taken out of it
 
     def check(self, extra: Iterable[str] = (), where: str = "") -> Template:
         """Refuse unknown placeholders, naming the nearest; `extra` are further parts that may be named."""
@@ -108,6 +109,7 @@ class Template:
             if messages[-1]["role"] == "assistant":
                 messages = messages[:-1]
             return self._conversation(messages)
+        parts = take_out(parts, self.unwraps)
         pattern = self.prompt_with_input if parts.get("input") and self.prompt_with_input else self.prompt
         asked = {part: text for part, text in parts.items() if part not in ("system", "response")}
         return self._first_prompt(parts.get("system", ""), pattern, asked)
@@ -173,8 +175,9 @@ class Template:
     def to_dict(self) -> dict:
         """What a checkpoint stores: `Template(**that)` gives the template back. What was added later and is not used
         is left out, so that a template has the keys, and data the cache key, that an earlier commit gave them."""
-        later = ("tail", "bos", "system_in_prompt")
-        return {key: value for key, value in dataclasses.asdict(self).items() if value or key not in later}
+        later = ("tail", "bos", "system_in_prompt", "unwraps")
+        values = {**dataclasses.asdict(self), "unwraps": list(self.unwraps)}
+        return {key: value for key, value in values.items() if value or key not in later}
 
 
 def hydrate(template: Template, parts: dict) -> dict:
@@ -190,8 +193,6 @@ def hydrate(template: Template, parts: dict) -> dict:
     # a beginning-of-text is the tokenizer's to write
     return {"input": "".join(segment.text for segment in before if segment.kind != "bos"), "output": response.text}
 
-
-PLACEHOLDER = re.compile(r"\{(\w+)\}")
 
 ALPACA = "Below is an instruction that describes a task{}. Write a response that appropriately completes the request."
 TEMPLATES = {
@@ -252,15 +253,10 @@ def template_from_dict(values: dict, where: str, extra: Iterable[str] | None = (
 
     `extra` None: placeholders are taken as they are, since they were checked when the checkpoint's run began.
     """
-    known = {f.name: f.type for f in dataclasses.fields(Template)}
-    for key, value in values.items():
-        if key not in known:
-            raise UserError(f"{where}: unknown key {key!r}{nearest(key, known)}")
-        if not isinstance(value, bool if known[key] == "bool" else str):
-            raise UserError(f"{where}: {key} must be {'true or false' if known[key] == 'bool' else 'text'}")
+    _check_values(values, Template, where)
     if "prompt" not in values:
         raise UserError(f"{where}: the key 'prompt' is missing")
-    template = Template(**values)
+    template = Template(**{**values, "unwraps": tuple(values.get("unwraps", ()))})
     return template if extra is None else template.check(extra, where)
 
 
@@ -270,16 +266,22 @@ def saved_template(values: dict, where: str) -> Template | ChatTemplate:
         raise UserError(f"{where}: the template must be an object, not {json.dumps(values)[:80]}")
     if "jinja" not in values:
         return template_from_dict(values, where, extra=None)
-    known = {f.name: f.type for f in dataclasses.fields(ChatTemplate)}
+    _check_values(values, ChatTemplate, where)
+    if values.get("thinking", "keep") not in THINKING:
+        raise UserError(f"{where}: thinking must be one of {', '.join(THINKING)}, not {values['thinking']!r}")
+    return ChatTemplate(**values | {key: tuple(values.get(key, ())) for key in ("specials", "unwraps")})
+
+
+KINDS = {"bool": (bool, "true or false"), "str": (str, "text"), "dict[str, str]": (dict, "an object of texts")}
+
+
+def _check_values(values: dict, kind: type, where: str) -> None:
+    """Refuse a key that a template of this kind does not have, and a value that is not what it must be."""
+    known = {f.name: f.type for f in dataclasses.fields(kind)}
     for key, value in values.items():
         if key not in known:
             raise UserError(f"{where}: unknown key {key!r}{nearest(key, known)}")
-        kind, what = {"str": (str, "text"), "dict[str, str]": (dict, "an object of texts")}.get(
-            known[key], (list, "a list of texts")
-        )
+        expected, what = KINDS.get(known[key], (list, "a list of texts"))
         texts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-        if not isinstance(value, kind) or not all(isinstance(text, str) for text in texts):
-            raise UserError(f"{where}: {key} must be {what}, not {json.dumps(value)[:80]}")
-    if values.get("thinking", "keep") not in THINKING:
-        raise UserError(f"{where}: thinking must be one of {', '.join(THINKING)}, not {values['thinking']!r}")
-    return ChatTemplate(**{**values, "specials": tuple(values.get("specials", ()))})
+        if not isinstance(value, expected) or not all(isinstance(text, str) for text in texts):
+            raise UserError(f"{where}: {key} must be {what}, not {json.dumps(value, default=str)[:80]}")

@@ -7,10 +7,11 @@ from pathlib import Path
 
 from gptft.checkpoint import model_id
 from gptft.data.build import NAMED
+from gptft.data.compressed import kind_of
 from gptft.data.shapes import recognise
-from gptft.data.sources import Unreadable, find, kind_of, parse, raw_records
+from gptft.data.sources import find, parse, raw_records
 from gptft.device import pick_device
-from gptft.errors import BadRecord, UserError
+from gptft.errors import BadRecord, Unreadable, UserError
 from gptft.finetuning import Run, finetune
 from gptft.generation import generate
 from gptft.loading import load

@@ -198,6 +198,8 @@ def test_bad_records_are_told_as_it_is_shown(tmp_path, monkeypatch):
 
 def test_the_choice_of_a_template_is_told_as_it_is_shown(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    Path("faq.jsonl").write_text((json.dumps(FAQ[0]) + "\n") * 42)
-    main(["train", "--init", "tiny", "--data", "faq.jsonl", "--max_steps", "1", "--test_samples", "0"])
-    assert capsys.readouterr().out.startswith(shown("docs/data.md", "template: qa"))
+    held = {**FAQ[0], "question": f"### Question:\n{FAQ[0]['question']}\n\n### Answer:\n"}
+    for record, start in ((FAQ[0], "template: qa (by the"), (held, "template: qa (all prompts")):
+        Path("faq.jsonl").write_text((json.dumps(record) + "\n") * 42)
+        main(["train", "--init", "tiny", "--data", "faq.jsonl", "--max_steps", "1", "--test_samples", "0"])
+        assert capsys.readouterr().out.startswith(shown("docs/data.md", start))

@@ -11,7 +11,7 @@ from argparse import Namespace
 
 from gptft.commands.parser import Parser
 from gptft.config import resolve
-from gptft.errors import BadRecord, UserError
+from gptft.errors import BadRecord, Unreadable, UserError
 from gptft.files import atomic_write, json_line
 
 
@@ -33,7 +33,7 @@ def run(options: Namespace) -> None:
     """Write the file whole, or nothing."""
     config = resolve("", options.settings)
     from gptft.data.shapes import recognise
-    from gptft.data.sources import Unreadable, find, parse, raw_records
+    from gptft.data.sources import find, parse, raw_records
     from gptft.prompts import hydrate, load_template
 
     template = load_template(config.template, config.fields)

@@ -15,11 +15,12 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from gptft.data.compressed import kind_of, mentions
 from gptft.data.cuts import cuts_of
 from gptft.data.plain_text import chunks, text_ids
 from gptft.data.shapes import recognise, used_keys
-from gptft.data.sources import TextFile, Unreadable, kind_of, mentions, parse, raw_records
-from gptft.errors import BadRecord, UserError
+from gptft.data.sources import TextFile, parse, raw_records
+from gptft.errors import BadRecord, Unreadable, UserError
 from gptft.files import json_line, sha256_file
 from gptft.prompts import Template
 from gptft.text.chat import ChatTemplate

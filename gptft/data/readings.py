@@ -7,17 +7,21 @@ ids. The pass keeps no record, and what it found is cached under the hash of the
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from gptft.data.cache import cache_directory
-from gptft.data.shapes import KNOWN, Reading, parts_of, readings_of
-from gptft.data.sources import Unreadable, kind_of, parse, raw_records
-from gptft.errors import UserError
+from gptft.data.compressed import kind_of
+from gptft.data.held import ASKED, Finder, Prompts, candidates, held_template, prompts_of
+from gptft.data.shapes import KNOWN, LISTS, Reading, known_keys, parts_of, readings_of
+from gptft.data.sources import parse, raw_records
+from gptft.errors import Unreadable, UserError
 from gptft.files import atomic_write, sha256_file
 from gptft.prompts import TEMPLATES, Template, load_template
 from gptft.text.chat import ChatTemplate
@@ -39,25 +43,39 @@ class Kind:
         return f"{self.path}, line {self.line}"
 
 
-def survey(path: Path) -> tuple[list[Kind], Counter[str]]:
-    """The kinds of records in a file, and how many records have each other key. What cannot be parsed is passed over.
+class Survey(NamedTuple):
+    """The kinds of records in a file, how many records have each other key, and which prompts hold a template."""
+
+    kinds: list[Kind]
+    others: Counter[str]
+    prompts: list[Prompts]
+
+
+def survey(path: Path, asked: Collection[str] = ASKED, templates: dict[str, Template] | None = None) -> Survey:
+    """What the records of a file are. What cannot be parsed is passed over. `asked` are the keys whose texts may be
+    prompts, `templates` those that they are looked through for.
 
     A second survey of the same content reads a small file in the cache instead.
     """
     if kind_of(path) == ".txt":
-        return [Kind(path, 1, 1, frozenset({"text"}))], Counter()
-    content = json.dumps([kind_of(path), sha256_file(path), sorted(KNOWN)])
+        return Survey([Kind(path, 1, 1, frozenset({"text"}))], Counter(), [])
+    templates = candidates(None) if templates is None else templates
+    forms = [[each.to_dict(), prompts_of(each)] for each in templates.values()]
+    content = json.dumps([kind_of(path), sha256_file(path), sorted(KNOWN), sorted(asked), forms])
     cached = cache_directory() / f"keys-{hashlib.sha256(content.encode()).hexdigest()[:32]}.json"
     try:
-        kinds, others = json.loads(cached.read_text(encoding="utf-8"))
+        kinds, others, prompts = json.loads(cached.read_text(encoding="utf-8"))
     except (OSError, ValueError, TypeError):
-        kinds, others = _count_keys(path)
+        finder = Finder(asked, templates.values())
+        kinds, others = _count_keys(path, finder)
+        prompts = finder.found()
         with contextlib.suppress(OSError), atomic_write(cached) as file:  # whoever tokenises next says what is wrong
-            json.dump([kinds, others], file)
-    return [Kind(path, line, count, frozenset(keys)) for line, count, keys in kinds], Counter(others)
+            json.dump([kinds, others, prompts], file)
+    kinds = [Kind(path, line, count, frozenset(keys)) for line, count, keys in kinds]
+    return Survey(kinds, Counter(others), [Prompts(path, *found) for found in prompts])
 
 
-def _count_keys(path: Path) -> tuple[list, Counter[str]]:
+def _count_keys(path: Path, finder: Finder) -> tuple[list, Counter[str]]:
     counts: Counter[frozenset[str]] = Counter()
     first: dict[frozenset[str], int] = {}
     others: Counter[str] = Counter()
@@ -66,10 +84,11 @@ def _count_keys(path: Path) -> tuple[list, Counter[str]]:
             record = parse(raw)
         except Unreadable:
             continue
-        keys = KNOWN.intersection(record)
+        keys = known_keys(record)
+        finder.look(line, record)
         counts[keys] += 1
         first.setdefault(keys, line)
-        if len(keys) < len(record):
+        if len(keys) < len(record) or LISTS in keys:
             others.update(record.keys() - keys)
     return [(first[keys], count, sorted(keys)) for keys, count in counts.items()], others
 
@@ -82,18 +101,19 @@ def choose_template(
     `name` is --template. `auto` takes the template that the model was `trained_with`; where there is none, or it is
     `plain`, which is what training on text alone leaves in a checkpoint, the records' keys choose.
 
-    -> {"template": its name, "why", "keys": {key: part}, "records": how many have them, "unused_keys": {key: records}}.
+    -> {"template": its name, "why", "keys": {key: part}, "records": how many have them, "readings": {keys: records},
+    "unused_keys": {key: records}}, and "held": {"template", "records"} where the prompts hold one already.
     Raises UserError with file and line where records can be read in several ways, or do not agree with each other.
     """
     for part in ("text", "messages"):
         if part in fields and len(fields) > 1:
             others_named = ", ".join(name for name in fields if name != part)
             raise UserError(f"--fields {part}=...: it makes a record by itself; {others_named} would not be used")
-    kinds, others = [], Counter()
+    known = candidates(load_template(name, fields) if name != "auto" else trained_with)
+    kinds, others, prompts = [], Counter(), []
     for path in paths:
-        its_kinds, its_others = survey(path)
-        kinds += its_kinds
-        others += its_others
+        found = survey(path, ASKED.union(fields.values()), known)
+        kinds, others, prompts = kinds + found.kinds, others + found.others, prompts + found.prompts
     kinds_read = [] if fields else list(_read(kinds))
     if name != "auto":
         template, why = load_template(name, fields), f"--template {name}"
@@ -103,23 +123,46 @@ def choose_template(
         template, why = TEMPLATES[_asked_by_fields(fields)], "by --fields"
     else:
         template, why = TEMPLATES[_asked_by_records(kinds_read)], "by the records' keys"
-    template.check_fields(fields)
     keys = {key: part for part, key in fields.items()}
+    counts: Counter[str] = Counter()
     for kind, reading in kinds_read:
         parts = parts_of(reading, "system" in kind.keys)
         keys |= parts
+        counts[str(reading)] += kind.count
         others.update(dict.fromkeys(kind.keys - parts.keys(), kind.count))
     if fields:
         for kind in kinds:
             others.update(dict.fromkeys(kind.keys, kind.count))
+    asked = [found for found in prompts if keys.get(found.key) == "instruction"]
+    template, why, held = _unwrapping(template, why, name, held_template(asked, known))
+    template.check_fields(fields)
+    keys.pop(LISTS, None)
     unused = [(key, count) for key, count in others.most_common() if key not in fields.values()]
     return template, {
         "template": template.name,
         "why": why,
         "keys": keys,
         "records": sum(kind.count for kind in (kinds if fields else (kind for kind, _ in kinds_read))),
+        **({"readings": dict(counts)} if len(counts) > 1 else {}),
+        **held,
         "unused_keys": dict(unused[:NAMED_KEYS]),
     }
+
+
+def _unwrapping(
+    template: Template | ChatTemplate, why: str, name: str, held: tuple[Template, int] | None
+) -> tuple[Template | ChatTemplate, str, dict]:
+    """The template of a run whose prompts hold one already: that one, unless the run or the checkpoint has another; it
+    is taken out of them in any case, but where the run's template puts nothing around a prompt."""
+    if held is None or (isinstance(template, Template) and template.prompt == "{prompt}" and name != "auto"):
+        return template, why, {}
+    inside, count = held
+    if name == "auto" and why.startswith("by "):
+        template, why = inside, "all prompts hold it"
+    if template.name == inside.name:
+        template = inside
+    forms = tuple(dict.fromkeys(form.rstrip() for form in prompts_of(inside)))
+    return dataclasses.replace(template, unwraps=forms), why, {"held": {"template": inside.name, "records": count}}
 
 
 def _read(kinds: list[Kind]) -> Iterator[tuple[Kind, Reading]]:

@@ -37,10 +37,12 @@ READINGS = (
     Reading({"query": "instruction", "response": "response"}, "alpaca", True),
     Reading({"context": "input", "question": "instruction", "answers": "response"}, "qa", True),  # SQuAD
     Reading({"conversations": "messages"}, "chatml", True),  # ShareGPT
+    Reading({"prompt": "messages", "completion": "messages", "[messages]": "messages"}, "chatml"),  # TRL's other kind
     Reading({"text": "text"}, "plain"),
 )
+LISTS = "[messages]"  # stands among the keys of a record whose prompt and completion are lists of messages
 # Every key that decides how a record is read.
-KNOWN = frozenset(key for reading in READINGS for key in reading.parts) | {"system"}
+KNOWN = frozenset(key for reading in READINGS for key in reading.parts) - {LISTS} | {"system"}
 # Who speaks in a ShareGPT conversation -> the role
 SPEAKERS = {
     "human": "user",
@@ -68,9 +70,11 @@ def recognise(record: dict, fields: dict[str, str] | None = None) -> Parts:
             raise BadRecord(f"key {key!r} (for {part}) is missing; it has {_keys(record)}")
     if not keys:
         raise BadRecord(_why_unread(record))
+    if LISTS in keys:
+        return Parts(messages=_check_messages(_joined(record), "keys 'prompt' and 'completion'"))
     if "messages" in keys.values():
         key = next(key for key, part in keys.items() if part == "messages")
-        return Parts(messages=_check_messages(record[key], key))
+        return Parts(messages=_check_messages(record[key], f"key {key!r}"))
     parts = Parts()
     for key, part in keys.items():
         value = record.get(key, "")
@@ -150,6 +154,15 @@ def used_keys(record: Iterable[str], fields: dict[str, str] | None = None) -> di
     return parts_of(readings[0], "system" in record) if len(readings) == 1 else {}
 
 
+def known_keys(record: Iterable[str]) -> frozenset[str]:
+    """The keys of a record that decide how it is read, and LISTS where the types do."""
+    keys = KNOWN.intersection(record)
+    if not isinstance(record, dict):
+        return keys | ({LISTS} & set(record))
+    lists = {"prompt", "completion"} <= keys and any(isinstance(record[k], list) for k in ("prompt", "completion"))
+    return keys | {LISTS} if lists else keys
+
+
 def parts_of(reading: Reading, system: bool) -> dict[str, str]:
     """{key: part} of a reading, of records with or without a `system` text; messages and texts have no place for it."""
     if system and not {"messages", "text"} & reading.parts.keys():
@@ -162,7 +175,7 @@ def readings_of(keys: Iterable[str]) -> tuple[Reading, ...]:
 
     A reading with a response goes before plain text, and one whose keys contain another's before that one.
     """
-    return _readings_of(KNOWN.intersection(keys))
+    return _readings_of(known_keys(keys))
 
 
 @cache  # there are no more sets of keys than subsets of KNOWN
@@ -198,17 +211,17 @@ def _keys(record: dict) -> str:
     return ", ".join(map(repr, record)) or "no keys"
 
 
-def _check_messages(messages, key: str) -> list[dict]:
+def _check_messages(messages, whole: str) -> list[dict]:
     """A conversation: perhaps a system text, then user and assistant in turn; tools answer an assistant's calls.
 
     Which further keys of a message have a place is for the template to say; `weight` means the same in all of them.
     """
     if not isinstance(messages, list) or not messages:
-        raise BadRecord(f"key {key!r} must hold a list of messages")
-    messages = [_as_message(message, f"key {key!r}, message {n}") for n, message in enumerate(messages, 1)]
+        raise BadRecord(f"{whole} must hold a list of messages")
+    messages = [_as_message(message, f"{whole}, message {n}") for n, message in enumerate(messages, 1)]
     expected: tuple[str, ...] = ("user",)
     for number, message in enumerate(messages):
-        where = f"key {key!r}, message {number + 1}"
+        where = f"{whole}, message {number + 1}"
         calls = isinstance(message, dict) and bool(message.get("tool_calls"))
         text = message.get("content") if isinstance(message, dict) else None
         if not isinstance(text, str) and not (calls and text is None):
@@ -226,10 +239,20 @@ def _check_messages(messages, key: str) -> list[dict]:
         expected = ("tool",) if calls else {"user": ("assistant",), "tool": ("assistant", "tool")}.get(role, ("user",))
     answers = [message for message in messages if message["role"] == "assistant"]
     if not answers:
-        raise BadRecord(f"key {key!r}: no assistant message, so nothing to learn from")
+        raise BadRecord(f"{whole}: no assistant message, so nothing to learn from")
     if all(message.get("weight") == 0 for message in answers):
-        raise BadRecord(f"key {key!r}: every assistant message has the weight 0, so there is nothing to learn from")
+        raise BadRecord(f"{whole}: every assistant message has the weight 0, so there is nothing to learn from")
     return messages
+
+
+def _joined(record: dict) -> list[dict]:
+    """Prompt and completion as one conversation, of which, as TRL has it, the completion alone is learned."""
+    for key in ("prompt", "completion"):
+        if not isinstance(record[key], list):
+            raise BadRecord(f"key {key!r} must hold a list of messages, as the other of 'prompt' and 'completion' does")
+    prompt = [_as_message(message, f"key 'prompt', message {n}") for n, message in enumerate(record["prompt"], 1)]
+    answered = (isinstance(message, dict) and message.get("role") == "assistant" for message in prompt)
+    return [{**m, "weight": 0} if a else m for m, a in zip(prompt, answered, strict=True)] + record["completion"]
 
 
 def _as_message(message, where: str):

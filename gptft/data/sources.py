@@ -1,24 +1,21 @@
 """Files -> records: JSON arrays, JSON lines, tables and plain text, each record with the line on which it begins.
 
-A **record** is a dict from the user's file.
+A **record** is a dict from the user's file. A Parquet file has no lines: there it is the number of the row.
 """
 
 from __future__ import annotations
 
-import bz2
 import codecs
-import contextlib
-import csv
-import gzip
 import io
 import json
-import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
-from gptft.errors import UserError
+from gptft.data.compressed import COMPRESSED, kind_of, opened
+from gptft.data.shapes import readings_of
+from gptft.data.tables import rows_of_parquet, rows_of_text
+from gptft.errors import Unreadable, UserError
 from gptft.files import resource
 
 
@@ -34,7 +31,7 @@ def find(paths: Sequence[str], flag: str = "data") -> list[Path]:
         if kind_of(path) not in KINDS:
             raise UserError(
                 f"--{flag}: {path}: expected a {', '.join(KINDS[:-1])} or {KINDS[-1]} file, or one of these as "
-                f"{' or '.join(COMPRESSED)}"
+                f"{', '.join(COMPRESSED)}"
             )
         if not path.stat().st_size:
             raise UserError(f"--{flag}: {path} is empty")
@@ -42,48 +39,9 @@ def find(paths: Sequence[str], flag: str = "data") -> list[Path]:
     return files
 
 
-KINDS = (".json", ".jsonl", ".csv", ".tsv", ".txt")
-COMPRESSED = {".gz": gzip.open, ".bz2": bz2.open}
-JSON_NAMES = {str: "a text", list: "a list", bool: "true or false", type(None): "null"}
-
-
+KINDS = (".json", ".jsonl", ".csv", ".tsv", ".parquet", ".txt")
+JSON_NAMES = {str: "a text", list: "a list", dict: "an object", bool: "true or false", type(None): "null"}
 PIECE = 100_000  # characters of a text that are read at a time
-
-
-def kind_of(path: Path) -> str:
-    """The ending of a file's name, or of what it is the compressed form of."""
-    return Path(path.stem).suffix if path.suffix in COMPRESSED else path.suffix
-
-
-def open_bytes(path: Path) -> BinaryIO:
-    return COMPRESSED.get(path.suffix, open)(path, "rb")
-
-
-@contextlib.contextmanager
-def opened(path: Path) -> Iterator[BinaryIO]:
-    """A file's bytes, decompressed. Raises UserError where that cannot be."""
-    try:
-        with open_bytes(path) as file:
-            yield file
-    except (OSError, EOFError, zlib.error) as error:
-        if path.suffix not in COMPRESSED:
-            raise
-        raise UserError(f"{path}: cannot be decompressed: it is damaged, or cut short ({error})") from None
-
-
-def mentions(path: Path, word: bytes) -> bool:
-    """Whether a file's bytes have the word in them; in bounded memory."""
-    with opened(path) as file:
-        before = b""
-        while piece := file.read(1 << 20):
-            if word in before + piece:
-                return True
-            before = piece[1 - len(word) :]
-    return False
-
-
-class Unreadable(ValueError):
-    """A line that is no JSON object; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -115,10 +73,17 @@ def raw_records(path: Path) -> Iterator[tuple[int, bytes | TextFile | object]]:
     kind = kind_of(path)
     if kind == ".txt":
         yield 1, TextFile(path)
+    elif kind == ".parquet":
+        yield from rows_of_parquet(path)
     elif kind in (".csv", ".tsv"):
-        yield from _rows(path, "," if kind == ".csv" else "\t")
-    elif kind == ".json" and not _is_json_lines(path):
+        try:
+            yield from rows_of_text(path, "," if kind == ".csv" else "\t")
+        except UnicodeDecodeError:
+            raise _not_utf8(path) from None
+    elif kind == ".json" and _first_character(path) != b"{":
         yield from _json_array(path, "".join(TextFile(path).pieces()))
+    elif kind == ".json" and _is_one_object(path):
+        yield from _json_object(path, "".join(TextFile(path).pieces()))
     else:
         with opened(path) as file:
             for line, content in enumerate(file, 1):
@@ -159,77 +124,136 @@ def _not_utf8(path: Path) -> UserError:
     return UserError(f"{path}: not UTF-8")  # it was mended meanwhile
 
 
-def _is_json_lines(path: Path) -> bool:
-    """Many a `.json` file really holds JSON lines: its first character tells. One object over several lines is
-    refused: its lines would be reported as broken one by one."""
+def _first_character(path: Path) -> bytes:
+    """The first that is no white space; b"" where there is none."""
     with opened(path) as file:
-        first = next((line for line in file if line.removeprefix(codecs.BOM_UTF8).strip()), b"")
-    if not first.removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"{"):
-        return False
-    if first.rstrip() in (b"{", codecs.BOM_UTF8 + b"{"):
-        raise UserError(f"{path}: one JSON object; expected a list of records, or a record a line")
-    return True
+        lines = (line.removeprefix(codecs.BOM_UTF8).strip() for line in file)
+        return next((line[:1] for line in lines if line), b"")
 
 
-def _rows(path: Path, delimiter: str) -> Iterator[tuple[int, dict | Unreadable]]:
-    """The rows of a table under its first row's names, each with the line on which it begins. A row with more or fewer
-    fields is Unreadable. Raises UserError where names are missing or double, and for what is no UTF-8 or no table."""
-    csv.field_size_limit(1 << 30)  # characters; the default cuts a long answer off with an error
-    begin = 1
+def _is_one_object(path: Path) -> bool:
+    """Whether a `.json` file that begins with `{` is one object with the records inside. Many a `.json` file really
+    holds JSON lines: then its first line is a record, or another follows."""
+    with opened(path) as file:
+        lines = [line.removeprefix(codecs.BOM_UTF8) for line in _first_two(file)]
     try:
-        with opened(path) as binary, io.TextIOWrapper(binary, encoding="utf-8-sig", newline="") as file:
-            rows = csv.reader(file, delimiter=delimiter, strict=True)
-            names = next((row for row in rows if row), [])
-            if not all(names) or len(set(names)) < len(names):
-                raise UserError(f"{path}, line {rows.line_num}: every column must have a name of its own, not {names}")
-            begin = rows.line_num + 1
-            for row in rows:
-                if len(row) == len(names):
-                    yield begin, dict(zip(names, row, strict=True))
-                elif any(field.strip() for field in row):  # not an empty line
-                    yield begin, Unreadable(f"it has {len(row)} of {len(names)} fields")
-                begin = rows.line_num + 1
-    except csv.Error as error:
-        raise UserError(
-            f"{path}, line {begin}: no table that can be read: {error}; a field that begins with a quotation mark must "
-            "end with one, and have those inside it doubled"
-        ) from None
-    except UnicodeDecodeError:
-        raise _not_utf8(path) from None
+        first = json.loads(lines[0])
+    except (ValueError, RecursionError):
+        return not lines[0].rstrip().endswith(b"}")  # it goes on in the next line, or is broken
+    return len(lines) == 1 and not readings_of(first) and any(map(_holds_records, first.values()))
+
+
+def _holds_records(value) -> bool:
+    return isinstance(value, list) and any(isinstance(item, dict) for item in value)
+
+
+def _first_two(file) -> list[bytes]:
+    """The first lines that are not blank, two at most."""
+    found = []
+    for line in file:
+        if line.removeprefix(codecs.BOM_UTF8).strip():
+            found.append(line)
+        if len(found) == 2:
+            break
+    return found
+
+
+@dataclass
+class _Scanner:
+    """A place in a JSON text, which values are taken from one by one."""
+
+    path: Path
+    text: str
+    position: int = 0
+
+    def skip(self) -> str:
+        """Go over white space; -> the character that follows, "" at the end."""
+        while self.text[self.position : self.position + 1] in (" ", "\t", "\r", "\n"):
+            self.position += 1
+        return self.text[self.position : self.position + 1]
+
+    def take(self, characters: str, why: str) -> str:
+        """Go over white space and one of the characters; UserError with `why` where something else stands."""
+        found = self.skip()
+        if not found or found not in characters:
+            raise self.broken(self.position, why)
+        self.position += 1
+        return found
+
+    def value(self):
+        """The value that begins here."""
+        self.skip()
+        try:
+            value, self.position = DECODER.raw_decode(self.text, self.position)
+        except json.JSONDecodeError as error:
+            raise self.broken(error.pos, error.msg) from None
+        except RecursionError:
+            raise self.broken(self.position, "nested too deeply") from None
+        return value
+
+    def broken(self, position: int, why: str) -> UserError:
+        line = self.text.count("\n", 0, position) + 1
+        return UserError(f"{self.path}, line {line}: broken JSON: {why}")
+
+    def end(self, what: str) -> None:
+        """Nothing may follow: two lists in one file, say, whose records would be lost without a word."""
+        if self.skip():
+            raise self.broken(self.position, f"something follows the {what}")
+
+
+DECODER = json.JSONDecoder()
 
 
 def _json_array(path: Path, text: str) -> Iterator[tuple[int, object]]:
     """The records of a JSON array, each with the line on which it begins."""
-    decoder = json.JSONDecoder()
-    line, counted = 1, 0
+    scanner = _Scanner(path, text)
+    yield from _elements(scanner, 1)
+    scanner.end("list of records")
 
-    def skip(position: int) -> int:
-        while position < len(text) and text[position] in " \t\r\n":
-            position += 1
-        return position
 
-    def broken(position: int, why: str) -> UserError:
-        return UserError(f"{path}, line {text.count(chr(10), 0, position) + 1}: broken JSON: {why}")
+def _elements(scanner: _Scanner, line: int) -> Iterator[tuple[int, object]]:
+    """The values of the list that begins here, each with its line; `line` is that of this place."""
+    counted = scanner.position
+    scanner.take("[", "expected a list of records")
+    while scanner.skip() != "]":
+        line += scanner.text.count("\n", counted, scanner.position)
+        counted = scanner.position
+        yield line, scanner.value()
+        if scanner.skip() == ",":
+            scanner.position += 1
+            scanner.skip()
+        elif scanner.skip() != "]":
+            raise scanner.broken(
+                scanner.position, "expected ',' or ']'" if scanner.skip() else "the list is not closed"
+            )
+    scanner.position += 1
 
-    position = skip(0)
-    if text[position] != "[":
-        raise broken(position, "expected a list of records")
-    position = skip(position + 1)
-    while text[position : position + 1] != "]":
-        line += text.count("\n", counted, position)
-        counted = position
-        try:
-            record, position = decoder.raw_decode(text, position)
-        except json.JSONDecodeError as error:
-            raise broken(error.pos, error.msg) from None
-        except RecursionError:
-            raise broken(position, "nested too deeply") from None
-        yield line, record
-        position = skip(position)
-        if text[position : position + 1] == ",":
-            position = skip(position + 1)
-        elif text[position : position + 1] != "]":
-            raise broken(position, "expected ',' or ']'" if position < len(text) else "the list is not closed")
-    position = skip(position + 1)
-    if position < len(text):  # two lists in one file, say: records must not be lost without a word
-        raise broken(position, "something follows the list of records")
+
+def _json_object(path: Path, text: str) -> Iterator[tuple[int, object]]:
+    """The records of the one list of objects that a JSON object holds, each with its line; or the object itself, where
+    it is a record."""
+    scanner, lists, keys = _Scanner(path, text), {}, []
+    scanner.skip()
+    first = scanner.position
+    scanner.take("{", "expected an object")
+    while scanner.skip() != "}":
+        keys.append(scanner.value())
+        scanner.take(":", "expected ':'")
+        scanner.skip()
+        begin = scanner.position
+        if _holds_records(scanner.value()):
+            lists[keys[-1]] = begin
+        if scanner.take(",}", "expected ',' or '}'") == "}":
+            scanner.position -= 1
+    scanner.position += 1
+    scanner.end("object")
+    if readings_of(keys):
+        yield text.count("\n", 0, first) + 1, json.loads(text[first : scanner.position])
+        return
+    if len(lists) != 1:
+        found = " and ".join(map(repr, lists)) or f"none among {', '.join(map(repr, keys)) or 'no keys'}"
+        raise UserError(
+            f"{path}: one JSON object; expected a list of records, a record a line, or one such list in it: {found}"
+        )
+    scanner.position = begin = next(iter(lists.values()))
+    yield from _elements(scanner, text.count("\n", 0, begin) + 1)

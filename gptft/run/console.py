@@ -57,7 +57,11 @@ def describe_ledger(name: str, ledger: dict) -> str:
 def describe_choice(choice: dict) -> str:
     """A line on which template it is, why, and which keys of how many records fill it."""
     keys = ", ".join(key if key == part else f"{key} (as {part})" for key, part in choice["keys"].items())
-    return f"template: {choice['template']} ({choice['why']}); keys {keys or 'unknown'}; {choice['records']:,} records"
+    line = f"template: {choice['template']} ({choice['why']}); keys {keys or 'unknown'}; {choice['records']:,} records"
+    line += "".join(f"\n  {count:,} by the keys {names}" for names, count in choice.get("readings", {}).items())
+    if held := choice.get("held"):
+        line += f"\n  all {held['records']:,} prompts already hold the template {held['template']}, which is taken out"
+    return line
 
 
 def describe_model(model: GPT, optimizer_bytes: int) -> str:

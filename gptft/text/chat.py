@@ -131,8 +131,8 @@ class ChatTemplate(RenderedTemplate):
     def to_dict(self) -> dict:
         """What a checkpoint stores; `saved_template` gives the template back. What was added later is left out where
         it says nothing, so that the template has the form, and data the cache key, that an earlier commit gave."""
-        values = {**dataclasses.asdict(self), "specials": list(self.specials)}
-        later = {"thinking": "keep", "day": ""}
+        values = {**dataclasses.asdict(self), "specials": list(self.specials), "unwraps": list(self.unwraps)}
+        later = {"thinking": "keep", "day": "", "unwraps": []}
         return {key: value for key, value in values.items() if later.get(key) != value}
 
     # ---- what is trained

@@ -14,6 +14,7 @@ from gptft.errors import BadRecord, UserError, need_extra
 from gptft.text.aligning import PLACEHOLDER, PLAIN, Changed, Piece, Source, align, mask, text_of
 from gptft.text.conversation import REASONING, as_transformers_gives, exchange, messages_of, size_of, without_reasoning
 from gptft.text.sandbox import Refused, TooMuch, environment, one_line
+from gptft.text.unwrapping import take_out
 
 
 def compile_template(source: str):
@@ -64,7 +65,8 @@ class RenderedTemplate:
     `variables` are the named special tokens (bos_token, eos_token, ...), `specials` the names of all special tokens,
     `eot` the one that ends a text. `thinking` is what becomes of the reasoning in the assistant's messages: "keep"
     trains it, "strip" takes it away and has the template ask for answers without (enable_thinking), "mask" shows it
-    and does not train it. `day` is the day that the template is told; empty: today.
+    and does not train it. `day` is the day that the template is told; empty: today. `unwraps` are prompts that an
+    instruction may hold already, and which are then taken out of it.
     """
 
     jinja: str
@@ -74,6 +76,7 @@ class RenderedTemplate:
     name: str = "chat"
     thinking: str = "keep"
     day: str = ""
+    unwraps: tuple[str, ...] = ()
 
     @cached_property
     def _special(self) -> re.Pattern:
@@ -105,7 +108,7 @@ class RenderedTemplate:
         return render(self._compiled, messages, opened, blocks, self.day, **self.variables, **switch)
 
     def _prepared(self, parts: dict) -> list[dict]:
-        messages = messages_of(parts)
+        messages = messages_of(take_out(parts, self.unwraps))
         return without_reasoning(messages) if self.thinking == "strip" else messages
 
     def _pieces(self, messages: list[dict], opened: bool, may_lack: Collection[int] = ()) -> list[Piece]:

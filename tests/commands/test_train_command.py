@@ -14,7 +14,7 @@ BAD_DATA = {
     "missing file": ("gone.jsonl", None, ["--data: no such file: gone.jsonl"]),
     "empty file": ("d.jsonl", "", ["--data: d.jsonl is empty"]),
     "no records": ("d.json", "[]", ["d.json: no record is left to use"]),
-    "wrong suffix": ("d.doc", "a,b", ["--data: d.doc: expected a .json, .jsonl, .csv, .tsv or .txt file"]),
+    "wrong suffix": ("d.doc", "a,b", ["--data: d.doc: expected a .json, .jsonl, .csv, .tsv, .parquet or .txt file"]),
     "broken array": ("d.json", '[{"question": "a",\n "answer": }]', ["d.json, line 2: broken JSON: Expecting value"]),
 }
 

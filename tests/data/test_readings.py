@@ -8,7 +8,7 @@ import pytest
 
 from gptft.data import readings
 from gptft.data.readings import choose_template, survey
-from gptft.data.shapes import READINGS, recognise, used_keys
+from gptft.data.shapes import LISTS, READINGS, recognise, used_keys
 from gptft.errors import BadRecord, UserError
 from gptft.prompts import TEMPLATES
 from gptft.run.console import describe_ledger
@@ -52,7 +52,7 @@ def test_messages_beside_keys_that_make_no_record_are_the_record(other):
 def test_of_two_readings_the_one_whose_keys_contain_the_others_is_taken():
     assert used_keys(["output", "input", "instruction"]) == READINGS[1].parts
     for reading in READINGS:
-        assert used_keys(reading.parts) == reading.parts
+        assert used_keys(list(reading.parts)) == reading.parts
 
 
 @pytest.mark.parametrize(
@@ -102,7 +102,10 @@ def test_alpaca_with_its_text_gets_the_template_alpaca_and_says_why(write_lines)
 def test_each_reading_asks_for_its_template(write_lines, expected):
     for number, reading in enumerate(READINGS):
         if reading.template == expected:
-            path = write_lines([dict.fromkeys(reading.parts, "x")], f"{number}.jsonl")
+            record = dict.fromkeys(reading.parts, "x")
+            if record.pop(LISTS, None):
+                record = dict.fromkeys(record, TURNS)
+            path = write_lines([record], f"{number}.jsonl")
             assert choose(path)[0] is TEMPLATES[expected]
 
 
@@ -210,7 +213,7 @@ def test_a_survey_counts_every_kind_with_the_line_of_its_first_record(tmp_path, 
     records = [dict.fromkeys(rng.sample(pool, rng.randint(0, 4)), "x") for _ in range(300)]
     lines = ",\n".join(map(json.dumps, records)) if name == "d.json" else "\n".join(map(json.dumps, records))
     (tmp_path / name).write_text(f"[{lines}]" if name == "d.json" else lines)
-    kinds, others = survey(tmp_path / name)
+    kinds, others, _ = survey(tmp_path / name)
     assert ({kind.keys: (kind.count, kind.line) for kind in kinds}, dict(others)) == survey_by_hand(records)
 
 

@@ -122,3 +122,39 @@ def test_prompts_are_asked_in_the_shapes_that_are_trained_on():
     for wrong in ([{"role": "user"}], ["q"], [], [{"from": "human", "value": "q", "content": "z"}]):
         with pytest.raises(BadRecord, match="message"):
             prompt_parts(template, wrong)
+
+
+# ---- prompt and completion as lists of messages, as TRL has them
+
+TURNS = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "1?"}]
+TURNS += [{"role": "assistant", "content": "2"}, {"role": "user", "content": "3?"}]
+LAST = [{"role": "assistant", "content": "4"}]
+
+
+def test_of_a_prompt_and_a_completion_of_messages_the_completion_alone_is_learned():
+    """TRL masks the answers in the prompt."""
+    record = {"prompt": TURNS, "completion": LAST, "id": 1}
+    expected = [*TURNS[:2], {**TURNS[2], "weight": 0}, TURNS[3], *LAST]
+    assert recognise(record) == {"messages": expected} and {"prompt", "completion"} <= used_keys(record).keys()
+    segments = TEMPLATES["chatml"].segments(recognise(record))
+    assert [segment.text for segment in segments if segment.trained] == ["4", "<|im_end|>"]
+    parts = {"from": "human", "value": "1?"}
+    assert recognise({"prompt": [parts], "completion": LAST})["messages"] == [{"role": "user", "content": "1?"}, *LAST]
+
+
+@pytest.mark.parametrize(
+    "record, message",
+    [
+        ({"prompt": "1?", "completion": LAST}, "key 'prompt' must hold a list of messages"),
+        ({"prompt": TURNS, "completion": "4"}, "key 'completion' must hold a list of messages"),
+        ({"prompt": TURNS, "completion": []}, "every assistant message has the weight 0"),
+        (
+            {"prompt": LAST, "completion": LAST},
+            "keys 'prompt' and 'completion', message 1: role 'assistant' where 'user'",
+        ),
+        ({"prompt": [1], "completion": LAST}, "message 1: it must have 'role' and 'content'"),
+    ],
+)
+def test_a_prompt_and_a_completion_that_do_not_fit_are_named(record, message):
+    with pytest.raises(BadRecord, match=message):
+        recognise(record)

@@ -3,11 +3,18 @@
 import bz2
 import gzip
 import json
+import sys
 
+import pyarrow
 import pytest
+import zstandard
+from pyarrow import parquet
 
-from gptft.data.sources import Unreadable, find, mentions, parse, raw_records
-from gptft.errors import UserError
+from gptft.data.compressed import mentions
+from gptft.data.sources import find, parse, raw_records
+from gptft.errors import Unreadable, UserError
+
+COMPRESSED = [(".gz", gzip.compress), (".bz2", bz2.compress), (".zst", zstandard.compress)]
 
 
 def write(tmp_path, name, content):
@@ -153,10 +160,48 @@ def test_a_broken_array_is_named_with_its_line(tmp_path, content, message):
     assert message in refused(write(tmp_path, "d.json", content))
 
 
-def test_one_object_over_several_lines_is_named_as_what_it_is(tmp_path):
-    """Read as JSON lines it gave one error a line, none of which said what was wrong."""
-    content = json.dumps({"train": [{"a": "1"}]}, indent=2)
-    assert "one JSON object; expected a list of records" in refused(write(tmp_path, "d.json", content))
+@pytest.mark.parametrize("indent", [None, 2])
+def test_the_one_list_of_records_in_an_object_is_read_with_its_lines(tmp_path, indent):
+    """`{"data": [...]}`. Read as JSON lines it gave one error a line, none of which said what was wrong."""
+    records = [{"a": "1"}, {"a": "[2"}, {"a": "3"}]
+    content = json.dumps({"version": [1, 2], "data": records, "of": {"x": []}}, indent=indent)
+    found = read(write(tmp_path, "d.json", "\n" + content))
+    assert [record for _, record in found] == records
+    assert [line for line, _ in found] == ([2, 2, 2] if indent is None else [8, 11, 14])
+
+
+def test_one_object_over_several_lines_that_is_a_record_is_one(tmp_path):
+    record = {"question": "Why?", "answer": "So."}
+    assert read(write(tmp_path, "d.json", "\n" + json.dumps(record, indent=2))) == [(2, record)]
+    record = {"messages": [{"role": "user", "content": "Why?"}]}
+    assert read(write(tmp_path, "e.json", json.dumps(record))) == [(1, record)]
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        ({"train": [{"a": "1"}], "test": [{"a": "2"}]}, "one such list in it: 'train' and 'test'"),
+        ({"train": {"a": ["1"]}, "n": 3}, "one such list in it: none among 'train', 'n'"),
+        ({}, "none among no keys"),
+    ],
+)
+def test_an_object_without_one_list_of_records_says_what_it_has(tmp_path, content, message):
+    text = json.dumps(content, indent=2) if content else "{\n}"
+    found = refused(write(tmp_path, "d.json", text))
+    assert "one JSON object; expected a list of records" in found and message in found
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        ('{\n"data": [{"a": 1},\n{"a" 2}]}', "line 3: broken JSON: Expecting ':' delimiter"),
+        ('{\n"data": [{"a": 1}]\n} {}', "line 3: broken JSON: something follows the object"),
+        ('{\n"data" [{"a": 1}]\n}', "line 2: broken JSON: expected ':'"),
+        ('{\n"data": [{"a": 1}]', "line 2: broken JSON: expected ',' or '}'"),
+    ],
+)
+def test_a_broken_object_is_named_with_its_line(tmp_path, content, message):
+    assert message in refused(write(tmp_path, "d.json", content))
 
 
 def test_an_array_that_is_no_utf8_is_named_with_its_line(tmp_path):
@@ -189,8 +234,8 @@ def test_files_are_found_and_embedded_ones_too(tmp_path):
     "name, content, message",
     [
         ("gone.json", None, "--val_data: no such file: "),
-        ("d.doc", "a,b", "expected a .json, .jsonl, .csv, .tsv or .txt file, or one of these as .gz or .bz2"),
-        ("d.doc.gz", "a,b", "expected a .json, .jsonl, .csv, .tsv or .txt file"),
+        ("d.doc", "a,b", "expected a .json, .jsonl, .csv, .tsv, .parquet or .txt file, or one of these as .gz, .bz2"),
+        ("d.doc.gz", "a,b", "expected a .json, .jsonl, .csv, .tsv, .parquet or .txt file"),
         ("d.jsonl", "", "is empty"),
         (".", None, "is a folder; name its files"),
     ],
@@ -258,7 +303,7 @@ def test_a_table_that_is_no_utf8_is_named_by_line(tmp_path):
 
 
 @pytest.mark.parametrize("kind", [".json", ".jsonl", ".csv", ".txt"])
-@pytest.mark.parametrize("ending, compress", [(".gz", gzip.compress), (".bz2", bz2.compress)])
+@pytest.mark.parametrize("ending, compress", COMPRESSED)
 def test_a_compressed_file_gives_the_records_of_the_file(tmp_path, kind, ending, compress):
     content = {".json": '[{"a": 1},\n{"a": 2}]', ".jsonl": '{"a": 1}\n{"a": 2}', ".csv": "a\n1\n2\n", ".txt": "Hello."}
     plain = write(tmp_path, f"d{kind}", content[kind])
@@ -269,12 +314,57 @@ def test_a_compressed_file_gives_the_records_of_the_file(tmp_path, kind, ending,
 
 
 @pytest.mark.parametrize("damage", [lambda data: data[:-9], lambda data: b"plain text", lambda data: data[:20] + b"xx"])
-@pytest.mark.parametrize("ending, compress", [(".gz", gzip.compress), (".bz2", bz2.compress)])
+@pytest.mark.parametrize("ending, compress", COMPRESSED)
 def test_a_damaged_compressed_file_is_one_line(tmp_path, ending, compress, damage):
     path = tmp_path / f"d.jsonl{ending}"
     path.write_bytes(damage(compress(b'{"a": 1}\n' * 500)))
     with pytest.raises(UserError, match="cannot be decompressed: it is damaged, or cut short"):
         list(raw_records(path))
+
+
+def test_all_frames_of_a_zst_file_are_read_and_one_cut_short_is_an_error(tmp_path):
+    """zstandard's own stream ends without a word where the last frame is not complete: records would be lost."""
+    path = tmp_path / "d.jsonl.zst"
+    frames = [zstandard.compress(b'{"a": %d}\n' % n * 9) for n in range(3)]
+    path.write_bytes(b"".join(frames))
+    assert [parse(raw)["a"] for _, raw in raw_records(path)] == [0] * 9 + [1] * 9 + [2] * 9
+    for cut in range(1, len(frames[2])):
+        path.write_bytes(b"".join(frames)[:-cut])
+        with pytest.raises(UserError, match="cut short"):
+            list(raw_records(path))
+
+
+def test_a_parquet_file_gives_a_record_a_row(tmp_path):
+    """More rows than are decoded at a time; nested values come as Python's own."""
+    records = [{"question": f"{n}?", "answers": {"text": [str(n)], "answer_start": [n]}} for n in range(2345)]
+    path = tmp_path / "d.parquet"
+    parquet.write_table(pyarrow.Table.from_pylist(records), path)
+    assert [(n, parse(raw)) for n, raw in raw_records(path)] == list(enumerate(records, 1))
+    assert find([str(path)]) == [path]
+    packed = tmp_path / "d.parquet.gz"
+    packed.write_bytes(gzip.compress(path.read_bytes()))
+    with pytest.raises(UserError, match=r"compressed inside: give it as it is, without \.gz"):
+        list(raw_records(packed))
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda data: data[:-9], lambda data: b"plain", lambda data: data[:900] + data[950:]]
+)
+def test_a_damaged_parquet_file_is_one_line(tmp_path, damage):
+    path = tmp_path / "d.parquet"
+    parquet.write_table(pyarrow.table({"text": [f"{n} {n**9}" for n in range(3000)]}), path)
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(UserError, match="no Parquet file that can be read") as caught:
+        list(raw_records(path))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name, package", [("d.parquet", "pyarrow"), ("d.jsonl.zst", "zstandard")])
+def test_an_absent_package_is_named_with_its_extra(tmp_path, monkeypatch, name, package):
+    monkeypatch.setitem(sys.modules, package, None)
+    (tmp_path / name).write_bytes(b"x")
+    with pytest.raises(UserError, match=rf"needs the package '{package}': pip install 'gptft\[data\]'"):
+        list(raw_records(tmp_path / name))
 
 
 def test_words_are_found_across_pieces_of_a_file(tmp_path):
