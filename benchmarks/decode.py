@@ -3,29 +3,44 @@
 gptft with its KV cache, gptft's plain uncached loop (the oracle; one prompt, fewer new tokens, since it slows down
 with each) and transformers' generate, each in a fresh process. Timed is all of it, the prompt's pass included, after
 one short generation to warm up. All must give the same ids.
+
+--model takes a real pretrained model instead, --data the prompts from its first records, in the model's own template.
+Where GPTFT_LLAMACPP_PYTHON names a Python that has llama-cpp-python, llama.cpp decodes the same weights in fp32, and
+the GGUF file that was given as it is.
 """
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
 import time
 from pathlib import Path
 
-from benchmarks import common, gpt2, results
+from benchmarks import common, real, results
 from gptft.errors import UserError
 
 PROMPT, NEW, NEW_PLAIN = 64, 128, 32
 CONTENDERS = ("gptft, 1", "transformers, 1", "gptft uncached, 1", "gptft, 8", "transformers, 8")
+PROMPTS = 8
+REFERENCE = "transformers, 8"
+LLAMACPP = "llama.cpp, 1"
+NEAR = 1e-3  # logits nearer than this may change places between libraries
+
+
+# the other side: each of these runs in a fresh process
 
 
 def work(task: dict) -> dict:
-    """In a fresh process: make the weights, or decode as one contender."""
+    """In a fresh process: make the weights, say how near two logits lie, or decode as one contender."""
     if task["do"] == "make":
-        return {"parameters": gpt2.make(Path(task["model"]), task["quick"])}
+        return make(task)
+    if task["do"] == "gaps":
+        return gaps(task)
     import torch
 
     who, count = task["do"].split(", ")
-    generator = torch.Generator().manual_seed(0)
-    prompts = torch.randint(50256, (8, task["prompt"]), generator=generator)[: int(count)].tolist()
+    prompts = (task.get("prompts") or random_prompts(50256, task["prompt"]))[: int(count)]
     new = task["new_plain"] if "uncached" in who else task["new"]
     run = with_transformers(task) if who == "transformers" else with_gptft(task, plain="uncached" in who)
     with torch.inference_mode():
@@ -34,6 +49,70 @@ def work(task: dict) -> dict:
         ids = run(prompts, new)
         seconds = time.perf_counter() - began
     return {"tokens_per_second": len(prompts) * new / seconds, "ids": ids}
+
+
+def make(task: dict) -> dict:
+    """The weights for all, and of a real model or real records the prompts' ids. With `gguf`, also a GGUF file of the
+    weights in fp32, and how the given one stores its own, None where none was given or it is in fp32 itself."""
+    made = real.make(task)
+    if not task.get("source") and not task.get("data"):
+        return made
+    import gptft
+    from gptft.formats.gguf_file import is_gguf, read_gguf
+
+    model, tokenizer = gptft.load(made["model"])
+    made["prompts"] = random_prompts(model.config.vocab_size, task["prompt"])
+    if task.get("data"):
+        made["prompts"] = record_prompts(tokenizer, Path(task["data"]))
+    longest = max(map(len, made["prompts"]))
+    if longest + task["new"] > model.config.block_size:
+        raise UserError(f"--data: a prompt of {longest} tokens leaves no room for {task['new']} new ones", 1)
+    if task.get("gguf"):
+        import gguf
+
+        from gptft.export.llamacpp import export_gguf
+
+        export_gguf(model, tokenizer, task["gguf"], "fp32")
+        if task.get("source") and is_gguf(Path(task["source"])):
+            number = read_gguf(Path(task["source"])).settings.get("general.file_type")
+            stored = "as given" if number is None else gguf.LlamaFileType(int(number)).name.removeprefix("MOSTLY_")
+            made["stored"] = None if stored == "ALL_F32" else stored
+    return made
+
+
+def random_prompts(n_vocab: int, length: int) -> list[list[int]]:
+    """PROMPTS prompts of random ids below `n_vocab`, the same ones always."""
+    import torch
+
+    return torch.randint(n_vocab, (PROMPTS, length), generator=torch.Generator().manual_seed(0)).tolist()
+
+
+def record_prompts(tokenizer, data: Path) -> list[list[int]]:
+    """The prompts of the first records in the model's own template, else in the one that the records ask for."""
+    from gptft.data.shapes import recognise
+    from gptft.generation import prompt_ids
+
+    tokenizer.template = tokenizer.template or real.template_of(data)
+    records = real.read_records(data)[:PROMPTS]
+    if len(records) < PROMPTS:
+        raise UserError(f"--data {data.name} has {len(records)} records, and {PROMPTS} are needed", 1)
+    return [prompt_ids(tokenizer, recognise(record)) for record in records]
+
+
+def gaps(task: dict) -> dict:
+    """By how much the logits of two ids differ after each of some texts: {"gaps": [...]}, from gptft without a cache.
+    `texts` holds (ids, one id, the other)."""
+    import torch
+
+    import gptft
+
+    model, _ = gptft.load(task["model"])
+    found = []
+    with torch.inference_mode():
+        for ids, a, b in task["texts"]:
+            logits = model.head(model.hidden(torch.tensor([ids]))[:, -1])[0]
+            found.append(abs(logits[a] - logits[b]).item())
+    return {"gaps": found}
 
 
 def with_gptft(task: dict, plain: bool):
@@ -58,63 +137,145 @@ def with_gptft(task: dict, plain: bool):
 
 def with_transformers(task: dict):
     import torch
-    from transformers import GPT2LMHeadModel
+    from transformers import AutoModelForCausalLM
 
-    model = GPT2LMHeadModel.from_pretrained(task["model"]).eval()
+    model = AutoModelForCausalLM.from_pretrained(task["model"], dtype=torch.float32).eval()
     model.generation_config.eos_token_id = None  # nothing stops early
-    model.generation_config.pad_token_id = 50256
+    model.generation_config.pad_token_id = padding = model.config.vocab_size - 1
 
     def run(prompts: list[list[int]], new: int) -> list[list[int]]:
-        idx = torch.tensor(prompts)
-        out = model.generate(idx, attention_mask=torch.ones_like(idx), max_new_tokens=new, do_sample=False)
-        return out[:, idx.size(1) :].tolist()
+        # prompts of unequal length end together, as transformers wants them
+        T = max(map(len, prompts))
+        idx = torch.tensor([[padding] * (T - len(prompt)) + prompt for prompt in prompts])
+        mask = torch.tensor([[0] * (T - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+        out = model.generate(idx, attention_mask=mask, max_new_tokens=new, do_sample=False)
+        return out[:, T:].tolist()
 
     return run
 
 
+# this side
+
+
+def run_llamacpp(file: str, task: dict, threads: int) -> dict:
+    """The outcome of llama.cpp in its own Python. Raises UserError with the end of its standard error."""
+    told = {"file": file, "prompt": task["prompts"][0], "new": task["new"], "threads": threads}
+    script = Path(__file__).with_name("decode_llamacpp.py")
+    # by its text: run as a file it would find this folder's tokenize.py where the standard library's is meant
+    command = [os.environ["GPTFT_LLAMACPP_PYTHON"], "-c", script.read_text(encoding="utf-8"), json.dumps(told)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise UserError(f"llama.cpp failed:\n{done.stderr[-3000:]}", 1)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
 def main(argv: list[str]) -> None:
-    options = common.parser("decode", __doc__, rounds=5).parse_args(argv)
+    parser = common.parser("decode", __doc__, rounds=5)
+    real.add_options(parser)
+    options = parser.parse_args(argv)
     common.need("torch", "transformers", "safetensors")
     common.instructions(options)  # GPT-2's vocabulary lies beside them
+    model, data = real.model_path(options.model), real.data_path(options.data)
     sizes = {"prompt": PROMPT, "new": NEW, "new_plain": NEW_PLAIN}
     if options.quick:
         sizes = {"prompt": 8, "new": 8, "new_plain": 4}
-    rounds = min(options.rounds, 2) if options.quick else options.rounds
+    rounds = min(options.rounds, 1 if model else 2) if options.quick else options.rounds
     settings = {**sizes, "rounds": rounds, "quick": options.quick}
     result = common.header("decode", options, settings, ["torch", "transformers"])
+    given = real.describe("decode", argv, model, data)
+    result |= {"real": given} if given else {}
     with common.temporary() as folder:
-        env = common.environment(options) | {"HF_HOME": f"{folder}/hf"}
+        env = common.environment(options) | {"HF_HOME": f"{folder}/hf", "GPTFT_CACHE": f"{folder}/cache"}
         task = {"model": f"{folder}/model", "quick": options.quick, **sizes}
-        settings |= common.call("decode", {**task, "do": "make"}, env)
-        measured = common.interleave(
-            CONTENDERS, rounds, lambda name, _: common.call("decode", {**task, "do": name}, env), "tokens_per_second"
-        )
-    check_ids(measured[0])
+        task |= {"source": model and str(model), "data": data and str(data)}
+        task["gguf"] = f"{folder}/model.gguf" if given and os.environ.get("GPTFT_LLAMACPP_PYTHON") else None
+        made = common.call("decode", {**task, "do": "make"}, env)
+        settings["parameters"], task["model"], task["prompts"] = made["parameters"], made["model"], made.get("prompts")
+        files = {LLAMACPP: task["gguf"]} if task["gguf"] else {}
+        if made.get("stored"):
+            files[f"llama.cpp {made['stored']}, 1"] = str(model)
+
+        def measure(name: str, _: int) -> dict:
+            if name in files:
+                return run_llamacpp(files[name], task, options.threads)
+            return common.call("decode", {**task, "do": name}, env)
+
+        measured = common.interleave([*CONTENDERS, *files], rounds, measure, "tokens_per_second")
+        if given:
+            settings["prompt_lengths"] = [len(prompt) for prompt in task["prompts"]]
+            departures = check_near(measured[0], task, env)
+        else:
+            check_ids(measured[0])
+    if files:
+        result["versions"]["llama-cpp-python"] = measured[0][LLAMACPP]["version"]
     result["rounds"] = [
         {name: {"tokens_per_second": outcome["tokens_per_second"]} for name, outcome in once.items()}
         for once in measured
     ]
-    result["summary"] = {
-        "tokens_per_second": common.spreads(measured, "tokens_per_second"),
-        "ratios": {
-            count: common.ratios(measured, f"gptft, {count}", f"transformers, {count}", "tokens_per_second")
-            for count in ("1", "8")
-        },
-    }
+    result["summary"] = summarise(measured) | ({"ids": departures} if given else {})
     results.save(result, common.results_folder(options))
 
 
-def check_ids(outcomes: dict[str, dict]) -> None:
-    """Raise UserError unless every contender gave the same ids, as far as each went."""
-    reference = outcomes["transformers, 8"]["ids"]
+def summarise(measured: list[dict]) -> dict:
+    """Medians and spreads over the rounds, and the ratios formed in each."""
+
+    def ratio(of: str, to: str) -> dict:
+        return common.ratios(measured, of, to, "tokens_per_second")
+
+    summary = {
+        "tokens_per_second": common.spreads(measured, "tokens_per_second"),
+        "ratios": {count: ratio(f"gptft, {count}", f"transformers, {count}") for count in ("1", "8")},
+    }
+    if LLAMACPP in measured[0]:
+        names = [name for name in measured[0] if name.startswith("llama.cpp")]
+        summary["over_llamacpp"] = {name: ratio("gptft, 1", name) for name in names}
+    return summary
+
+
+def departures_of(outcomes: dict[str, dict]) -> list[tuple[str, int, int]]:
+    """Where a contender departs from the reference's ids, as far as it went: (contender, prompt, new token), from 0."""
+    reference, found = outcomes[REFERENCE]["ids"], []
     for name, outcome in outcomes.items():
         for row, ids in enumerate(outcome["ids"]):
             if ids != reference[row][: len(ids)]:
                 at = next(n for n, (a, b) in enumerate(zip(ids, reference[row], strict=False)) if a != b)
-                raise UserError(f"{name}: prompt {row + 1} departs from transformers' ids at new token {at + 1}", 1)
+                found.append((name, row, at))
+    return found
 
 
-def table(result: dict) -> str:
+def check_ids(outcomes: dict[str, dict]) -> None:
+    """Raise UserError unless every contender gave the same ids, as far as each went."""
+    for name, row, at in departures_of(outcomes):
+        raise UserError(f"{name}: prompt {row + 1} departs from transformers' ids at new token {at + 1}", 1)
+
+
+def check_near(outcomes: dict[str, dict], task: dict, env: dict) -> dict:
+    """As `check_ids`, but a departure is let pass where two logits lie within NEAR of one another, which on a real
+    model happens; and that of a file whose numbers are rounded is only told.
+
+    -> {"near_ties": how many were let pass, "largest_gap": of those, "rounded": {contender: ids before it departs}}
+    """
+    reference = outcomes[REFERENCE]["ids"]
+    exact = [name for name in outcomes if name == LLAMACPP or not name.startswith("llama.cpp")]
+    rounded = {name: len(outcome["ids"][0]) for name, outcome in outcomes.items() if name not in exact}
+    departures = departures_of(outcomes)
+    rounded |= {name: at for name, _, at in departures if name in rounded}
+    departures = [departure for departure in departures if departure[0] in exact]
+    texts = [
+        (task["prompts"][row] + reference[row][:at], outcomes[name]["ids"][row][at], reference[row][at])
+        for name, row, at in departures
+    ]
+    found = common.call("decode", {"do": "gaps", "model": task["model"], "texts": texts}, env)["gaps"] if texts else []
+    for (name, row, at), gap in zip(departures, found, strict=True):
+        where = f"{name}: prompt {row + 1} departs from transformers' ids at new token {at + 1}"
+        print(f"{where}, where the two logits differ by {gap:.1e}", flush=True)
+        if gap >= NEAR:
+            raise UserError(f"{where}, and the two logits differ by {gap:.1e}", 1)
+    return {"near_ties": len(found), "largest_gap": max(found, default=0.0), "rounded": rounded}
+
+
+def rows_of(result: dict) -> list[list[str]]:
+    """Who, prompts at once, new tokens each, tokens a second, and how often the speed of transformers."""
     summary, settings = result["summary"], result["settings"]
     rows = []
     for name, speed in summary["tokens_per_second"].items():
@@ -122,10 +283,37 @@ def table(result: dict) -> str:
         ratio = f"{results.shown(summary['ratios'][count])}x" if who == "gptft" else ""
         new = settings["new_plain"] if "uncached" in who else settings["new"]
         rows.append([who, count, str(new), results.shown(speed, 1), ratio])
-    head = ["who", "prompts at once", "new tokens each", "tokens/s", "over transformers, by round"]
+    return rows
+
+
+def table(result: dict) -> str:
+    settings = result["settings"]
     size = f"{settings['parameters'] / 1e6:.0f} million parameters"
-    note = f"fp32, {size}, prompts of {settings['prompt']} tokens. All gave the same ids."
-    return results.markdown(head, rows) + "\n\n" + note
+    lengths = settings.get("prompt_lengths", [settings["prompt"]])
+    length = " - ".join(map(str, sorted({min(lengths), max(lengths)})))
+    found = result["summary"].get("ids")
+    ids = describe_ids(result) if found else "All gave the same ids."
+    head = ["who", "prompts at once", "new tokens each", "tokens/s", "over transformers, by round"]
+    return f"{results.markdown(head, rows_of(result))}\n\nfp32, {size}, prompts of {length} tokens. {ids}"
+
+
+def describe_ids(result: dict) -> str:
+    """Whether a real model's contenders gave the same ids, and gptft's speed over llama.cpp's, in sentences."""
+    summary, new = result["summary"], result["settings"]["new"]
+    found = summary["ids"]
+    said = ["All in fp32 gave the same ids"]
+    if ties := found["near_ties"]:
+        said[0] += (
+            f", but that {ties} text{'s' if ties > 1 else ''} went another way where two logits differ by at most "
+            f"{found['largest_gap']:.0e}"
+        )
+    for name, ratio in summary.get("over_llamacpp", {}).items():
+        stored = name.removesuffix(", 1")
+        said.append(f"gptft has, at one prompt, {results.shown(ratio)} times the tokens/s of {stored}")
+    for name, count in found["rounded"].items():
+        stored = name.removesuffix(", 1")
+        said.append(f"{stored}, whose numbers are those of the file as it was given, gave the first {count} of {new}")
+    return ". ".join(said) + "."
 
 
 if __name__ == "__main__":

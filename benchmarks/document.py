@@ -11,10 +11,11 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks import common, core_lines, results, threads
+from benchmarks import common, core_lines, lint, lora_real, results, smollm2, threads
 from benchmarks.default import excerpt
 from benchmarks.families import EXERCISED, HUB_IDS, TITLES
-from benchmarks.results import markdown, read, shown
+from benchmarks.results import markdown, read, read_given, shown
+from gptft.curation import findings
 from gptft.errors import UserError, nearest
 from gptft.files import atomic_write
 
@@ -50,8 +51,9 @@ def render() -> None:
 
 
 def describe_where(name: str) -> str:
-    """The machine, the versions and the day of a result, in a sentence's words."""
-    result = read(name)
+    """The machine, the versions and the day of a result, in a sentence's words. `NAME-real`: of the first one that was
+    made on a real model."""
+    result = on_real_model(name.removesuffix("-real"))[0] if name.endswith("-real") else read(name)
     versions = ", ".join(
         f"{package} {version}" for package, version in result["versions"].items() if package not in ("python", "gptft")
     )
@@ -216,6 +218,60 @@ def lora_gate() -> str:
     return f"{ours}; {theirs}"
 
 
+def on_real_model(name: str) -> list[dict]:
+    """A benchmark's results on real models. Raises UserError where there are none."""
+    found = [result for result in read_given(name) if result["real"]["model"]]
+    if not found:
+        raise UserError(f"no result of {name} on a real model: python -m benchmarks {name} --model smollm2")
+    return found
+
+
+def sft_real() -> str:
+    rows = []
+    for result in on_real_model("sft"):
+        rounds, given = result["rounds"], result["real"]
+        for kind in ("fp32", "bf16"):
+            ours, peer = f"gptft {kind}", f"TRL {kind}"
+            if ours in rounds[0]:
+                speed, peak = (result["summary"][key] for key in ("examples_per_second", "peak_bytes"))
+                ratio = bold(common.ratios(rounds, ours, peer, "examples_per_second"))
+                peaks = " / ".join(gigabytes(peak[name]["median"]) for name in (ours, peer))
+                rows.append([given["model"], given["data"], kind, shown(speed[ours]), shown(speed[peer]), ratio, peaks])
+    head = ["model", "records", "precision", "gptft, examples a second", "TRL", "ratio, by round"]
+    return markdown([*head, "peak memory of the two, GB"], rows)
+
+
+def decode_real() -> str:
+    rows = []
+    for result in on_real_model("decode"):
+        summary = result["summary"]
+        for name, speed in summary["tokens_per_second"].items():
+            who, count = name.split(", ")
+            other = f"transformers, {count}"
+            ratio = "" if name == other else shown(common.ratios(result["rounds"], name, other, "tokens_per_second"))
+            if "uncached" not in who:
+                rows.append([results.describe_given(result["real"]), who, count, shown(speed, 1), ratio])
+    return markdown(["model and prompts", "who", "prompts at once", "tokens a second", "over transformers"], rows)
+
+
+def lora_real_speed() -> str:
+    rows = []
+    for result in on_real_model("lora"):
+        ratios: dict[str, dict[str, str]] = {}
+        for name, peer, ratio in result["summary"]["ratios"]:
+            ratios.setdefault(name, {})["PEFT" if peer.startswith("PEFT") else "full"] = bold(ratio)
+        for name, speed in result["summary"]["examples_per_second"].items():
+            peak = gigabytes(result["summary"]["peak_bytes"][name]["median"])
+            cells = [ratios.get(name, {}).get(side, "") for side in ("full", "PEFT")]
+            rows.append([results.describe_given(result["real"]), name, shown(speed), peak, *cells])
+    head = ["model and records", "who", "examples a second", "peak memory, GB", "against full fine-tuning"]
+    return markdown([*head, "against PEFT with TRL"], rows)
+
+
+def lora_real_quality() -> str:
+    return lora_real.table(read("lora_real"))
+
+
 def families() -> str:
     rows = []
     for family, dtypes in read("families")["summary"].items():
@@ -237,24 +293,52 @@ def llamacpp() -> str:
     )
 
 
-WHERE = ("decode", "families", "lora", "sft", "startup")
+def lint_kinds() -> str:
+    rows = [[f"`{name}`", kind.what, kind.fix] for name, kind in findings.KINDS.items()]
+    return markdown(["kind", "what it is", "under `--fix`"], rows)
+
+
+WHERE = (
+    "decode",
+    "decode-real",
+    "families",
+    "lint",
+    "lora",
+    "lora-real",
+    "lora_real",
+    "sft",
+    "sft-real",
+    "smollm2",
+    "startup",
+)
 FIGURES: dict[str, Callable[[], str]] = {
     "core": core_lines.table,
     "decode": decode,
     "decode-alone": decode_alone,
+    "decode-real": decode_real,
     "default-answer": default_answer,
     "default-output": default_output,
     "default-scores": default_scores,
     "families": families,
     "llamacpp": llamacpp,
+    "smollm2-answers": lambda: smollm2.answers_table(read("smollm2")),
+    "smollm2-scores": lambda: smollm2.describe_scores(read("smollm2")),
+    "smollm2-llamacpp": lambda: smollm2.describe_llamacpp(read("smollm2")),
+    "lint-kinds": lint_kinds,
+    "lint-planted": lambda: lint.planted_table(read("lint")),
+    "lint-sets": lambda: lint.sets_table(read("lint")),
+    "lint-time": lambda: lint.describe_time(read("lint")),
     "lora-gate": lora_gate,
     "lora-int8": lora_int8,
     "lora-quality": lora_quality,
+    "lora-real": lora_real_quality,
+    "lora-real-speed": lora_real_speed,
     "lora-speed": lora_speed,
     "sft": sft,
     "sft-gate": sft_gate,
     "sft-padding": sft_padding,
     "sft-ratios": sft_ratios,
+    "sft-real": sft_real,
     "small": small,
     "threads": busy_neighbour,
     **{f"where-{name}": functools.partial(describe_where, name) for name in WHERE},

@@ -6,6 +6,9 @@ shows that gptft and PEFT compute the same loss, and the same gradient of the ad
 
 Quality: GPT-2 124M, first trained whole on half of the records, then on the other half whole or by its adapters; and
 the embedded default's second stage, whole or by adapters of several ranks, also beside frozen weights in bf16 and int8.
+
+--model and --data measure the speed alone, on a real pretrained model and on other records, as in `sft`; what adapters
+lose there is the matter of `lora_real`.
 """
 
 from __future__ import annotations
@@ -15,11 +18,14 @@ import json
 import time
 from pathlib import Path
 
-from benchmarks import common, gpt2, results, sft
+from benchmarks import common, real, results, sft, sft_contenders
 from gptft.errors import UserError
 
 RANK, ALPHA = 8, 16.0
-TARGETS = ["attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"]  # as PEFT calls attn and mlp
+GPT2_TARGETS = ["attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"]  # as PEFT calls attn and mlp
+LLAMA_TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+# by transformers' families; GPT-2's q, k and v are one layer
+TARGETS = {"gpt2": GPT2_TARGETS} | dict.fromkeys(("llama", "mistral", "qwen2", "qwen3", "smollm3"), LLAMA_TARGETS)
 FASTER_THAN_FULL, FASTER_THAN_PEFT = 1.3, 1.8  # times the examples a second, at the same precision
 PEFT = ("PEFT fp32", "PEFT bf16")
 CONTENDERS = {
@@ -51,7 +57,7 @@ REAL = {
 def work(task: dict) -> dict:
     """Do one task in a fresh process."""
     if task["do"] == "make":
-        return {"parameters": gpt2.make(Path(task["model"]), task["quick"])}
+        return real.make(task)
     if task["do"] == "gate":
         return gate(task)
     if task["do"] == "finetune":
@@ -74,7 +80,7 @@ def train_gptft(task: dict) -> dict:
     from gptft.optim import make_optimizer
     from gptft.training import Progress, TrainState, train
 
-    model, tokenizer, dataset = sft.load_gptft(task)
+    model, tokenizer, dataset = sft_contenders.load_gptft(task)
     warm, measured, nothing = (Split(dataset, np.array(part, int)) for part in (task["warm"], task["measured"], []))
     plain = {
         "schedule": "constant",
@@ -85,8 +91,8 @@ def train_gptft(task: dict) -> dict:
         "init": task["model"],
         "precision": task["do"].split()[2].strip(","),
         "batch_size": sft.BATCH,
-        "lr": sft.LEARNING_RATE,
-        "seed": sft.SEED,
+        "lr": sft_contenders.LEARNING_RATE,
+        "seed": sft_contenders.SEED,
     }
     config = resolve("", {**plain, "lora_alpha": ALPHA, **task["settings"]} if task["settings"] else plain)
     if config.lora_rank:
@@ -99,15 +105,26 @@ def train_gptft(task: dict) -> dict:
     began = time.perf_counter()
     losses = [event.loss for event in train(state, objective, config, measured, nothing, to_batch)]
     seconds = time.perf_counter() - began
-    windows = plan(measured.lengths, sft.BATCH, 1, sft.SEED, 0)
-    outcome = sft.books(seconds, [[int(measured.lengths[i]) for i in chosen] for (chosen,) in windows])
+    windows = plan(measured.lengths, sft.BATCH, 1, sft_contenders.SEED, 0)
+    outcome = sft_contenders.books(seconds, [[int(measured.lengths[i]) for i in chosen] for (chosen,) in windows])
     return outcome | {"loss": sum(losses) / len(losses), "trained": count_parameters(model)[0]}
 
 
-def peft_settings():
+def peft_settings(directory: str):
+    """PEFT's adapters for every linear layer of the blocks of the model in `directory`. Raises UserError for a family
+    that is not among TARGETS."""
     import peft
 
-    return peft.LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=TARGETS, task_type="CAUSAL_LM", fan_in_fan_out=True)
+    kind = json.loads(Path(directory, "config.json").read_text(encoding="utf-8"))["model_type"]
+    if kind not in TARGETS:
+        raise UserError(f"--model: adapters are compared on {', '.join(TARGETS)}, not on {kind}")
+    return peft.LoraConfig(
+        r=RANK,
+        lora_alpha=ALPHA,
+        target_modules=TARGETS[kind],
+        task_type="CAUSAL_LM",
+        fan_in_fan_out=kind == "gpt2",  # its layers are Conv1D: their matrices lie the other way round
+    )
 
 
 def train_peft(task: dict) -> dict:
@@ -117,7 +134,7 @@ def train_peft(task: dict) -> dict:
     def note(trainer) -> None:
         found["trained"] = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
 
-    return sft.train_trl(task, peft_config=peft_settings(), look=note) | found
+    return sft_contenders.train_trl(task, peft_config=peft_settings(task["model"]), look=note) | found
 
 
 def gate(task: dict) -> dict:
@@ -132,13 +149,14 @@ def gate(task: dict) -> dict:
     from gptft.loss import Objective
 
     torch.manual_seed(0)
-    theirs = peft.get_peft_model(AutoModelForCausalLM.from_pretrained(task["model"]), peft_settings())
+    base = AutoModelForCausalLM.from_pretrained(task["model"], dtype=torch.float32)
+    theirs = peft.get_peft_model(base, peft_settings(task["model"]))
     with torch.no_grad():
         for name, parameter in theirs.named_parameters():
             if "lora_B" in name:
                 parameter.normal_(0, 0.02)
     theirs.save_pretrained(f"{task['scratch']}/adapters")
-    model, tokenizer, dataset = sft.load_gptft(task)
+    model, tokenizer, dataset = sft_contenders.load_gptft(task)
     config, state = read_peft(Path(task["scratch"], "adapters"), model)
     add_lora(model, config)
     ours = lora_state(model)
@@ -187,20 +205,19 @@ def finetune(task: dict) -> dict:
 
 def measure_speed(options, base: dict, env: dict, result: dict) -> None:
     """The gate, then the rounds."""
-    warm, measured = sft.draw(0, options.warm_steps, options.examples)
-    gate = common.call("lora", {**base, "do": "gate", "warm": warm, "measured": measured}, env)
-    result["gate"] = gate
+
+    def measure(name: str, number: int) -> dict:
+        warm, measured = sft.draw(number, options.warm_steps, options.examples, base["records"])
+        task = {**base, "do": name, "warm": warm, "measured": measured, "settings": CONTENDERS.get(name)}
+        return common.call("lora", task, env)
+
+    result["gate"] = gate = measure("gate", 0)
     print(f"gate: {describe_gate(gate)}", flush=True)
     (loss, peer_loss), (norm, peer_norm) = gate["loss"], gate["gradient_norm"]
     if abs(loss - peer_loss) > 1e-4 or abs(norm - peer_norm) > 1e-3 * peer_norm:
         raise UserError("the gate is shut: gptft and PEFT do not compute the same", 1)
-
-    def measure(name: str, number: int) -> dict:
-        warm, measured = sft.draw(number, options.warm_steps, options.examples)
-        task = {**base, "do": name, "warm": warm, "measured": measured, "settings": CONTENDERS.get(name)}
-        return common.call("lora", task, env)
-
-    result["rounds"] = common.interleave([*CONTENDERS, *PEFT], options.rounds, measure, "examples_per_second")
+    who = real.of_precisions([*CONTENDERS, *PEFT], base["precisions"])
+    result["rounds"] = common.interleave(who, options.rounds, measure, "examples_per_second")
 
 
 def measure_quality(options, base: dict, env: dict, folder: str) -> dict:
@@ -265,11 +282,14 @@ def main(argv: list[str]) -> None:
     parser = common.parser("lora", __doc__, rounds=3)
     parser.add_argument("--examples", type=int, default=160, help="records measured a round [160]")
     parser.add_argument("--warm-steps", type=int, default=8, help="steps before the clock starts [8]")
+    real.add_options(parser, precisions=True)
     options = parser.parse_args(argv)
     common.need("torch", "transformers", "trl", "peft", "datasets", "accelerate", "safetensors")
     if options.quick:
         options.examples, options.warm_steps, options.rounds = 32, 2, min(options.rounds, 2)
-    data = common.instructions(options)
+    if options.quick and options.model:  # a step takes seconds
+        options.examples, options.warm_steps, options.rounds = sft.BATCH, 1, 1
+    precisions = real.precisions(options)
     settings = {
         "rank": RANK,
         "alpha": ALPHA,
@@ -279,12 +299,17 @@ def main(argv: list[str]) -> None:
         "quick": options.quick,
     }
     result = common.header("lora", options, settings, ["torch", "transformers", "trl", "peft", "accelerate"])
+    result |= sft.describe_given("lora", options, argv)
     with common.temporary() as folder:
         env = common.environment(options) | {"GPTFT_CACHE": f"{folder}/cache", "HF_HOME": f"{folder}/hf"}
-        base = {"model": f"{folder}/model", "data": str(data), "scratch": folder}
-        settings |= common.call("lora", {**base, "do": "make", "quick": options.quick}, env)
+        base = sft.prepare(options, folder) | {"precisions": precisions}
+        made = common.call("lora", {**base, "do": "make", "quick": options.quick}, env)
+        base["model"], settings["parameters"] = made["model"], made["parameters"]
         measure_speed(options, base, env, result)
-        result["quality"] = measure_quality(options, base, env, folder)
+        if "real" in result:
+            settings |= {"records": base["records"], "kind": made["kind"]}
+        else:  # lora_real measures the quality on a real model
+            result["quality"] = measure_quality(options, base, env, folder)
     result["summary"] = summarise(result)
     results.save(result, common.results_folder(options))
 
@@ -293,6 +318,7 @@ def summarise(result: dict) -> dict:
     rounds = result["rounds"]
     pairs = [(f"gptft LoRA {p}", other) for p in ("fp32", "bf16") for other in (f"gptft full {p}", f"PEFT {p}")]
     pairs += [("gptft LoRA bf16, base bf16", other) for other in ("gptft full bf16", "PEFT bf16")]
+    pairs = [pair for pair in pairs if pair[0] in rounds[0]]
     return {
         **{key: common.spreads(rounds, key) for key in ("examples_per_second", "loss", "peak_bytes", "trained")},
         "ratios": [[a, b, common.ratios(rounds, a, b, "examples_per_second")] for a, b in pairs],
@@ -320,26 +346,34 @@ def table(result: dict) -> str:
         target = FASTER_THAN_PEFT if b in PEFT else FASTER_THAN_FULL
         rows.append([f"{a} / {b}", results.shown(ratio), results.verdict(ratio["median"], target, "x", at_least=True)])
     ratios = results.markdown(["ratio of examples/s", "by round", "target"], rows)
+    given = result.get("real")
+    model = (given and given["model"]) or "GPT-2 124M"
+    each = " PEFT has one A for q, k and v, gptft one for each." if settings.get("kind", "gpt2") == "gpt2" else ""
+    notes = (
+        f"{model}, batch {sft.BATCH}, rank {settings['rank']} on all linear layers of the blocks; "
+        f"{settings['examples']} records a round after {settings['warm_steps']} warm-up steps. "
+        f"Gate: {describe_gate(result['gate'])}.{each}"
+    )
+    parts = [notes, speeds, ratios]
+    return "\n\n".join([*parts, quality_table(result["quality"])] if "quality" in result else parts)
+
+
+def quality_table(quality: dict) -> str:
+    """What was measured, in words, and a table of it."""
     rows = []
-    for data, found in result["quality"].items():
+    for data, found in quality.items():
         for name, run in found.items():
             match = "" if run["test_exact_match"] is None else f"{run['test_exact_match']:.1%}"
             speed, peak = f"{run['train_samples_per_second']:.1f}", f"{run['peak_memory_bytes'] / 1e9:.2f}"
             trained, loss = f"{run['trainable_parameters']:,}", f"{run['eval_loss']:.4f}"
             rows.append([data, name, trained, loss, match, speed, peak])
     head = ["set", "how", "trained parameters", "validation loss", "exact match", "examples/s", "peak memory, GB"]
-    quality = results.markdown(head, rows)
-    notes = (
-        f"GPT-2 124M, batch {sft.BATCH}, rank {settings['rank']} on all linear layers of the blocks; "
-        f"{settings['examples']} records a round after {settings['warm_steps']} warm-up steps. "
-        f"Gate: {describe_gate(result['gate'])}. PEFT has one A for q, k and v, gptft one for each."
-    )
     what = (
         "The quality of what is learned (one run each): GPT-2 124M from random weights was first trained whole on 500 "
         "records for 3 epochs, then for 2 epochs on the other 600, a tenth of them held out; the embedded set is the "
         "default's second stage."
     )
-    return "\n\n".join([notes, speeds, ratios, what, quality])
+    return f"{what}\n\n{results.markdown(head, rows)}"
 
 
 if __name__ == "__main__":

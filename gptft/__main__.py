@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gptft.commands import chat, evaluate, export, generate, inspect, merge, prepare, train
+from gptft.commands import chat, evaluate, export, generate, inspect, lint, merge, prepare, scaling, train
 from gptft.commands.common import run, run_command
 from gptft.errors import UserError, nearest
 
@@ -12,7 +12,9 @@ COMMANDS = {
     "chat": chat,
     "evaluate": evaluate,
     "inspect": inspect,
+    "lint": lint,
     "prepare": prepare,
+    "scaling": scaling,
     "merge": merge,
     "export": export,
 }

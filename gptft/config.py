@@ -46,12 +46,17 @@ class Config:
 
     # data
     data: tuple[str, ...] = setting(
-        (), "training files: .json, .jsonl, .csv, .tsv or .txt, or one of these as .gz or .bz2; several may be given"
+        (),
+        "training files: .json, .jsonl, .csv, .tsv, .parquet or .txt, also as .gz, .bz2 or .zst; several may be given",
     )
     val_data: tuple[str, ...] = setting((), "validation files; given, val_fraction is not used")
     test_data: tuple[str, ...] = setting((), "test files; given, test_fraction is not used")
     val_fraction: float = setting(0.05, "share of the training files held out for validation, 0 to 1")
     test_fraction: float = setting(0.1, "share of the training files held out for the test, 0 to 1")
+    data_fraction: float = setting(
+        1.0,
+        "share of the training split that is trained on, above 0 up to 1, by the seed; a smaller one lies in a larger",
+    )
     fields: dict[str, str] = setting(
         {}, "which key of a record plays which part: instruction=KEY input=KEY response=KEY text=KEY"
     )
@@ -308,6 +313,8 @@ def check(config: Config) -> Config:
             raise UserError(f"--{name} must be at least {AT_LEAST[name]}, not {value}")
         if name in BELOW and value >= BELOW[name]:
             raise UserError(f"--{name} must be below {BELOW[name]}, not {value}")
+    if not 0 < config.data_fraction <= 1:
+        raise UserError(f"--data_fraction must be above 0 and at most 1, not {config.data_fraction}")
     if config.epochs == 0 and config.max_steps == 0:
         raise UserError("--epochs is 0 and so is --max_steps: nothing would be trained")
     if config.max_length == 1:

@@ -28,9 +28,10 @@ from gptft.adapters.lora import (
 from gptft.architecture import PRESETS
 from gptft.collate import collate
 from gptft.config import Config, check, check_names, resolve, to_toml
-from gptft.data import sources
+from gptft.curation.brief import describe_data
+from gptft.data import ledger, sources
 from gptft.data.build import NAMED
-from gptft.data.examples import Dataset, Recipe, Split, load_dataset, split
+from gptft.data.examples import Dataset, Recipe, Split, load_dataset, split, subset
 from gptft.data.readings import choose_template
 from gptft.device import Precision, keep_freed_memory, pick_device
 from gptft.errors import UserError
@@ -85,6 +86,7 @@ def finetune(config: Config | None = None, **settings) -> Run:
     model, tokenizer = load_start(config)
     datasets, (train_set, val_set, test_set) = load_data(config, model, tokenizer)
     print_data(datasets, train_set, val_set, test_set)
+    say(describe_data({name: dataset.files for name, dataset in datasets.items()}, config.fields, tokenizer.template))
     questions = choose_questions(config, model, tokenizer, test_set)
 
     # 2. the state of training; a rehearsal of what costs most finds now what would fail later
@@ -126,7 +128,7 @@ def finetune(config: Config | None = None, **settings) -> Run:
         )
         restore_best(state, config, tokenizer, out_dir, lambda: measure(val_set))
         model.eval()
-        summary = summarise(state, tokenizer, out_dir)
+        summary = summarise(state, tokenizer, out_dir, len(train_set))
         summary["ledger"] = {name: dataset.ledger for name, dataset in datasets.items()}
         if len(test_set):
             with one_line("measuring the test loss", device, LESS_TO_EVALUATE):
@@ -258,6 +260,10 @@ def load_data(
             splits[name] = Split(datasets[name], np.arange(len(datasets[name])))
     if not len(splits["data"]):
         raise UserError("the splits leave nothing to train on: lower --val_fraction and --test_fraction")
+    whole = splits["data"] if config.data_fraction < 1 else None
+    if whole:
+        splits["data"] = subset(whole, config.data_fraction, config.seed)
+    ledger.complete(datasets, splits, whole, config.mask_prompt)
     return datasets, tuple(splits.values())
 
 
@@ -276,7 +282,9 @@ def print_data(datasets: dict[str, Dataset], train_set: Split, val_set: Split, t
             say(f"  dropped: {entry['file']}, line {entry['line']}: {entry['why']}")
         if (n_dropped := sum(dataset.ledger["records_dropped"].values())) > NAMED:
             say(f"  ... and {n_dropped - NAMED:,} more; lost.jsonl will name them all")
-    say(f"split: {len(train_set):,} to train on, {len(val_set):,} for validation, {len(test_set):,} for the test")
+    aside = datasets["data"].ledger.get("set_aside")
+    note = f" ({aside['examples']:,} more are set aside by --data_fraction)" if aside else ""
+    say(f"split: {len(train_set):,} to train on{note}, {len(val_set):,} for validation, {len(test_set):,} for the test")
     if not len(val_set):
         say("  the validation split is empty: its loss is not measured, and the last weights are kept, not the best")
     if not len(test_set):

@@ -186,7 +186,11 @@ class Tokenizer:
         return self.encode_many([segments])[0]
 
     def encode_many(self, examples: list[list[Segment]]) -> list[tuple[list[int], list[tuple[int, int]]]]:
-        """For each example (ids, trained spans [start, end)), over all cores.
+        """For each example (ids, trained spans [start, end)), over all cores."""
+        return [grow(parts) for parts in self.encode_parts(examples)]
+
+    def encode_parts(self, examples: list[list[Segment]]) -> list[list[tuple[list[int], bool]]]:
+        """For each example (ids, trained) of what stands before its pieces, and of each of them.
 
         The beginning-of-text comes first where the vocabulary has one, untrained and once at most; a chat template
         of the checkpoint's own writes it, or leaves it out, itself. A vocabulary that puts a space before texts does
@@ -203,13 +207,13 @@ class Tokenizer:
                     prefixes.append(place in self.engine.prefix_at)
                 place = "special" if isinstance(piece, int) else "text" if piece else place
         encoded = iter(self.engine.encode_batch(texts, prefixes))
-        grown = []
+        encoded_parts = []
         for segments, example in zip(examples, pieces, strict=True):
             complete = self.bos is None or not example or example[0][0] == self.bos or segments[0].kind == "chat"
             parts = [([], False) if complete else ([self.bos], False)]
             parts += [(next(encoded) if isinstance(piece, str) else [piece], trained) for piece, trained in example]
-            grown.append(grow(parts))
-        return grown
+            encoded_parts.append(parts)
+        return encoded_parts
 
     @cached_property
     def digest(self) -> str:

@@ -17,6 +17,7 @@ ROWS = [
     ["report"],
     ["run"],
     ["evaluation"],
+    ["curation"],
     ["export"],
     ["generation"],
     ["training"],
@@ -44,6 +45,10 @@ EXTRAS = {
     "matplotlib",
     "transformers",
     "gguf",
+    "pyarrow",
+    "zstandard",
+    "datasketch",
+    "ftfy",
 }  # optional: imported where they are used
 CORE = {"torch", "tiktoken", "numpy", "tqdm"}
 
@@ -139,7 +144,16 @@ def test_optional_packages_are_imported_where_they_are_used(path):
         assert top in allowed or (inside and top in EXTRAS), f"{path.name} imports {module}"
 
 
-LIGHT = ["architecture.py", "config.py", "errors.py", "files.py", "prompts.py", "run/threads.py", "__main__.py"]
+LIGHT = [
+    "architecture.py",
+    "config.py",
+    "curation/findings.py",
+    "errors.py",
+    "files.py",
+    "prompts.py",
+    "run/threads.py",
+    "__main__.py",
+]
 COMMANDS = sorted(f"commands/{path.name}" for path in (PACKAGE / "commands").glob("*.py"))
 
 

@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from gptft.data.compressed import kind_of, mentions
 from gptft.data.cuts import cuts_of
+from gptft.data.ledger import LEDGER, Owners
 from gptft.data.plain_text import chunks, text_ids
 from gptft.data.shapes import recognise, used_keys
 from gptft.data.sources import TextFile, parse, raw_records
@@ -24,10 +25,10 @@ from gptft.errors import BadRecord, Unreadable, UserError
 from gptft.files import json_line, sha256_file
 from gptft.prompts import Template
 from gptft.text.chat import ChatTemplate
-from gptft.tokenizer import Tokenizer
+from gptft.tokenizer import Tokenizer, grow
 
 FORMAT = 3  # part of the key by which a resumed run knows its data again: it stays
-EDITION = 5  # of the cache: raise it when what is stored changes, or what the same inputs are made into
+EDITION = 6  # of the cache: raise it when what is stored changes, or what the same inputs are made into
 AT_ONCE = 1000  # records tokenised together
 NAMED = 5  # bad records named one by one in an error
 
@@ -111,6 +112,9 @@ class Builder:
         self.dtype = "<u2" if tokenizer.n_vocab <= 2**16 else "<u4"
         self.offsets, self.span_offsets = array("q", [0]), array("q", [0])
         self.spans, self.sources, self.groups = array("i"), array("i"), array("Q")
+        self.origin = array("i")  # of each example, tokens: the user's, the template's, repeated, cut
+        self.owners = Owners(tokenizer, recipe.template)
+        self.n_before = len(tokenizer.encode_segments(recipe.template.segments({"text": ""}))[0]) - 1
         self.count: Counter[str] = Counter()
         self.reasons: Counter[str] = Counter()
         self.unused: Counter[str] = Counter()  # keys that play no part, and how many records have them
@@ -158,15 +162,17 @@ class Builder:
                 self.unused.update(record.keys() - used_keys(record, self.recipe.fields))
                 kept.append((number, line, parts, self.recipe.template.segments(parts)))
             except (BadRecord, Unreadable) as error:
-                self._bad(file, path, line, str(error))
-        encoded = self.tokenizer.encode_many([segments for *_, segments in kept])
-        for (number, line, parts, _), (ids, spans) in zip(kept, encoded, strict=True):
+                self._bad(file, path, line, str(error), raw)
+        encoded = self.tokenizer.encode_parts([segments for *_, segments in kept])
+        for (number, line, parts, segments), pieces in zip(kept, encoded, strict=True):
+            ids, spans = grow(pieces)
             if "text" in parts:
                 self._add_text(file, line, number, ids)
             else:
-                self._add(file, line, number, ids, spans)
+                self._add(file, line, number, ids, spans, self.owners.count_template(segments, pieces))
 
-    def _bad(self, file: int, path: Path, line: int, why: str) -> None:
+    def _bad(self, file: int, path: Path, line: int, why: str, raw) -> None:
+        self.count["bytes_unread"] += size_of(raw)
         if len(self.bad) < NAMED:
             self.bad.append(f"{path}, line {line}: {why}")
         self.reasons["bad record"] += 1
@@ -179,15 +185,30 @@ class Builder:
     def _add_text(self, file: int, line: int, number: int, ids: Iterable[int]) -> None:
         """A text is trained on whole, in chunks; each may be split from the others, or a single text could not be."""
         stored, shared = 0, -1  # neighbours share one token
+        first = self.n_before  # the beginning-of-text is the template's, as is the stop
         for chunk in chunks(ids, self.recipe.max_length):
             self._store(file, line, number, chunk, [(0, len(chunk))], group_of(chunk))
             stored, shared = stored + len(chunk), shared + 1
+            repeated = int(shared > 0)
+            self._book(len(chunk) - first - repeated, first, repeated, 0)
+            first = 0
+        self.origin[-4] -= 1  # the stop stands in the last chunk
+        self.origin[-3] += 1
+        self.count["tokens_user"] -= 1
+        self.count["tokens_template"] += 1
         self.count["records_kept"] += 1
         self.count["tokens_read"] += stored - shared
         self.count["tokens_kept"] += stored - shared
         self.count["tokens_repeated"] += shared
 
-    def _add(self, file: int, line: int, number: int, ids: list[int], spans: Spans) -> None:
+    def _book(self, user: int, template: int, repeated: int, cut: int) -> None:
+        """Note whose the tokens of the example are that was just stored."""
+        self.origin.extend((user, template, repeated, cut))
+        self.count["tokens_user"] += user
+        self.count["tokens_template"] += template
+
+    def _add(self, file: int, line: int, number: int, ids: list[int], spans: Spans, template: int) -> None:
+        """`template`: how many of the ids are the template's."""
         recipe, count = self.recipe, self.count
         count["tokens_read"] += len(ids)
         # records with one prompt share a group, so that a split cannot part them
@@ -195,6 +216,8 @@ class Builder:
         result = truncate(ids, spans, recipe.max_length, recipe.truncation, self.tokenizer.beginnings)
         if result is None:
             count["tokens_dropped"] += len(ids)
+            count["tokens_user"] += len(ids) - template
+            count["tokens_template"] += template
             why = f"{len(ids)} tokens; no whole response within max_length {recipe.max_length}"
             if recipe.truncation == "right":
                 why = f"{len(ids)} tokens; its prompt alone fills max_length {recipe.max_length}"
@@ -210,6 +233,7 @@ class Builder:
             self._lose(file, line, "cut", f"{len(ids)} tokens, above max_length {recipe.max_length}", lost)
         count["tokens_kept"] += len(result[0])
         self._store(file, line, number, *result, group)
+        self._book(len(ids) - template, template, 0, lost)
 
     def _store(self, file: int, line: int, number: int, ids: list[int], spans: Spans, group: int) -> None:
         self.ids_file.write(np.asarray(ids, dtype=self.dtype).tobytes())
@@ -229,6 +253,7 @@ class Builder:
             spans=np.frombuffer(self.spans, dtype=np.int32).reshape(-1, 2),
             sources=np.frombuffer(self.sources, dtype=np.int32).reshape(-1, 3),
             groups=np.frombuffer(self.groups, dtype=np.uint64),
+            origin=np.frombuffer(self.origin, dtype=np.int32).reshape(-1, 4),
         )
         ledger = {name: self.count[name] for name in LEDGER}
         ledger["examples"] = len(self.groups)
@@ -239,19 +264,13 @@ class Builder:
         (self.directory / "meta.json").write_text(json.dumps(meta))
 
 
-# tokens_read = targets + tokens_masked + tokens_cut + tokens_dropped, where tokens_masked are those kept as context
-# alone (prompts, and the first token of a text); tokens_repeated stand in two chunks and are counted once.
-LEDGER = (
-    "records_read",
-    "records_kept",
-    "records_cut",
-    "tokens_read",
-    "tokens_kept",
-    "tokens_cut",
-    "tokens_dropped",
-    "tokens_repeated",
-    "targets",
-)
+def size_of(raw) -> int:
+    """The bytes of what could not be read, or used: of the line, or of what it was parsed into."""
+    if isinstance(raw, TextFile):
+        return raw.path.stat().st_size
+    if isinstance(raw, bytes):
+        return len(raw.rstrip(b"\r\n"))
+    return 0 if isinstance(raw, Exception) else len(json.dumps(raw, ensure_ascii=False, default=str).encode())
 
 
 def group_of(ids: list[int]) -> int:

@@ -44,7 +44,7 @@ class Dataset:
         self.ids = np.memmap(directory / "ids.bin", dtype=self.meta["dtype"], mode="r")
         arrays = np.load(directory / "arrays.npz")
         self.offsets, self.spans, self.span_offsets = arrays["offsets"], arrays["spans"], arrays["span_offsets"]
-        self.sources, self.groups = arrays["sources"], arrays["groups"]
+        self.sources, self.groups, self.origin = arrays["sources"], arrays["groups"], arrays["origin"]
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -122,6 +122,12 @@ class Split:
         """SHA-256 of which examples these are and in which order: a resumed run must find the same."""
         content = self.dataset.meta["key"].encode() + np.ascontiguousarray(self.indices, dtype="<i8").tobytes()
         return hashlib.sha256(content).hexdigest()
+
+
+def subset(split: Split, fraction: float, seed: int) -> Split:
+    """A share of a split's examples, one at least, in their order. With one seed a smaller share lies in a larger."""
+    order = np.random.default_rng((seed, 0)).permutation(len(split))
+    return Split(split.dataset, split.indices[np.sort(order[: max(1, round(fraction * len(split)))])])
 
 
 def is_complete(directory: Path) -> bool:

@@ -42,7 +42,7 @@ def print_estimate(state: TrainState, config: Config, train_set: Split, val_set:
         say(f"note: {config.optimizer} has no {name}: --{name} does nothing")
 
 
-def summarise(state: TrainState, tokenizer: Tokenizer, out_dir: Path) -> dict:
+def summarise(state: TrainState, tokenizer: Tokenizer, out_dir: Path, n_train: int) -> dict:
     """What `summary.json` says of the training; of the test, None where it is not measured. Losses in nats a target,
     times in seconds."""
     progress = state.progress
@@ -56,6 +56,7 @@ def summarise(state: TrainState, tokenizer: Tokenizer, out_dir: Path) -> dict:
         "train_runtime": progress.seconds,
         "train_samples_per_second": progress.examples / seconds,
         "train_steps_per_second": progress.step / seconds,
+        "train_examples": n_train,
         "train_tokens": progress.tokens,
         "total_flos": progress.flops,
         "train_loss": progress.loss_sum / max(progress.targets, 1),

@@ -1,6 +1,7 @@
 """Records -> examples: nothing is cut, dropped or moved between splits without being counted and named."""
 
 import gzip
+import itertools
 import json
 import os
 import random
@@ -13,7 +14,7 @@ import pytest
 
 from gptft.data.build import truncate
 from gptft.data.cache import cache_directory
-from gptft.data.examples import Dataset, Recipe, load_dataset, split
+from gptft.data.examples import Dataset, Recipe, load_dataset, split, subset
 from gptft.errors import UserError
 from gptft.prompts import TEMPLATES, Template
 from gptft.run.console import describe_ledger
@@ -601,3 +602,19 @@ def test_keys_that_play_no_part_are_named(tmp_path, write_lines):
         TEMPLATES["alpaca"], 256, fields={"instruction": "instruction", "input": "topic", "response": "response"}
     )
     assert load_dataset([write_lines(records)], embedded(), mapped).ledger["unused_keys"] == {}
+
+
+# ---- a share of the training split
+
+
+def test_a_share_is_seeded_nested_and_in_order(write_lines):
+    path = write_lines([{"question": f"{n}?", "answer": str(n)} for n in range(200)])
+    dataset = load_dataset([path], embedded(), Recipe(TEMPLATES["qa"], 64))
+    train, val, test = split(dataset, 0.1, 0.1, 0)
+    shares = {fraction: subset(train, fraction, 5) for fraction in (0.001, 0.1, 0.25, 0.5, 1)}
+    assert [len(share) for share in shares.values()] == [1, 16, 40, 80, 160]
+    ordered = [share.indices.tolist() for share in shares.values()]
+    for smaller, larger in itertools.pairwise(ordered):
+        assert set(smaller) < set(larger) and smaller == sorted(smaller)
+    assert ordered[-1] == train.indices.tolist() and not set(ordered[-1]) & {*val.indices, *test.indices}
+    assert subset(train, 0.25, 5).digest() == shares[0.25].digest() != subset(train, 0.25, 6).digest()

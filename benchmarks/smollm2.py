@@ -1,0 +1,158 @@
+"""A real model on real data, as a user does it: SmolLM2-135M-Instruct out of its file in 4 bits, tuned on
+instruction-data.json, asked before and after, exported, and asked again in llama.cpp.
+
+Every step is a command of gptft in a fresh process. llama.cpp decodes the exported file in fp32, where a Python that
+has llama-cpp-python is there (extra llamacpp, or named in GPTFT_LLAMACPP_PYTHON), and must give the same ids.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from benchmarks import common, real, results
+from benchmarks.default import python
+from gptft.errors import UserError
+
+ASKED, SHOWN, NEW = 40, 6, 48
+TRAIN = ["--epochs", "1", "--precision", "fp32", "--test_samples", str(ASKED), "--max_new_tokens", str(NEW)]
+QUICK = ["--max_steps", "2", "--test_samples", "2", "--max_new_tokens", "4"]
+
+
+def work(task: dict) -> dict:
+    """In a fresh process: the ids of the prompts, and gptft's greedy answers to them, ids too."""
+    import torch
+
+    import gptft
+    from gptft.decoding import decode
+    from gptft.generation import prompt_ids
+
+    model, tokenizer = gptft.load(task["model"])
+    prompts = [prompt_ids(tokenizer, prompt) for prompt in task["prompts"]]
+    answers: list[list[int]] = [[] for _ in prompts]
+    with torch.inference_mode():
+        for row, prompt in enumerate(prompts):
+            for pairs in decode(model, [prompt], task["new"], (), model.config.vocab_size):
+                answers[row] += [token for _, token in pairs]
+    return {"prompts": prompts, "answers": answers}
+
+
+def llamacpp_python() -> str:
+    """The interpreter that has llama-cpp-python, "" where there is none."""
+    named = os.environ.get("GPTFT_LLAMACPP_PYTHON", "")
+    return named or (sys.executable if importlib.util.find_spec("llama_cpp") else "")
+
+
+def in_llamacpp(interpreter: str, file: Path, prompts: list[list[int]], new: int, threads: int) -> tuple[list, str]:
+    """llama.cpp's greedy ids for each prompt, and its version."""
+    script = (Path(__file__).parent / "decode_llamacpp.py").read_text(encoding="utf-8")
+    answers, version = [], ""
+    for prompt in prompts:
+        task = {"file": str(file), "prompt": prompt, "new": new, "threads": threads}
+        done = subprocess.run([interpreter, "-c", script, json.dumps(task)], capture_output=True, text=True)
+        if done.returncode:
+            raise UserError(f"llama.cpp failed:\n{done.stderr[-2000:]}", 1)
+        outcome = json.loads(done.stdout.splitlines()[-1])
+        answers.append(outcome["ids"][0])
+        version = outcome["version"]
+    return answers, version
+
+
+def main(argv: list[str]) -> None:
+    options = common.parser("smollm2", __doc__, rounds=1).parse_args(argv)
+    common.need("torch", "gguf")
+    data, model = common.instructions(options), real.model_path(Path("smollm2"))
+    settings = {"model": model.stem, "data": data.name, "asked": ASKED, "quick": options.quick}
+    result = common.header("smollm2", options, settings, ["torch", "gguf"])
+    with common.temporary() as name:
+        folder = Path(name)
+        words = ["--init", str(model), "--data", str(data), "--out_dir", "run", *(QUICK if options.quick else TRAIN)]
+        console = python(options, folder, str(common.REPOSITORY / "train.py"), *words).splitlines()
+        result["summary"] = summarise(folder / "run", console)
+        if common.results_folder(options) == results.FOLDER:
+            shutil.copy(folder / "run/loss.png", results.DOCS / "loss-smollm2.png")
+        python(
+            options, folder, "-m", "gptft", "export", "run/best", "tuned.gguf", "--format", "gguf", "--dtype", "fp32"
+        )
+        prompts = [row["prompt"] for row in result["summary"]["answers"]][: 2 if options.quick else SHOWN]
+        new = 4 if options.quick else NEW
+        task = {"do": "answer", "model": str(folder / "run/best"), "prompts": prompts, "new": new}
+        ours = common.call("smollm2", task, common.environment(options))
+        if interpreter := llamacpp_python():
+            theirs, version = in_llamacpp(interpreter, folder / "tuned.gguf", ours["prompts"], new, options.threads)
+            same = sum(a == b for a, b in zip(ours["answers"], theirs, strict=True))
+            result["llamacpp"] = {"version": version, "same": same, "asked": len(theirs), "new": new}
+    results.save(result, common.results_folder(options))
+
+
+def summarise(run: Path, console: list[str]) -> dict:
+    """The scores of a run, its first answers, and the lines that it printed."""
+    summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
+    metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    evaluated = [row["eval_loss"] for row in metrics if "eval_loss" in row]
+    rows = [json.loads(line) for line in (run / "responses.jsonl").read_text(encoding="utf-8").splitlines()]
+    kept = ("steps", "train_runtime", "train_samples_per_second", "test_loss", "parameters", "peak_memory_bytes")
+    return {
+        **{key: summary[key] for key in kept},
+        "eval_loss": [evaluated[0], min(evaluated)],
+        "exact_match": summary["exact_match"]["all"],
+        "answers": [
+            {"prompt": question_of(row["record"])} | {key: row[key] for key in ("expected", "before", "after")}
+            for row in rows
+            if "left_out" not in row
+        ],
+        "lint": next((line for line in console if line.startswith("lint: ")), ""),
+        "template": next((line for line in console if line.startswith("template: ")), ""),
+    }
+
+
+def question_of(record: dict) -> str:
+    """What the chat template writes of a record: the instruction, and its input on the next line."""
+    return "\n".join(filter(None, (record["instruction"], record["input"])))
+
+
+def cell(text: str) -> str:
+    """A text in a cell of a table."""
+    text = " / ".join(text.split("\n"))
+    return (text if len(text) <= 160 else f"{text[:157]}...").replace("|", "\\|")
+
+
+def answers_table(result: dict) -> str:
+    """The first questions with the expected answer, that before and that after."""
+    rows = [[cell(text) for text in row.values()] for row in result["summary"]["answers"][:SHOWN]]
+    return results.markdown(["question", "expected", "before", "after"], rows)
+
+
+def describe_scores(result: dict) -> str:
+    summary = result["summary"]
+    before, after = summary["eval_loss"]
+    match = summary["exact_match"]
+    minutes = summary["train_runtime"] / 60
+    return (
+        f"validation loss {before:.3f} before, {after:.3f} after, test loss {summary['test_loss']:.3f}; exact match "
+        f"{match['before']:.0%} before, {match['after']:.0%} after, over {result['settings']['asked']} questions; "
+        f"{summary['steps']} steps in {minutes:.0f} minutes, {summary['peak_memory_bytes'] / 1e9:.1f} GB at the peak"
+    )
+
+
+def describe_llamacpp(result: dict) -> str:
+    if "llamacpp" not in result:
+        return "not run in llama.cpp: it was not there"
+    found = result["llamacpp"]
+    return (
+        f"llama-cpp-python {found['version']} gave the same {found['new']} greedy ids as gptft for {found['same']} of "
+        f"{found['asked']} questions"
+    )
+
+
+def table(result: dict) -> str:
+    return "\n\n".join([describe_scores(result) + ".", answers_table(result), describe_llamacpp(result) + "."])
+
+
+if __name__ == "__main__":
+    common.answer(work)

@@ -1,0 +1,96 @@
+"""Vary the amount of data: the same run on growing shares of it, and a forecast of what twice as much would bring.
+
+Every share is a run of its own in --out_dir, with all files of a run; one that is finished is not made again, and one
+that was interrupted is gone on with. Validation and test are the same for all.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from argparse import Namespace
+from pathlib import Path
+
+from gptft.commands.parser import Parser
+from gptft.config import fields_by_heading, resolve
+from gptft.errors import UserError
+from gptft.files import atomic_write
+
+FRACTIONS = "0.125,0.25,0.5,1"
+SET_HERE = ("data_fraction", "resume")
+
+
+def add_arguments(parser: Parser) -> None:
+    """The shares, and every setting of a run."""
+    parser.add_argument("--config", default="", help="a TOML file with any of these settings; the command line wins")
+    group = parser.group("the amounts")
+    group.add_argument("--fractions", default=FRACTIONS, help=f"shares of the training split [{FRACTIONS}]")
+    for heading, names in fields_by_heading().items():
+        parser.add_fields(heading, *(name for name in names if name not in SET_HERE))
+
+
+def read_fractions(text: str) -> list[float]:
+    """The shares, in growing order. Raises UserError for what is none, and for one that stands there twice."""
+    try:
+        fractions = sorted(float(word) for word in text.replace(",", " ").split())
+    except ValueError:
+        raise UserError(f"--fractions must be numbers, as in {FRACTIONS}, not {text!r}") from None
+    if not fractions or not all(0 < fraction <= 1 for fraction in fractions):
+        raise UserError(f"--fractions must lie above 0, up to 1, not {text!r}")
+    if len(set(fractions)) < len(fractions):
+        raise UserError(f"--fractions {text}: one of them stands there twice")
+    return fractions
+
+
+def run(options: Namespace) -> None:
+    """Make the runs that are missing, then print and write the table, the forecast and the picture."""
+    fractions = read_fractions(options.fractions)
+    config = resolve(options.config, options.settings)
+    if not config.data:
+        raise UserError("--data is missing: name the files to train on")
+    stem = f"scaling-{Path(config.init).name}-{Path(config.data[0].removeprefix('embedded:')).stem}"
+    folder = Path(config.out_dir or Path("checkpoints") / stem)
+    from gptft.finetuning import finetune
+    from gptft.report.scaling import describe, plot_scaling
+    from gptft.run.console import say
+
+    rows = []
+    for fraction in fractions:
+        out_dir = folder / f"fraction-{fraction:g}"
+        share = dataclasses.replace(config, data_fraction=fraction, out_dir=str(out_dir), resume=out_dir.exists())
+        if summary := finished(out_dir, share):
+            say(f"{out_dir}: finished before")
+        else:
+            say(f"\n--- {fraction:g} of the training split, in {out_dir}")
+            summary = finetune(share).summary
+        rows.append(row_of(fraction, summary))
+    result = describe(rows)
+    say("\n" + result["text"])
+    with atomic_write(folder / "scaling.json") as file:
+        json.dump({key: value for key, value in result.items() if key != "text"}, file, indent=1)
+    if plot_scaling(result, folder / "scaling.png"):
+        say(f"{folder / 'scaling.png'}")
+
+
+def finished(out_dir: Path, config) -> dict | None:
+    """The summary of a run that is finished, of these very settings; None where it is not."""
+    from gptft.config import to_toml
+
+    try:
+        same = (out_dir / "config.toml").read_text(encoding="utf-8") in {
+            to_toml(dataclasses.replace(config, resume=resumed)) for resumed in (False, True)
+        }
+        return json.loads((out_dir / "summary.json").read_text(encoding="utf-8")) if same else None
+    except (OSError, ValueError):
+        return None
+
+
+def row_of(fraction: float, summary: dict) -> dict:
+    """What is told of one run; the loss is that of the test, where there is one, else of validation."""
+    return {
+        "fraction": fraction,
+        "examples": summary["train_examples"],
+        "steps": summary["steps"],
+        "loss": summary["eval_loss"] if summary["test_loss"] is None else summary["test_loss"],
+        "exact_match": summary["test_exact_match"],
+    }

@@ -1,0 +1,41 @@
+"""The linter's short form, a line at the start of every run."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from gptft.curation.findings import count_kinds
+from gptft.curation.lint import Report, look_through, measure_words
+from gptft.data.cache import cache_directory
+from gptft.data.compressed import kind_of
+from gptft.files import atomic_write, sha256_file
+from gptft.prompts import Template
+from gptft.text.chat import ChatTemplate
+
+EDITION = 1  # raise it when other things are found in the same files
+AT_MOST = 50_000  # records of each group that are looked at, so that no run waits long for it
+
+
+def describe_data(groups: dict[str, Sequence[str]], fields: dict[str, str], template: Template | ChatTemplate) -> str:
+    """How many findings of which kinds the linter has in the files of a run, near duplicates and leaks apart, which
+    take longer. The same files are looked through once: what was found is cached under the hash of their content."""
+    files = {
+        group: [[kind_of(path), sha256_file(path)] for path in map(Path, names)] for group, names in groups.items()
+    }
+    key = hashlib.sha256(json.dumps([EDITION, AT_MOST, files, sorted(fields.items()), template.unwraps]).encode())
+    cached = cache_directory() / f"lint-{key.hexdigest()[:32]}.json"
+    try:
+        counts, records = json.loads(cached.read_text(encoding="utf-8"))
+    except (OSError, ValueError, TypeError):
+        report = Report({group: list(names) for group, names in groups.items()})
+        look_through(report, fields, template.unwraps, AT_MOST)
+        measure_words(report)
+        counts, records = count_kinds(report.findings), report.records
+        with contextlib.suppress(OSError), atomic_write(cached) as file:
+            json.dump([counts, records], file)
+    what = ", ".join(f"{count:,} {kind}" for kind, count in counts.items())
+    return f"lint: {f'{what}; python -m gptft lint shows them' if what else 'nothing found'}, in {records:,} records"

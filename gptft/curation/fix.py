@@ -1,0 +1,80 @@
+"""A cleaned file, and beside it what was left out of it and why: every record is in one of the two."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection
+from pathlib import Path
+
+from gptft.curation.checks import mend_encoding, remove_control
+from gptft.curation.findings import KINDS, LEAVE_OUT, MEND
+from gptft.curation.lint import Report
+from gptft.errors import UserError
+from gptft.files import atomic_write, json_line
+
+MENDS = {"mojibake": mend_encoding, "control": remove_control}
+
+
+def left_out_path(out: Path) -> Path:
+    """Where the records go that are not in `out`: `clean.jsonl` -> `clean.left-out.jsonl`."""
+    return out.with_name(f"{out.stem}.left-out.jsonl")
+
+
+def check_out(out: Path, files: Collection[str]) -> None:
+    """Raise UserError where the cleaned file cannot be written, or would overwrite one that is read or there."""
+    if out.suffix not in (".json", ".jsonl"):
+        raise UserError(f"--fix {out}: name a .json or .jsonl file")
+    for path in (out, left_out_path(out)):
+        if path.exists():
+            raise UserError(f"--fix {out}: {path} exists already: name another file")
+    if any(Path(name).suffix == ".txt" for name in files):
+        raise UserError("--fix works on records; a .txt file is one text")
+
+
+def write_fixed(report: Report, out: Path, kept_kinds: Collection[str] = ()) -> dict[str, int]:
+    """Write the training records without those that a finding leaves out, the others mended; -> how many were written,
+    mended, and left out. `kept_kinds`: kinds of findings that change nothing. Both files are written, or none."""
+    reasons: dict[tuple[str, int], list[str]] = {}
+    mends: dict[tuple[str, int], set[str]] = {}
+    for finding in report.findings:
+        place = finding.file, finding.number
+        if finding.kind not in kept_kinds and KINDS[finding.kind].fix == LEAVE_OUT:
+            reasons.setdefault(place, []).append(f"{finding.kind}: {finding.message}")
+        elif finding.kind not in kept_kinds and KINDS[finding.kind].fix == MEND:
+            mends.setdefault(place, set()).add(finding.kind)
+    entries = report.entries["data"]
+    written, mended, left = [], 0, []
+    for entry in entries:
+        place = entry.file, entry.number
+        if place in reasons:
+            left.append((*place, entry.line, reasons[place], entry.record))
+            continue
+        record = entry.record
+        for kind in mends.get(place, ()):
+            record = apply(MENDS[kind], record)
+        mended += record != entry.record
+        written.append(record)
+    files = set(report.groups["data"])
+    left += [(file, number, line, [why], record) for file, line, number, why, record in report.lost if file in files]
+    left.sort(key=lambda each: (report.files.index(each[0]), each[1]))
+    if not written:
+        raise UserError(f"--fix {out}: no record is left; nothing was written")
+    with atomic_write(out) as file, atomic_write(left_out_path(out)) as others:
+        if out.suffix == ".json":
+            json.dump(written, file, ensure_ascii=False, indent=1)
+        else:
+            file.writelines(json_line(record) for record in written)
+        for name, _, line, why, record in left:
+            others.write(json_line({"file": name, "line": line, "why": why, "record": record}))
+    return {"written": len(written), "mended": mended, "left out": len(left)}
+
+
+def apply(mend, value):
+    """The same value with every text in it mended."""
+    if isinstance(value, str):
+        return mend(value)
+    if isinstance(value, list):
+        return [apply(mend, each) for each in value]
+    if isinstance(value, dict):
+        return {key: apply(mend, each) for key, each in value.items()}
+    return value
