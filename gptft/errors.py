@@ -76,7 +76,11 @@ class BadRecord(ValueError):
 
 
 class Unreadable(ValueError):
-    """A line that is no JSON object, or a row that is no record; the message says why."""
+    """A line that is no JSON object, or a row that is no record; the message says why. `row`: its fields."""
+
+    def __init__(self, message: str, row: list | None = None) -> None:
+        super().__init__(message)
+        self.row = row
 
 
 class Interrupted(Exception):

@@ -7,6 +7,7 @@ torch before `run`, so that --help and a misspelt flag are answered at once.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import sys
 from argparse import Namespace
@@ -106,6 +107,10 @@ def load_model(options: Namespace, device: str, parts: Iterable[str] = ()):
     model, tokenizer = load(options.model, pick_device(device), base=options.base)
     if tokenizer is None:
         raise UserError(f"{options.model} has no tokenizer")
+    trained_with = tokenizer.template
+    if template and trained_with and trained_with.unwraps:  # what prompts held in training, they may hold now
+        same = trained_with.name == template.name
+        template = trained_with if same else dataclasses.replace(template, unwraps=trained_with.unwraps)
     if template:
         tokenizer.template = template
     return model, tokenizer

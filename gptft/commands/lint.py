@@ -52,8 +52,13 @@ def run(options: Namespace) -> None:
     from gptft.report.findings import as_html, as_text
 
     groups = {name: find(words, name) for name in ("data", "val_data", "test_data") if (words := getattr(config, name))}
+    if options.html and Path(options.html).suffix not in (".html", ".htm"):
+        raise UserError(f"--html {options.html}: name an .html file")
+    every = [path.resolve() for files in groups.values() for path in files]
+    if twice := next((path for path in every if every.count(path) > 1), None):
+        raise UserError(f"{twice} is named twice")
     if options.fix:
-        check_out(Path(options.fix), [str(path) for files in groups.values() for path in files])
+        check_out(Path(options.fix), [str(path) for path in groups["data"]])
     tokenizer, block_size = None, 0
     if "init" in options.settings:
         from gptft.finetuning import load_start

@@ -32,13 +32,13 @@ def add_arguments(parser: Parser) -> None:
 def run(options: Namespace) -> None:
     """Write the file whole, or nothing."""
     config = resolve("", options.settings)
+    from gptft.data.readings import choose_template
     from gptft.data.shapes import recognise
     from gptft.data.sources import find, parse, raw_records
-    from gptft.prompts import hydrate, load_template
+    from gptft.prompts import hydrate
 
-    template = load_template(config.template, config.fields)
-    template.check_fields(config.fields)
     paths = find(config.data)
+    template, _ = choose_template(config.template, config.fields, None, paths)
     if any(os.path.exists(options.out) and os.path.samefile(path, options.out) for path in paths):
         raise UserError(f"--out {options.out} is one of the files to read")
     count = 0

@@ -12,7 +12,7 @@ from argparse import Namespace
 from pathlib import Path
 
 from gptft.commands.parser import Parser
-from gptft.config import fields_by_heading, resolve
+from gptft.config import Config, fields_by_heading, resolve
 from gptft.errors import UserError
 from gptft.files import atomic_write
 
@@ -54,6 +54,7 @@ def run(options: Namespace) -> None:
     from gptft.report.scaling import describe, plot_scaling
     from gptft.run.console import say
 
+    check_data(folder, config)
     rows = []
     for fraction in fractions:
         out_dir = folder / f"fraction-{fraction:g}"
@@ -72,17 +73,37 @@ def run(options: Namespace) -> None:
         say(f"{folder / 'scaling.png'}")
 
 
-def finished(out_dir: Path, config) -> dict | None:
-    """The summary of a run that is finished, of these very settings; None where it is not."""
-    from gptft.config import to_toml
+def finished(out_dir: Path, config: Config) -> dict | None:
+    """The summary of a run that is finished; None where there is none yet. Raises UserError where the run in the folder
+    has other settings: its losses are not those that were asked for."""
+    from gptft.config import FIELDS, resolve
 
-    try:
-        same = (out_dir / "config.toml").read_text(encoding="utf-8") in {
-            to_toml(dataclasses.replace(config, resume=resumed)) for resumed in (False, True)
-        }
-        return json.loads((out_dir / "summary.json").read_text(encoding="utf-8")) if same else None
-    except (OSError, ValueError):
+    if not (out_dir / "config.toml").exists():
         return None
+    there = resolve(str(out_dir / "config.toml"))
+    for name in FIELDS:
+        asked, found = getattr(config, name), getattr(there, name)
+        if name not in ("resume", "out_dir") and asked != found:
+            raise UserError(
+                f"{out_dir} holds a run with --{name} {found}, not {asked}: name another --out_dir, or remove that one"
+            )
+    path = out_dir / "summary.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+def check_data(folder: Path, config: Config) -> None:
+    """Raise UserError where the files are not those of the runs that are there; else remember them."""
+    from gptft.data.sources import find
+    from gptft.files import sha256_file
+
+    names = ("data", "val_data", "test_data")
+    hashes = {name: [sha256_file(path) for path in find(getattr(config, name), name)] for name in names}
+    path = folder / "data.json"
+    if path.exists() and json.loads(path.read_text(encoding="utf-8")) != hashes:
+        raise UserError(f"{folder} holds runs on other data: name another --out_dir, or remove that one")
+    folder.mkdir(parents=True, exist_ok=True)
+    with atomic_write(path) as file:
+        json.dump(hashes, file, indent=1)
 
 
 def row_of(fraction: float, summary: dict) -> dict:

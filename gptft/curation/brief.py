@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import importlib.util
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,16 +27,18 @@ def describe_data(groups: dict[str, Sequence[str]], fields: dict[str, str], temp
     files = {
         group: [[kind_of(path), sha256_file(path)] for path in map(Path, names)] for group, names in groups.items()
     }
-    key = hashlib.sha256(json.dumps([EDITION, AT_MOST, files, sorted(fields.items()), template.unwraps]).encode())
-    cached = cache_directory() / f"lint-{key.hexdigest()[:32]}.json"
+    has_ftfy = importlib.util.find_spec("ftfy") is not None
+    decides = [EDITION, AT_MOST, has_ftfy, files, sorted(fields.items()), template.unwraps]
+    cached = cache_directory() / f"lint-{hashlib.sha256(json.dumps(decides).encode()).hexdigest()[:32]}.json"
     try:
-        counts, records = json.loads(cached.read_text(encoding="utf-8"))
+        counts, records, stopped = json.loads(cached.read_text(encoding="utf-8"))
     except (OSError, ValueError, TypeError):
         report = Report({group: list(names) for group, names in groups.items()})
         look_through(report, fields, template.unwraps, AT_MOST)
         measure_words(report)
-        counts, records = count_kinds(report.findings), report.records
+        counts, records, stopped = count_kinds(report.findings), report.records, report.stopped
         with contextlib.suppress(OSError), atomic_write(cached) as file:
-            json.dump([counts, records], file)
+            json.dump([counts, records, stopped], file)
     what = ", ".join(f"{count:,} {kind}" for kind, count in counts.items())
-    return f"lint: {f'{what}; python -m gptft lint shows them' if what else 'nothing found'}, in {records:,} records"
+    where = f"the first {records:,} records" if stopped else f"{records:,} records"
+    return f"lint: {f'{what}; python -m gptft lint shows them' if what else 'nothing found'}, in {where}"

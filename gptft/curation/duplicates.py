@@ -27,51 +27,57 @@ WORD = re.compile(r"\w+")
 def find_exact(train: Sequence[Entry], held_out: Sequence[Entry]) -> Iterator[Finding]:
     """Duplicates and conflicts within each, and leaks between them; both in the order of the files."""
     for entries in (train, held_out):
-        whole: dict[tuple[str, str], Entry] = {}
-        asked: dict[str, Entry] = {}
+        whole: dict[tuple[str, ...], Entry] = {}
+        asked: dict[tuple[str, ...], Entry] = {}
         for entry in entries:
-            prompt, response = normalise(entry.prompt), normalise(entry.response)
-            first = whole.setdefault((prompt, response), entry)
+            prompt, response = _asked(entry), normalise(entry.response)
+            first = whole.setdefault((*prompt, response), entry)
             if first is not entry:
                 yield _finding("duplicate", entry, first, "prompt and response are those of {}")
                 continue
-            first = asked.setdefault(prompt, entry) if prompt else entry
+            first = asked.setdefault(prompt, entry) if entry.prompt else entry
             if first is not entry:
                 answers = f"{shorten(entry.response)}, there {shorten(first.response)}"
                 message = "the prompt is that of {}; the response is " + _literal(answers)
                 yield _finding("conflict", entry, first, message)
-    known = {normalise(entry.prompt or entry.response): entry for entry in reversed(held_out)}
+    known = {_asked(entry): entry for entry in reversed(held_out)}
     for entry in train:
-        if other := known.get(normalise(entry.prompt or entry.response)):
+        if other := known.get(_asked(entry)):
             yield _finding("leak", entry, other, "its prompt is in the held-out data, {}")
 
 
-def find_near(train: Sequence[Entry], held_out: Sequence[Entry], skip: set[tuple[str, int]]) -> Iterator[Finding]:
-    """Near duplicates in the training data, and near leaks. `skip`: the places of entries that are found already.
+def _asked(entry: Entry) -> tuple[str, str]:
+    """What makes two prompts the same; a plain text is its own."""
+    return normalise(entry.context), normalise(entry.prompt or entry.response)
+
+
+def find_near(train: Sequence[Entry], held_out: Sequence[Entry]) -> Iterator[Finding]:
+    """Near duplicates in the training data, and near leaks; of entries for which nothing else was found.
 
     Raises UserError where datasketch is not installed.
     """
     index = _Index()
-    for entry, text in _texts(train, skip, whole=True):
+    for entry, text in _texts(train, whole=True):
         if found := index.nearest(entry, text):
             other, similarity = found
             yield _finding("near-duplicate", entry, other, f"{similarity:.0%} of {WORDS} words in a row as in {{}}")
     if held_out:
         index = _Index()
-        for entry, text in _texts(held_out, set(), whole=False):
+        for entry, text in _texts(held_out, whole=False):
             index.nearest(entry, text)
-        for entry, text in _texts(train, skip, whole=False):
+        for entry, text in _texts(train, whole=False):
             if found := index.nearest(entry, text, keep=False):
                 other, similarity = found
                 yield _finding("near-leak", entry, other, f"{similarity:.0%} of its prompt's words in a row as in {{}}")
 
 
-def _texts(entries: Sequence[Entry], skip: set[tuple[str, int]], whole: bool) -> Iterator[tuple[Entry, frozenset]]:
+def _texts(entries: Sequence[Entry], whole: bool) -> Iterator[tuple[Entry, frozenset[bytes]]]:
+    """What is compared of each entry: all of it, or what is asked; those that are too short are left out."""
     for entry in entries:
-        if (entry.file, entry.number) not in skip:
-            text = f"{entry.prompt}\n{entry.response}" if whole else entry.prompt
-            if shingles := shingles_of(text):
-                yield entry, shingles
+        text = f"{entry.context}\n{entry.prompt}"
+        text += f"\n{entry.response}" if whole or not entry.prompt else ""
+        if shingles := shingles_of(text):
+            yield entry, shingles
 
 
 def shingles_of(text: str) -> frozenset[bytes]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from gptft.data.sources import JSON_NAMES, TextFile, parse, raw_records
 from gptft.errors import BadRecord, Unreadable, nearest
 from gptft.text.unwrapping import take_out
 
+CHARACTERS = 5_000_000  # where there is a limit, reading stops behind so many, too
 FEW, ENOUGH = 0.05, 20  # a key or a type is odd below this share of so many records
 
 
@@ -28,15 +30,22 @@ class Place(NamedTuple):
 @dataclass(frozen=True)
 class Entry:
     """A record that can be used: where it is, its number in the file, what is asked of the model (without the template
-    that a prompt may hold), what is learned, and the record and its parts."""
+    that a prompt may hold), what is learned, what else the answers depend on (a system text, tools and their calls),
+    and the record and its parts."""
 
     file: str
     line: int
     number: int
     prompt: str
-    response: str
+    answers: list[str]
+    context: str
     record: dict
     parts: dict
+
+    @property
+    def response(self) -> str:
+        """All that is learned."""
+        return "\n".join(self.answers)
 
     def finding(self, kind: str, message: str, other: Entry | None = None) -> Finding:
         """Something that was found in this record, perhaps in comparison with another."""
@@ -55,7 +64,8 @@ class Reader:
     def __init__(self, fields: dict[str, str], unwraps: Sequence[str] = ()) -> None:
         self.fields, self.unwraps = fields, unwraps
         self.findings: list[Finding] = []
-        self.records = 0
+        self.records = self.characters = 0
+        self.stopped = False  # before the end, by the limit
         self.lost: list[tuple[str, int, int, str, object]] = []  # file, line, number, why, what it is
         self.keys: Counter[str] = Counter()  # how many records have each key
         self.first: dict[str, Place] = {}
@@ -66,7 +76,8 @@ class Reader:
     def entries(self, path: Path, limit: int = 0) -> Iterator[Entry | tuple[TextFile, str]]:
         """The entries of a file; a text file comes as (TextFile, name). `limit`: at most so many records; 0: all."""
         for number, (line, raw) in enumerate(raw_records(path)):
-            if limit and self.records >= limit:
+            if limit and (self.records >= limit or self.characters > CHARACTERS):
+                self.stopped = True
                 return
             self.records += 1
             if isinstance(raw, TextFile):
@@ -85,12 +96,14 @@ class Reader:
                 self._lose(kind, Place(str(path), line, number), str(error), record)
                 continue
             self.used.update(used_keys(record, self.fields))
-            yield Entry(str(path), line, number, *prompt_and_response(parts), record, parts)
+            self.characters += sum(len(text) for text in parts.values() if isinstance(text, str)) or len(str(parts))
+            yield Entry(str(path), line, number, *asked_and_answered(parts), record, parts)
 
     def _lose(self, kind: str, place: Place, why: str, raw) -> None:
         self.findings.append(Finding(kind, place.file, place.line, why, None, place.number))
-        raw = raw.decode(errors="replace").rstrip() if isinstance(raw, bytes) else raw
-        self.lost.append((*place, why, None if isinstance(raw, Exception) else raw))
+        if isinstance(raw, bytes):  # bytes that are no UTF-8 stay what they are, as escapes
+            raw = raw.decode(errors="surrogateescape").rstrip()
+        self.lost.append((*place, why, getattr(raw, "row", None) if isinstance(raw, Exception) else raw))
 
     def _count(self, record: dict, place: Place) -> None:
         for key, value in record.items():
@@ -123,14 +136,16 @@ class Reader:
                         yield Finding("type", *place[:2], message, None, place.number)
 
 
-def prompt_and_response(parts: dict) -> tuple[str, str]:
-    """What is asked and what is learned, as texts; of a conversation all that the user and the assistant say."""
+def asked_and_answered(parts: dict) -> tuple[str, list[str], str]:
+    """What is asked, what is learned, and what else the answers depend on; of a conversation all that each says."""
     if "text" in parts:
-        return "", parts["text"]
+        return "", [parts["text"]], ""
     if "messages" in parts:
-        said: dict[str, list[str]] = {"user": [], "assistant": []}
-        for message in parts["messages"]:
-            said.setdefault(message["role"], []).append(message.get("content") or "")
-        return "\n".join(said["user"]), "\n".join(said["assistant"])
+        messages = parts["messages"]
+        asked = [message["content"] for message in messages if message["role"] == "user"]
+        answers = [message.get("content") or "" for message in messages if message["role"] == "assistant"]
+        others = [message.get("content") or "" for message in messages if message["role"] in ("system", "tool")]
+        others += [json.dumps(message["tool_calls"], default=str) for message in messages if message.get("tool_calls")]
+        return "\n".join(asked), answers, "\n".join(others)
     asked = [text for part, text in parts.items() if part not in ("response", "system") and text.strip()]
-    return "\n".join(asked), parts["response"]
+    return "\n".join(asked), [parts["response"]], parts.get("system", "")

@@ -31,6 +31,7 @@ KINDS = {
     "near-leak": Kind("nearly a prompt of the validation or test data in the training data", LEAVE_OUT),
     "special": Kind("a special token or a template spelled out", LEAVE_OUT),
     "mojibake": Kind("text that was decoded wrongly", MEND),
+    "lost": Kind("characters that a decoder could not read, and wrote as U+FFFD", LEAVE_OUT),
     "control": Kind("control characters, or ones that cannot be seen", MEND),
     "refusal": Kind("a refusal, or boilerplate of a language model", LEAVE_OUT),
     "cut": Kind("an answer that ends in mid-sentence", LEAVE_OUT),
@@ -43,7 +44,7 @@ KINDS = {
 @dataclass(frozen=True)
 class Finding:
     """One thing that was found: its kind, where, and what it is. `other` is the record that it is compared with;
-    `number` counts the file's records from 0, for several may stand on one line."""
+    `number` counts the file's records from 0, for several may stand on one line; -1: it is about the whole file."""
 
     kind: str
     file: str

@@ -9,6 +9,7 @@ from pathlib import Path
 from gptft.curation.checks import mend_encoding, remove_control
 from gptft.curation.findings import KINDS, LEAVE_OUT, MEND
 from gptft.curation.lint import Report
+from gptft.data.compressed import kind_of
 from gptft.errors import UserError
 from gptft.files import atomic_write, json_line
 
@@ -27,8 +28,9 @@ def check_out(out: Path, files: Collection[str]) -> None:
     for path in (out, left_out_path(out)):
         if path.exists():
             raise UserError(f"--fix {out}: {path} exists already: name another file")
-    if any(Path(name).suffix == ".txt" for name in files):
-        raise UserError("--fix works on records; a .txt file is one text")
+    for name in files:
+        if kind_of(Path(name)) == ".txt":
+            raise UserError(f"--fix works on records; {name} is one text")
 
 
 def write_fixed(report: Report, out: Path, kept_kinds: Collection[str] = ()) -> dict[str, int]:
@@ -36,7 +38,11 @@ def write_fixed(report: Report, out: Path, kept_kinds: Collection[str] = ()) -> 
     mended, and left out. `kept_kinds`: kinds of findings that change nothing. Both files are written, or none."""
     reasons: dict[tuple[str, int], list[str]] = {}
     mends: dict[tuple[str, int], set[str]] = {}
+    if report.unread:
+        raise UserError(f"--fix {out}: {report.unread[0]} could not be read to its end; nothing was written")
     for finding in report.findings:
+        if finding.number < 0:  # about all records of a file
+            continue
         place = finding.file, finding.number
         if finding.kind not in kept_kinds and KINDS[finding.kind].fix == LEAVE_OUT:
             reasons.setdefault(place, []).append(f"{finding.kind}: {finding.message}")
@@ -50,8 +56,8 @@ def write_fixed(report: Report, out: Path, kept_kinds: Collection[str] = ()) -> 
             left.append((*place, entry.line, reasons[place], entry.record))
             continue
         record = entry.record
-        for kind in mends.get(place, ()):
-            record = apply(MENDS[kind], record)
+        for kind in MENDS:  # wrongly decoded text first: some of its bytes would be taken for control characters
+            record = apply(MENDS[kind], record) if kind in mends.get(place, ()) else record
         mended += record != entry.record
         written.append(record)
     files = set(report.groups["data"])
@@ -60,13 +66,19 @@ def write_fixed(report: Report, out: Path, kept_kinds: Collection[str] = ()) -> 
     if not written:
         raise UserError(f"--fix {out}: no record is left; nothing was written")
     with atomic_write(out) as file, atomic_write(left_out_path(out)) as others:
-        if out.suffix == ".json":
-            json.dump(written, file, ensure_ascii=False, indent=1)
-        else:
-            file.writelines(json_line(record) for record in written)
+        as_array = out.suffix == ".json"
+        for number, record in enumerate(written):
+            line = json_line(plain(record))
+            file.write(("[\n" if not number else ",\n") + line.rstrip("\n") if as_array else line)
+        file.write("\n]\n" if as_array else "")
         for name, _, line, why, record in left:
-            others.write(json_line({"file": name, "line": line, "why": why, "record": record}))
+            others.write(json_line({"file": name, "line": line, "why": why, "record": plain(record)}))
     return {"written": len(written), "mended": mended, "left out": len(left)}
+
+
+def plain(value):
+    """The same value as JSON can hold it: dates and the like, which Parquet has, as text."""
+    return json.loads(json.dumps(value, default=str))
 
 
 def apply(mend, value):

@@ -6,6 +6,7 @@ are not reported record by record.
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -15,8 +16,8 @@ from tqdm import tqdm
 
 from gptft.curation.checks import look_at, look_at_text
 from gptft.curation.duplicates import find_exact, find_near
-from gptft.curation.entries import Entry, Reader
-from gptft.curation.findings import KINDS, Finding, count_kinds
+from gptft.curation.entries import CHARACTERS, Entry, Reader
+from gptft.curation.findings import KINDS, LEAVE_OUT, Finding, count_kinds
 from gptft.curation.lengths import Measured, find_outliers
 from gptft.data.readings import choose_template
 from gptft.data.sources import TextFile
@@ -28,7 +29,8 @@ from gptft.tokenizer import Tokenizer
 class Report:
     """What was found in some files, by group: "data", "val_data", "test_data". `entries` are the records of each
     group that can be used; `lost` those that cannot: (file, line, number, why, what it is). `lengths` is None where no
-    model was named, `notes` say what was not looked for."""
+    model was named, `notes` say what was not looked for. `unread` are files that could not be read to their end, and
+    `stopped` says that a limit kept from it."""
 
     groups: dict[str, list[str]]
     records: int = 0
@@ -38,6 +40,8 @@ class Report:
     template: str = ""
     lengths: dict | None = None
     notes: list[str] = field(default_factory=list)
+    unread: list[str] = field(default_factory=list)
+    stopped: bool = False
 
     @property
     def files(self) -> list[str]:
@@ -86,7 +90,8 @@ def lint(
     except UserError as error:
         chosen = None
         first, *rest = str(error).split("\n")
-        report.findings.append(Finding("shape", str(paths[0]), 1, " ".join([first, *map(str.strip, rest)])))
+        message = " ".join([first, *map(str.strip, rest)])
+        report.findings.append(Finding("shape", str(paths[0]), 1, message, number=-1))
     look_through(report, fields or {}, chosen.unwraps if chosen else (), limit)
     if near:
         _find_near(report)
@@ -99,17 +104,30 @@ def look_through(report: Report, fields: dict[str, str], unwraps: Sequence[str],
         reader = Reader(fields, unwraps)
         report.entries[group] = []
         for name in files:
-            _read(Path(name), reader, limit, report, group)
+            try:
+                _read(Path(name), reader, limit, report, group)
+            except UserError as error:  # nothing can be found behind it
+                line = re.search(r", (?:line|behind row) (\d+): ", str(error))
+                why = str(error).removeprefix(name).lstrip(",: ")
+                report.findings.append(Finding("broken", name, int(line[1]) if line else 1, why, number=-1))
+                report.unread.append(name)
         report.findings += [*reader.findings, *reader.drift()]
         report.lost += reader.lost
         report.records += reader.records
-    report.findings += find_exact(report.train, report.held_out)
+        report.stopped |= reader.stopped
+    report.findings += find_exact(*_good(report))
+
+
+def _good(report: Report) -> tuple[list[Entry], list[Entry]]:
+    """The training and the held-out entries that nothing leaves out: of two records that are alike, one must stay."""
+    bad = {(found.file, found.number) for found in report.findings if KINDS[found.kind].fix == LEAVE_OUT}
+    parts = (report.train, report.held_out)
+    return tuple([entry for entry in part if (entry.file, entry.number) not in bad] for part in parts)
 
 
 def _find_near(report: Report) -> None:
-    skip = {(found.file, found.number) for found in report.findings if found.kind in ("duplicate", "leak")}
     try:
-        report.findings += find_near(report.train, report.held_out, skip)
+        report.findings += find_near(*_good(report))
     except UserError as error:
         report.notes.append(str(error))
     try:
@@ -126,18 +144,22 @@ def _read(path: Path, reader: Reader, limit: int, report: Report, group: str) ->
             if isinstance(entry, Entry):
                 report.entries[group].append(entry)
                 seen = set()
-                for kind, message in look_at(entry.prompt, entry.response, entry.texts()):
+                for kind, message in look_at(entry.prompt, entry.answers, entry.texts()):
                     if kind not in seen:  # once a record
                         seen.add(kind)
                         report.findings.append(entry.finding(kind, message))
             else:
-                report.findings += _look_at_file(*entry)
+                report.findings += _look_at_file(*entry, reader, limit)
 
 
-def _look_at_file(file: TextFile, name: str) -> list[Finding]:
+def _look_at_file(file: TextFile, name: str, reader: Reader, limit: int) -> list[Finding]:
     """What is found in a text file, line by line; a line that goes over a piece's end is looked at in two."""
     findings, line = [], 1
     for piece in file.pieces():
+        if limit and reader.characters > CHARACTERS:
+            reader.stopped = True
+            break
+        reader.characters += len(piece)
         for number, text in enumerate(piece.split("\n")):
             findings += [Finding(kind, name, line + number, message) for kind, message in look_at_text(text)]
         line += piece.count("\n")

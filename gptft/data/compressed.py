@@ -57,7 +57,7 @@ class ZstandardFile(io.RawIOBase):
             import zstandard
         except ImportError:
             raise need_extra("zstandard", "data", f"{path}: to read it") from None
-        self.error, self.decompressor = zstandard.ZstdError, zstandard.ZstdDecompressor()
+        self.error, self.decompressor = zstandard.ZstdError, zstandard.ZstdDecompressor(max_window_size=2**31)
         self.frame, self.ready = None, b""  # the frame that is being read, and what of it was not asked for yet
         self.file = open(path, mode)
 

@@ -12,7 +12,7 @@ from gptft.data.shapes import READINGS
 from gptft.errors import UserError
 from gptft.prompts import TEMPLATES, Template
 from gptft.text.chat import ChatTemplate
-from gptft.text.unwrapping import pattern_of, take_out
+from gptft.text.unwrapping import PLACEHOLDER, pattern_of, take_out
 
 # the keys whose text may be a prompt
 ASKED = frozenset(key for reading in READINGS for key, part in reading.parts.items() if part == "instruction")
@@ -33,16 +33,17 @@ class Prompts(NamedTuple):
 
 def candidates(template: Template | ChatTemplate | None) -> dict[str, Template]:
     """The templates that prompts are looked through for: that of the run or of the checkpoint first, then ours."""
-    known = {"": template, **TEMPLATES} if isinstance(template, Template) else TEMPLATES
-    return {each.name: each for each in reversed(known.values()) if each.prompt != "{prompt}"}
+    own = {template.name: template} if isinstance(template, Template) else {}
+    return {name: each for name, each in {**own, **TEMPLATES, **own}.items() if prompts_of(each)}
 
 
 def prompts_of(template: Template) -> tuple[str, ...]:
-    """The forms that a prompt of the template has, those that hold more first."""
+    """The forms that a prompt of the template has, those that hold more first; those alone that begin with words of
+    their own, since any text would fit into another."""
     forms = [form for form in (template.prompt_with_input, template.prompt) if form]
     if template.system and not template.system_in_prompt:
         forms = [template.system + form for form in forms] + forms
-    return tuple(forms)
+    return tuple(form for form in forms if PLACEHOLDER.search(form) and PLACEHOLDER.split(form)[0].strip())
 
 
 class Finder:
@@ -52,7 +53,7 @@ class Finder:
         self.keys = keys
         self.forms = [(template, prompts_of(template)) for template in templates]
         # before its first placeholder every prompt of a template has the same words
-        self.starts = tuple({form[: form.index("{")] for _, forms in self.forms for form in forms})
+        self.starts = tuple({PLACEHOLDER.split(form)[0] for _, forms in self.forms for form in forms})
         self.counts: Counter[tuple[str, str, str]] = Counter()
         self.first: dict[tuple[str, str, str], int] = {}
 
@@ -83,9 +84,9 @@ def _writes(template: Template, forms: Sequence[str], text: str) -> bool:
     return "".join(segment.text for segment in segments if segment.kind != "bos").rstrip() == text.rstrip()
 
 
-def held_template(found: list[Prompts], templates: dict[str, Template]) -> tuple[Template, int] | None:
-    """The template that all these prompts hold, ending as they do, and how many prompts there are; None where none
-    holds one. Raises UserError, with counts and lines, where only some hold it, or not all the same."""
+def held_template(found: list[Prompts], templates: dict[str, Template]) -> tuple[Template, Template, int] | None:
+    """The template that all these prompts hold, the same as the prompts end, and how many prompts there are; None where
+    none holds one. Raises UserError, with counts and lines, where only some hold it, or not all the same."""
     kinds: dict[tuple[str, str], list[Prompts]] = {}
     for prompts in found:
         kinds.setdefault((prompts.template, prompts.tail), []).append(prompts)
@@ -99,7 +100,7 @@ def held_template(found: list[Prompts], templates: dict[str, Template]) -> tuple
             lines.append(f"\n  {alike[0].path}, line {alike[0].line}: the first of {count:,} that {what}")
         raise UserError(
             "some prompts already hold a template, and not all the same, so that it cannot be said what is the user's: "
-            f"make them alike{''.join(lines)}"
+            f"make them alike, or send the text as it is by --template plain{''.join(lines)}"
         )
     ((name, tail),) = kinds
     template = templates[name]
@@ -108,4 +109,7 @@ def held_template(found: list[Prompts], templates: dict[str, Template]) -> tuple
         for field in ("prompt", "prompt_with_input")
         if (prompt := getattr(template, field))
     }
-    return dataclasses.replace(template, **ending), sum(prompts.count for prompts in found)
+    # white space at a prompt's end stands before the answer already
+    lead = "" if tail and template.lead.isspace() else template.lead
+    as_there = dataclasses.replace(template, **ending, lead=lead)
+    return template, as_there, sum(prompts.count for prompts in found)

@@ -119,4 +119,7 @@ def complete(datasets: dict[str, Dataset], splits: dict[str, Split], whole: Spli
         dataset.ledger["splits"] = {part: books(split, mask_prompt) for part, split in its.items()}
         if whole is not None and name == "data":
             kept, all_of_it = dataset.ledger["splits"]["data"], books(whole, mask_prompt)
-            dataset.ledger["set_aside"] = {key: all_of_it[key] - kept[key] for key in kept}
+            aside = dataset.ledger["set_aside"] = {key: all_of_it[key] - kept[key] for key in kept}
+            for key in ("targets", "tokens_masked", "tokens_cut"):
+                dataset.ledger[key] -= aside[key]
+            dataset.ledger["tokens_set_aside"] = sum(aside[key] for key in ("targets", "tokens_masked", "tokens_cut"))

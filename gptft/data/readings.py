@@ -134,7 +134,8 @@ def choose_template(
         for kind in kinds:
             others.update(dict.fromkeys(kind.keys, kind.count))
     asked = [found for found in prompts if keys.get(found.key) == "instruction"]
-    template, why, held = _unwrapping(template, why, name, held_template(asked, known))
+    as_it_is = name != "auto" and isinstance(template, Template) and template.prompt == "{prompt}"
+    template, why, held = _unwrapping(template, why, None if as_it_is else held_template(asked, known))
     template.check_fields(fields)
     keys.pop(LISTS, None)
     unused = [(key, count) for key, count in others.most_common() if key not in fields.values()]
@@ -150,17 +151,15 @@ def choose_template(
 
 
 def _unwrapping(
-    template: Template | ChatTemplate, why: str, name: str, held: tuple[Template, int] | None
+    template: Template | ChatTemplate, why: str, held: tuple[Template, Template, int] | None
 ) -> tuple[Template | ChatTemplate, str, dict]:
-    """The template of a run whose prompts hold one already: that one, unless the run or the checkpoint has another; it
-    is taken out of them in any case, but where the run's template puts nothing around a prompt."""
-    if held is None or (isinstance(template, Template) and template.prompt == "{prompt}" and name != "auto"):
+    """The template of a run whose prompts hold one already: that one, as it ends there, unless the run or its model
+    has another. It is taken out of them in any case."""
+    if held is None:
         return template, why, {}
-    inside, count = held
-    if name == "auto" and why.startswith("by "):
-        template, why = inside, "all prompts hold it"
-    if template.name == inside.name:
-        template = inside
+    inside, as_there, count = held
+    if why.startswith("by "):
+        template, why = as_there, "all prompts hold it"
     forms = tuple(dict.fromkeys(form.rstrip() for form in prompts_of(inside)))
     return dataclasses.replace(template, unwraps=forms), why, {"held": {"template": inside.name, "records": count}}
 

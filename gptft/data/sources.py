@@ -108,6 +108,8 @@ def parse(raw: bytes | TextFile | object) -> dict:
             raise Unreadable(f"broken JSON: {error.msg} (column {error.colno})") from None
         except RecursionError:
             raise Unreadable("broken JSON: nested too deeply") from None
+        except ValueError as error:  # a number of thousands of digits
+            raise Unreadable(f"broken JSON: {error}") from None
     if not isinstance(raw, dict):
         raise Unreadable(f"a record must be a JSON object, not {JSON_NAMES.get(type(raw), 'a number')}")
     return raw
@@ -138,9 +140,14 @@ def _is_one_object(path: Path) -> bool:
         lines = [line.removeprefix(codecs.BOM_UTF8) for line in _first_two(file)]
     try:
         first = json.loads(lines[0])
-    except (ValueError, RecursionError):
-        return not lines[0].rstrip().endswith(b"}")  # it goes on in the next line, or is broken
-    return len(lines) == 1 and not readings_of(first) and any(map(_holds_records, first.values()))
+    except (ValueError, RecursionError):  # it goes on in the next line, or is broken
+        return len(lines) == 1 or not lines[0].rstrip().endswith(b"}") or not lines[1].lstrip().startswith(b"{")
+    return len(lines) == 1 and not _is_record(first) and any(map(_holds_records, first.values()))
+
+
+def _is_record(keys) -> bool:
+    """Whether these keys make a record; a text beside a list of records tells of them."""
+    return any("text" not in reading.parts for reading in readings_of(keys))
 
 
 def _holds_records(value) -> bool:
@@ -189,6 +196,8 @@ class _Scanner:
             raise self.broken(error.pos, error.msg) from None
         except RecursionError:
             raise self.broken(self.position, "nested too deeply") from None
+        except ValueError as error:  # a number of thousands of digits
+            raise self.broken(self.position, str(error)) from None
         return value
 
     def broken(self, position: int, why: str) -> UserError:
@@ -237,7 +246,11 @@ def _json_object(path: Path, text: str) -> Iterator[tuple[int, object]]:
     first = scanner.position
     scanner.take("{", "expected an object")
     while scanner.skip() != "}":
+        if scanner.skip() != '"':
+            raise scanner.broken(scanner.position, "expected a key")
         keys.append(scanner.value())
+        if keys[-1] in keys[:-1]:
+            raise scanner.broken(scanner.position, f"the key {keys[-1]!r} stands there twice")
         scanner.take(":", "expected ':'")
         scanner.skip()
         begin = scanner.position
@@ -245,9 +258,11 @@ def _json_object(path: Path, text: str) -> Iterator[tuple[int, object]]:
             lists[keys[-1]] = begin
         if scanner.take(",}", "expected ',' or '}'") == "}":
             scanner.position -= 1
+        elif scanner.skip() == "}":
+            raise scanner.broken(scanner.position, "expected a key")
     scanner.position += 1
     scanner.end("object")
-    if readings_of(keys):
+    if _is_record(keys) or (readings_of(keys) and not lists):
         yield text.count("\n", 0, first) + 1, json.loads(text[first : scanner.position])
         return
     if len(lists) != 1:

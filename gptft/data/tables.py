@@ -30,7 +30,7 @@ def rows_of_text(path: Path, delimiter: str) -> Iterator[tuple[int, dict | Unrea
                 if len(row) == len(names):
                     yield begin, dict(zip(names, row, strict=True))
                 elif any(field.strip() for field in row):  # not an empty line
-                    yield begin, Unreadable(f"it has {len(row)} of {len(names)} fields")
+                    yield begin, Unreadable(f"it has {len(row)} of {len(names)} fields", row)
                 begin = rows.line_num + 1
     except csv.Error as error:
         raise UserError(
@@ -52,6 +52,9 @@ def rows_of_parquet(path: Path) -> Iterator[tuple[int, dict]]:
     row = 0
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
+            names = file.schema_arrow.names
+            if len(set(names)) < len(names):
+                raise UserError(f"{path}: every column must have a name of its own, not {names}")
             for batch in file.iter_batches(AT_ONCE):
                 for record in batch.to_pylist():
                     row += 1

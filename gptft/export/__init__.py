@@ -12,9 +12,10 @@ import torch
 from gptft.adapters.lora import adapters_of, merge_lora
 from gptft.errors import UserError, nearest
 from gptft.export.hf import export_hf
-from gptft.export.llamacpp import export_gguf
+from gptft.export.llamacpp import KINDS, export_gguf, kind_of_file
 from gptft.export.peft import save_peft
 from gptft.files import read_json
+from gptft.formats.gguf_file import is_gguf, read_gguf
 from gptft.loading import load
 
 DTYPE_OPTIONS = {"": None, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -23,7 +24,7 @@ DTYPE_OPTIONS = {"": None, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16"
 def export(options: Namespace) -> list[str]:
     """Write what the options ask for; -> notes for the user. Raises UserError, with nothing written."""
     out, dtype = Path(options.out), options.dtype
-    kinds = {"hf": tuple(DTYPE_OPTIONS), "gguf": ("", "fp32", "fp16", "q8_0"), "peft": ("",)}[options.format]
+    kinds = {"hf": tuple(DTYPE_OPTIONS), "gguf": ("", *KINDS), "peft": ("",)}[options.format]
     if options.format == "peft" and dtype:
         raise UserError("--dtype: adapters are written in fp32, as they are; --format peft takes none")
     if dtype not in kinds:
@@ -43,9 +44,17 @@ def export(options: Namespace) -> list[str]:
         merge_lora(model)
         notes.append("the adapters were merged into their base")
     if options.format == "gguf":
-        return notes + export_gguf(model, tokenizer, out, dtype or "fp16", options.name)
+        return notes + export_gguf(model, tokenizer, out, dtype or kind_that_came_in(options.model), options.name)
     card = {**card_of(Path(options.model)), **{k: v for k in ("name", "license") if (v := getattr(options, k))}}
     return notes + export_hf(model, tokenizer, out, int(options.shard_gb * 1e9), card, DTYPE_OPTIONS[dtype])
+
+
+def kind_that_came_in(model: str) -> str:
+    """How a GGUF file is written where nobody says it: as the file is that the model came from, else in fp16."""
+    path = Path(model)
+    if path.suffix != ".gguf" or not is_gguf(path):
+        return "fp16"
+    return kind_of_file(read_gguf(path).types) or "fp16"
 
 
 def card_of(model: Path) -> dict:

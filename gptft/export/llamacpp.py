@@ -11,6 +11,8 @@ import contextlib
 import dataclasses
 import json
 import os
+import re
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,8 +30,18 @@ from gptft.tokenizer import Tokenizer
 if TYPE_CHECKING:
     import gguf
 
-KINDS = ("fp32", "fp16", "q8_0")
-BLOCK = 32  # numbers that share a scale in q8_0: a row must be a multiple of it
+# how matrices may be stored -> ggml's name for it
+KINDS = {
+    "fp32": "F32",
+    "fp16": "F16",
+    "bf16": "BF16",
+    "q8_0": "Q8_0",
+    "q5_1": "Q5_1",
+    "q5_0": "Q5_0",
+    "q4_1": "Q4_1",
+    "q4_0": "Q4_0",
+}
+BLOCK = 32  # numbers that share a scale in the kinds that begin with q: a row must be a multiple of it
 # transformers' families -> llama.cpp's architectures
 ARCHITECTURES = {family: arch for arch, family in FAMILY_OF.items()} | {"mistral": "llama"}
 
@@ -39,8 +51,9 @@ def export_gguf(
 ) -> list[str]:
     """Write `model` and its tokenizer to the new file `path`; -> notes on what llama.cpp does otherwise, if anything.
 
-    `kind` is how matrices are stored: "fp32", "fp16", or "q8_0" (8 bits a number and a scale for each 32). Norms,
-    biases and learned positions stay in fp32. Without a tokenizer the file takes and gives ids only. `name` is what
+    `kind` is one of KINDS: how matrices are stored. Those that begin with q have so many bits a number and a scale for
+    each 32; below 8 bits, embeddings and the output layer have 8, as llama.cpp's own tool leaves them. Norms, biases
+    and learned positions stay in fp32. Without a tokenizer the file takes and gives ids only. `name` is what
     llama.cpp shows, else the file's. Raises UserError, with nothing written, where llama.cpp cannot compute the model.
     """
     try:
@@ -59,8 +72,8 @@ def export_gguf(
     arch, notes = architecture_of(model.config)
     entries = list(entries_of(model, arch))
     kinds = [storage(entry, kind) for entry in entries]
-    halved = [entry.name for entry, stored in zip(entries, kinds, strict=True) if kind == "q8_0" and stored == "F16"]
-    if halved:
+    halved = [entry.name for entry, stored in zip(entries, kinds, strict=True) if stored == "F16"]
+    if kind.startswith("q") and halved:
         notes.append(f"kept in fp16, since their rows are no multiple of {BLOCK}: {', '.join(halved)}")
     vocabulary = vocabulary_of(tokenizer, model.config.vocab_size)
     notes += vocabulary.notes
@@ -116,7 +129,20 @@ def storage(entry: Entry, kind: str) -> str:
     rows that cannot be cut into blocks in fp16."""
     if kind == "fp32" or len(entry.shape) == 1 or entry.name == "position_embd.weight":
         return "F32"
-    return "Q8_0" if kind == "q8_0" and entry.shape[-1] % BLOCK == 0 else "F16"
+    if not kind.startswith("q"):
+        return KINDS[kind]
+    if entry.shape[-1] % BLOCK:
+        return "F16"
+    return "Q8_0" if entry.name in ("token_embd.weight", "output.weight") else KINDS[kind]
+
+
+def kind_of_file(types: dict[str, str]) -> str:
+    """The kind in which a file holds most of its matrices, where that can be written; "" where it cannot. `types`:
+    ggml's name for each tensor."""
+    counts = Counter(stored for name, stored in types.items() if re.match(r"blk\.\d+\.\w+\.weight$", name))
+    counts = counts if len(counts) == 1 else Counter({name: n for name, n in counts.items() if name != "F32"})
+    most = counts.most_common(1)[0][0] if counts else ""
+    return next((kind for kind, stored in KINDS.items() if stored == most), "")
 
 
 def write_settings(writer: gguf.GGUFWriter, config: GPTConfig, arch: str, kind: str, name: str) -> None:
@@ -124,8 +150,8 @@ def write_settings(writer: gguf.GGUFWriter, config: GPTConfig, arch: str, kind: 
 
     writer.add_name(name)
     files = gguf.LlamaFileType
-    writer.add_file_type({"fp32": files.ALL_F32, "fp16": files.MOSTLY_F16, "q8_0": files.MOSTLY_Q8_0}[kind])
-    if kind == "q8_0":
+    writer.add_file_type(files.ALL_F32 if kind == "fp32" else files[f"MOSTLY_{KINDS[kind]}"])
+    if kind.startswith("q"):
         writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     for key, value in settings_of(config, arch).items():
         add = {int: writer.add_uint32, float: writer.add_float32, bool: writer.add_bool}[type(value)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -27,8 +28,10 @@ def describe(rows: Sequence[dict]) -> dict:
             lines.append(f"loss goes with examples to the power of {ahead.exponent:.3f}; twice as many: {ahead}")
     except UserError as error:
         lines.append(f"no forecast: {error}")
-    if len(points) > 3:
-        back = forecast(points[:-1], points[-1][0])
+    back = None
+    with contextlib.suppress(UserError):  # too few amounts that differ
+        back = forecast(points[:-1], points[-1][0]) if len(points) > 3 else None
+    if back:
         inside = back.low <= points[-1][1] <= back.high
         result["check"] = {**back._asdict(), "measured": points[-1][1], "inside": inside}
         lines.append(

@@ -37,7 +37,14 @@ def test_good_data_says_so_and_leaks_are_found(write_lines):
 def test_a_large_file_is_looked_at_in_part(write_lines, monkeypatch):
     monkeypatch.setattr(brief, "AT_MOST", 10)
     path = write_lines([*GOOD, GOOD[0]])
-    assert describe_data({"data": [str(path)]}, {}, TEMPLATES["qa"]) == "lint: nothing found, in 10 records"
+    assert describe_data({"data": [str(path)]}, {}, TEMPLATES["qa"]) == "lint: nothing found, in the first 10 records"
+
+
+def test_a_long_text_is_looked_at_in_part(tmp_path, monkeypatch):
+    monkeypatch.setattr("gptft.curation.lint.CHARACTERS", 1000)
+    (tmp_path / "t.txt").write_text("Plain text. " * 50_000 + "<|endoftext|>")
+    line = describe_data({"data": [str(tmp_path / "t.txt")]}, {}, TEMPLATES["plain"])
+    assert line == "lint: nothing found, in the first 1 records"
 
 
 def test_fields_name_what_is_looked_at(write_lines):

@@ -1,6 +1,7 @@
 """What one record's text says by itself: every fault is found, and what only resembles one is let pass."""
 
 import sys
+import time
 
 import pytest
 
@@ -10,7 +11,7 @@ LONG = "The museum opens at nine in the morning and closes at six in the evening
 
 
 def kinds(response, prompt="What is it?"):
-    return {kind for kind, _ in look_at(prompt, response, [prompt, response])}
+    return {kind for kind, _ in look_at(prompt, [response], [prompt, response])}
 
 
 @pytest.mark.parametrize(
@@ -20,22 +21,28 @@ def kinds(response, prompt="What is it?"):
         ("special", "<|im_start|>assistant\nYes."),
         ("special", "</s>"),
         ("special", "[INST] Why? [/INST]"),
-        ("special", "Yes.\n### Response:\nNo."),
+        ("special", "### Response:\nNo."),
+        ("special", "Yes.\n### Instruction:\nAdd.\n### Response:\nNo."),
+        ("special", "<s>[INST] Why?"),
         ("control", "Yes\x00."),
         ("control", "\ufeffYes."),
-        ("control", "Yes \ufffd."),
+        ("lost", "na\ufffdve"),
+        ("control", "\u202eYes."),
         ("control", "zero\u200bwidth"),
         ("mojibake", "It’s a café.".encode().decode("cp1252")),
         ("mojibake", "Zürich".encode().decode("latin-1")),
         ("refusal", "As an AI language model, I have no opinion."),
         ("refusal", "I'm sorry, but I can't do this."),
         ("refusal", "I cannot assist with that."),
+        ("refusal", "Sorry, I can't help with this one."),
+        ("refusal", "I apologize, but I cannot fulfill this request."),
         ("refusal", "I’m just an AI."),
         ("refusal", "<noinput>"),
         ("cut", f"{LONG} The guide then told us that"),
         ("cut", "The three reasons for this are the price, the weather, and the"),
         ("cut", "It grows in Asia, in Africa, and on islands,"),
         ("cut", "Use this:\n```python\nprint(1)"),
+        ("cut", "`````\n```\nprint(1)\n```\nand so on"),
         ("echo", "What is it? It is a tree."),
         ("personal", "Write to jane.doe@mail.net, please."),
         ("personal", "The key is AKIAIOSFODNN7EXAMPLE."),
@@ -55,6 +62,16 @@ def test_a_fault_is_found(kind, text):
         "Café, naïve, Ærø — “quoted”… 日本語 emoji 👩‍👩‍👧 done.",  # a joiner inside an emoji is seen
         "The set {a | a > 0} and <b>bold</b> and x<s and #### 42",
         "A language model predicts the next word.",
+        "I hold out a tenth of my training data.",
+        "Dear Anna, I'm sorry, I can't come to the party.",
+        "The correct answer to this question is A",
+        "The vitamin that helps most is vitamin A",
+        "Ich rufe dich morgen um acht Uhr an",
+        "`````\n```\nprint(1)\n```\n`````",
+        "It was <s>12</s> 10 pounds.",
+        "First a heading:\n\n### Answer:\n\nThen the text.",
+        "\u0e01\u200b\u0e02",  # Thai parts words by what has no width
+        "\u2067\u05d0\u05d1\u2069 is Hebrew.",
         "I am an AI researcher at a university.",
         "I'm sorry that you lost your keys.",
         "Paris",
@@ -85,6 +102,14 @@ def test_wrongly_decoded_text_is_put_right_and_other_text_is_left_alone():
         assert mend_encoding(text.encode().decode("cp1252")) == text
         assert mend_encoding(text) == text
     assert remove_control("a\x00b\u200bc\n\td\r\n") == "abc\n\td\r\n"
+
+
+def test_a_long_unbroken_text_takes_no_longer_than_its_length():
+    """An address was looked for from every letter on: 200 kB took 8 seconds, and 1 MB minutes."""
+    began = time.perf_counter()
+    for text in ("a." * 500_000, "A-_b" * 250_000, "1 " * 500_000, "@" * 500_000):
+        kinds(text)
+    assert time.perf_counter() - began < 60  # some seconds; a quadratic search takes hours
 
 
 def test_without_ftfy_nothing_is_changed(monkeypatch):

@@ -13,9 +13,9 @@ from gptft.errors import UserError
 WORDS = [f"word{n}" for n in range(300)]
 
 
-def entry(number, prompt, response, file="d.jsonl"):
+def entry(number, prompt, response, file="d.jsonl", context=""):
     parts = {"instruction": prompt, "response": response}
-    return Entry(file, number + 1, number, prompt, response, parts, parts)
+    return Entry(file, number + 1, number, prompt, [response], context, parts, parts)
 
 
 def places(findings, kind):
@@ -35,6 +35,13 @@ def test_a_prompt_of_the_validation_data_in_the_training_data_is_a_leak():
     held_out = [entry(0, "WHO? ", "You.", "v.jsonl"), entry(1, "", "A text {that} leaks", "v.jsonl")]
     found = list(find_exact(train, held_out))
     assert places(found, "leak") == [(2, 1), (3, 2)] and "v.jsonl, line 1" in found[0].message
+
+
+def test_records_that_differ_in_their_system_text_or_calls_are_not_the_same():
+    pair = [
+        entry(n, "Buy now!", "Yes.", context=f"Say whether it is {what}.") for n, what in enumerate(("spam", "rude"))
+    ]
+    assert not list(find_exact(pair, [])) and not list(find_exact(pair[:1], pair[1:]))
 
 
 def variants(rng, count):
@@ -63,7 +70,7 @@ def test_near_duplicates_are_those_that_a_comparison_of_every_pair_finds():
             expected[number + 1] = max(near.values())
         else:
             kept.append(number)
-    found = {finding.line: finding for finding in find_near(entries, [], set())}
+    found = {finding.line: finding for finding in find_near(entries, [])}
     assert len(expected) > 50 and found.keys() == expected.keys()
     for line, similarity in expected.items():
         assert found[line].message.startswith(f"{similarity:.0%} of 3 words")
@@ -74,23 +81,21 @@ def test_near_leaks_are_found_by_the_prompt_alone():
     prompts = [" ".join(rng.choices(WORDS, k=30)) for _ in range(20)]
     train = [entry(n, prompt, f"answer {n}") for n, prompt in enumerate(prompts)]
     held_out = [entry(n, f"{prompt} indeed", f"other {n}", "v.jsonl") for n, prompt in enumerate(prompts[:5])]
-    found = list(find_near(train, held_out, set()))
+    found = list(find_near(train, held_out))
     assert places(found, "near-leak") == [(n + 1, n + 1) for n in range(5)]
-    skip = {("d.jsonl", 0), ("d.jsonl", 1)}
-    assert places(find_near(train, held_out, skip), "near-leak") == [(3, 3), (4, 4), (5, 5)]
 
 
 def test_short_texts_are_not_compared():
     assert not shingles_of("one two three four five six seven eight nine")
     assert len(shingles_of(" ".join(WORDS[:10]))) == 8
     pair = [entry(n, f"Write the plural: {noun}", f"{noun}s") for n, noun in enumerate(("cat", "dog"))]
-    assert not list(find_near(pair, [], set()))
+    assert not list(find_near(pair, []))
 
 
 def test_without_datasketch_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "datasketch", None)
     with pytest.raises(UserError, match=r"pip install 'gptft\[lint\]'"):
-        list(find_near([entry(0, "a", "b")], [], set()))
+        list(find_near([entry(0, "a", "b")], []))
 
 
 def test_every_pair_of_kinds_of_files_is_compared():

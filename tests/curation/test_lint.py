@@ -1,9 +1,16 @@
 """The linter over files, its report, its command and what --fix writes."""
 
+import datetime
 import json
+import os
 import re
+import subprocess
+import sys
+from pathlib import Path
 
+import pyarrow
 import pytest
+from pyarrow import parquet
 
 from gptft.__main__ import main
 from gptft.curation.findings import KINDS
@@ -150,6 +157,68 @@ def test_fix_writes_what_is_left_and_what_was_left_out_and_loses_nothing(write_l
     assert [each["line"] for each in left] == [61, 63, 64, 65]
     assert left[0]["why"][0].startswith("duplicate: ") and left[3]["record"] == '{"question": "broken'
     assert run(capsys, "--data", "clean.jsonl") == (0, "61 records: nothing found\n")
+
+
+def test_of_two_that_are_alike_the_one_without_another_fault_stays(write_lines, tmp_path, capsys):
+    prompt = "Where do " + " ".join(f"bird{n}" for n in range(40)) + " fly in winter?"
+    faulty = {"question": prompt, "answer": "They fly, as everybody knows, off to the and"}
+    path = write_lines([faulty, {"question": prompt, "answer": "They fly, as everybody knows, off to the south."}])
+    run(capsys, "--data", str(path), "--fix", "clean.jsonl")
+    assert "south" in (tmp_path / "clean.jsonl").read_text() and "the and" not in (tmp_path / "clean.jsonl").read_text()
+
+
+@pytest.mark.parametrize("seed", ["0", "1", "2", "4"])
+def test_wrongly_decoded_text_is_mended_before_control_characters_are_removed(write_lines, tmp_path, seed):
+    """In the other order its bytes were gone; and which came first was left to the hash of their names."""
+    path = write_lines([*GOOD, {"question": "Who?", "answer": "They don’t.".encode().decode("latin-1") + "\x00"}])
+    env = {**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": str(Path(__file__).parents[2])}
+    words = [sys.executable, "-m", "gptft", "lint", "--data", str(path), "--fix", f"clean{seed}.jsonl"]
+    subprocess.run(words, env=env, check=False, capture_output=True)
+    assert "They don’t." in (tmp_path / f"clean{seed}.jsonl").read_text()
+
+
+def test_what_parquet_holds_beside_json_is_written_as_text(tmp_path, capsys):
+    records = [{**record, "day": datetime.date(2026, 1, 2)} for record in GOOD]
+    parquet.write_table(pyarrow.Table.from_pylist(records), tmp_path / "d.parquet")
+    for out in ("clean.json", "lines.jsonl"):
+        run(capsys, "--data", "d.parquet", "--fix", out)
+    assert json.loads((tmp_path / "clean.json").read_text())[0] == {**GOOD[0], "day": "2026-01-02"}
+    assert len((tmp_path / "lines.jsonl").read_text().splitlines()) == len(GOOD)
+
+
+def test_what_could_not_be_read_is_kept_as_it_was(tmp_path, capsys):
+    (tmp_path / "d.csv").write_text(
+        "question,answer\n" + "".join(f"Q{n} is what?,A{n}.\n" for n in range(9)) + "a,b,c\n"
+    )
+    run(capsys, "--data", "d.csv", "--fix", "clean.jsonl")
+    (left,) = [json.loads(line) for line in (tmp_path / "clean.left-out.jsonl").read_text().splitlines()]
+    assert left["record"] == ["a", "b", "c"] and left["line"] == 11
+
+
+def test_a_file_that_is_broken_in_the_middle_is_a_finding_and_is_not_fixed(write_lines, tmp_path, capsys):
+    (tmp_path / "d.json").write_text('[{"question": "a", "answer": "b"},\n{"question" "c"}]')
+    path = write_lines([*GOOD, GOOD[0]])
+    assert found_in(capsys, path, "--data", "d.json")[0] == ("broken", 2)
+    with pytest.raises(UserError, match=r"d\.json could not be read to its end"):
+        main(["lint", "--data", str(path), "d.json", "--fix", "clean.jsonl"])
+    assert not (tmp_path / "clean.jsonl").exists()
+
+
+def test_files_are_not_overwritten_by_a_page_nor_read_twice(write_lines, tmp_path):
+    path = write_lines(GOOD)
+    before = path.read_bytes()
+    for words in (["--html", str(path)], ["--data", str(path)]):
+        with pytest.raises(UserError, match=r"name an \.html file|is named twice"):
+            main(["lint", "--data", str(path), *words])
+    assert path.read_bytes() == before
+
+
+def test_records_that_do_not_agree_leave_none_out(write_lines, tmp_path, capsys):
+    path = write_lines(
+        [*GOOD[:3], {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}]
+    )
+    run(capsys, "--data", str(path), "--fix", "clean.jsonl")
+    assert len((tmp_path / "clean.jsonl").read_text().splitlines()) == 4
 
 
 def test_fix_keeps_records_apart_that_stand_on_one_line(tmp_path, capsys):

@@ -1,13 +1,18 @@
 """Prompts that already hold a template: it is taken out, so that it is not there twice; never without a word."""
 
 import json
+from argparse import Namespace
 
 import pytest
 
+from gptft.__main__ import main
+from gptft.checkpoint import save
+from gptft.commands.common import load_model
 from gptft.data.held import candidates, prompts_of
 from gptft.data.readings import choose_template
 from gptft.data.shapes import recognise
 from gptft.errors import BadRecord, UserError
+from gptft.loading import preset
 from gptft.prompts import TEMPLATES, Template, load_template, saved_template
 from gptft.run.console import describe_choice
 from gptft.text.chat import ChatTemplate
@@ -128,6 +133,62 @@ def test_a_template_of_ones_own_is_found_too(write_lines, tmp_path):
     assert choose(path, fields={"instruction": "q", "response": "a"}, trained_with=own)[1]["held"]["template"] == "own"
 
 
+@pytest.mark.parametrize("prompt", ["{instruction}\n", "{instruction}\n{input}", "\n{prompt} Answer:"])
+def test_a_template_that_begins_with_its_placeholder_is_held_by_no_prompt(write_lines, prompt):
+    """Any text would fit into it, and lose the white space at its end."""
+    mine = Template("mine", prompt)
+    path = write_lines([{"instruction": text, "output": "x"} for text in ("a b", "a b ", "c Answer:")])
+    template, choice = choose(path, trained_with=mine)
+    assert template is mine and "held" not in choice
+
+
+def test_of_two_templates_that_fit_the_runs_own_is_taken(write_lines, tmp_path):
+    (tmp_path / "own.toml").write_text('prompt = "### Question:\\nQ: {instruction}\\n\\n### Answer:\\n"')
+    path = write_lines([{"question": "### Question:\nQ: a\n\n### Answer:\n", "answer": "b"}])
+    template, choice = choose(path, str(tmp_path / "own.toml"))
+    assert choice["held"]["template"] == "own"
+    assert text_of(template.prompt_segments({"instruction": "### Question:\nQ: a\n\n### Answer:\n"})).count("Q:") == 1
+
+
+def test_plain_sends_mixed_prompts_as_they_are(write_lines):
+    prompts = [wrapped(TEMPLATES["qa"], "a"), "bare"]
+    path = write_lines([{"question": prompt, "answer": "So."} for prompt in prompts])
+    assert choose(path, "plain")[0] is TEMPLATES["plain"]
+    with pytest.raises(UserError, match="or send the text as it is by --template plain"):
+        choose(path)
+
+
+def test_a_template_that_was_named_or_trained_with_is_not_changed_by_how_prompts_end(write_lines):
+    """The files of the course end in `### Answer:` without a line feed."""
+    path = write_lines([{"question": wrapped(TEMPLATES["qa"], "a", ""), "answer": "So."}])
+    for template, _ in (choose(path, "qa"), choose(path, trained_with=TEMPLATES["qa"])):
+        assert template.prompt == TEMPLATES["qa"].prompt and template.unwraps
+    assert choose(path)[0].prompt == "### Question:\n{prompt}\n\n### Answer:"
+
+
+def test_a_prompts_last_space_is_not_written_twice(write_lines):
+    """llama2's own answers begin with a space; where the prompt ends in one already, there must be no second."""
+    template, _ = choose(write_lines([{"prompt": "[INST] a [/INST] ", "completion": "x"}]))
+    assert (
+        "".join(s.text for s in template.segments({"instruction": "a", "response": "x"}))
+        == "<s>[INST] a [/INST] x </s>"
+    )
+
+
+def test_prepare_and_a_template_named_when_asking_do_not_wrap_twice(write_lines, tmp_path):
+    prompt = wrapped(TEMPLATES["qa"], "a")
+    path = write_lines([{"question": prompt, "answer": "b"}])
+    main(["prepare", "--data", str(path), "--template", "qa", "--out", str(tmp_path / "h.jsonl")])
+    assert json.loads((tmp_path / "h.jsonl").read_text()) == {"input": prompt, "output": "b"}
+    model, tokenizer = preset("tiny", 0), embedded()
+    tokenizer.template = choose(path)[0]
+    save(tmp_path / "checkpoint", model, tokenizer, 0)
+    for name in ("qa", "alpaca"):
+        options = Namespace(model=str(tmp_path / "checkpoint"), template=name, base="")
+        asked = load_model(options, "cpu")[1].template.prompt_segments({"instruction": prompt})
+        assert text_of(asked) == wrapped(TEMPLATES[name], "a")
+
+
 def test_a_template_in_the_middle_of_a_prompt_is_the_users_text(write_lines):
     texts = ["Explain: ### Question:\nHow?\n\n### Answer:\n", "### Question:\nno end", "[INST] x [/INST] and more"]
     template, choice = choose(write_lines([{"question": text, "answer": "So."} for text in texts]))
@@ -139,4 +200,4 @@ def test_every_form_of_a_prompt_is_looked_for():
         forms = prompts_of(template)
         assert template.prompt in forms and (not template.prompt_with_input or forms[0].endswith("Response:\n")), name
     mine = Template("mine", "Q: {prompt}")
-    assert candidates(mine) == {"mine": mine, **candidates(None)} and "plain" not in candidates(None)
+    assert list(candidates(mine)) == ["mine", *candidates(None)] and "plain" not in candidates(None)

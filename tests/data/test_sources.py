@@ -170,6 +170,32 @@ def test_the_one_list_of_records_in_an_object_is_read_with_its_lines(tmp_path, i
     assert [line for line, _ in found] == ([2, 2, 2] if indent is None else [8, 11, 14])
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        '{"text": "about it", "data": [{"a": 1}, {"a": 2}]}',
+        '{"data": [{"a": 1}\n,{"a": 2}]}',
+        '{"meta": {"n": 1}\n,"data": [{"a": 1}, {"a": 2}]}',
+    ],
+)
+def test_a_list_in_an_object_is_found_however_it_is_written(tmp_path, content):
+    """Taken for JSON lines, every line was a bad record; taken for a text, the records were not read."""
+    assert [record for _, record in read(write(tmp_path, "d.json", content))] == [{"a": 1}, {"a": 2}]
+
+
+def test_a_number_of_thousands_of_digits_is_one_line(tmp_path):
+    number = "1" * 5000
+    assert "broken JSON: Exceeds the limit" in unreadable(write(tmp_path, "d.jsonl", f'{{"a": {number}}}'))[1]
+    assert "line 1: broken JSON: Exceeds the limit" in refused(write(tmp_path, "d.json", f'[{{"a": {number}}}]'))
+
+
+def test_a_parquet_file_with_a_column_twice_is_refused(tmp_path):
+    """The first of the two was lost without a word."""
+    table = pyarrow.Table.from_arrays([pyarrow.array(["x"]), pyarrow.array(["y"])], names=["a", "a"])
+    parquet.write_table(table, tmp_path / "d.parquet")
+    assert "every column must have a name of its own" in refused(tmp_path / "d.parquet")
+
+
 def test_one_object_over_several_lines_that_is_a_record_is_one(tmp_path):
     record = {"question": "Why?", "answer": "So."}
     assert read(write(tmp_path, "d.json", "\n" + json.dumps(record, indent=2))) == [(2, record)]
@@ -196,6 +222,9 @@ def test_an_object_without_one_list_of_records_says_what_it_has(tmp_path, conten
     [
         ('{\n"data": [{"a": 1},\n{"a" 2}]}', "line 3: broken JSON: Expecting ':' delimiter"),
         ('{\n"data": [{"a": 1}]\n} {}', "line 3: broken JSON: something follows the object"),
+        ('{\n"data": [{"a": 1}],\n"data": [{"a": 2}]}', "line 3: broken JSON: the key 'data' stands there twice"),
+        ('{\n"question": "a",\n"answer": "b",\n}', "line 4: broken JSON: expected a key"),
+        ("{\n[1]: [2]}", "line 2: broken JSON: expected a key"),
         ('{\n"data" [{"a": 1}]\n}', "line 2: broken JSON: expected ':'"),
         ('{\n"data": [{"a": 1}]', "line 2: broken JSON: expected ',' or '}'"),
     ],

@@ -9,6 +9,7 @@ import pytest
 from gptft.__main__ import main
 from gptft.errors import UserError
 from gptft.evaluation.scaling import T, forecast
+from gptft.report.scaling import describe
 
 POINTS = [(100, 3.1), (200, 2.7), (400, 2.2), (800, 2.0)]
 
@@ -93,6 +94,26 @@ def test_growing_shares_are_run_and_forecast_and_finished_ones_are_not_made_agai
     main(words)
     assert {path: path.stat().st_mtime_ns for path in times} == times
     assert capsys.readouterr().out.count("finished before") == 4
+
+
+def test_runs_of_other_settings_or_data_are_not_taken_for_those_that_were_asked_for(tmp_path):
+    records(tmp_path / "d.jsonl")
+    words = ["scaling", "--data", "d.jsonl", "--fractions", "0.5", "--out_dir", "s", *SHORT]
+    main([*words, "--max_steps", "1"])
+    with pytest.raises(UserError, match=r"fraction-0.5 holds a run with --weight_decay 0.1, not 0.0"):
+        main([*words, "--max_steps", "1", "--weight_decay", "0"])
+    records(tmp_path / "d.jsonl", 121)
+    with pytest.raises(UserError, match="s holds runs on other data"):
+        main([*words, "--max_steps", "1"])
+
+
+def test_too_few_amounts_are_no_end_of_the_report():
+    rows = [
+        {"fraction": f, "examples": n, "steps": 1, "loss": 2.0 - f, "exact_match": None}
+        for f, n in enumerate((1, 1, 1, 2))
+    ]
+    found = describe([{**row, "loss": 2.0} for row in rows])
+    assert found["forecast"] and found["check"] is None
 
 
 @pytest.mark.parametrize(

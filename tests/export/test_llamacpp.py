@@ -24,6 +24,7 @@ from gptft.export.hf_tokenizer import write_hf_tokenizer
 from gptft.export.llamacpp import KINDS, Entry, architecture_of, export_gguf, storage
 from gptft.export.llamacpp_vocabulary import vocabulary_of
 from gptft.formats.hf_tokenizer import read_hf_tokenizer
+from gptft.loading import load
 from gptft.model import GPT
 from gptft.prompts import TEMPLATES, Template
 from gptft.tokenizer import EOT, Tokenizer, embedded, gpt2
@@ -70,6 +71,10 @@ def record(**row):
             file.write(json.dumps(row) + "\n")
 
 
+NEAR = ("fp32", "fp16", "q8_0")  # the kinds that are near enough to the model itself
+FILE_TYPES = {"fp32": 0, "fp16": 1, "q4_0": 2, "q4_1": 3, "q8_0": 7, "q5_0": 8, "q5_1": 9, "bf16": 32}
+
+
 @needs_llamacpp
 @pytest.mark.parametrize("case", CASES)
 def test_llamacpp_gives_the_same_greedy_ids(tmp_path, case):
@@ -82,11 +87,11 @@ def test_llamacpp_gives_the_same_greedy_ids(tmp_path, case):
     wanted = greedy(model, PROMPTS, 20)
     margin = min(margins(model, prompt, ids).min().item() for prompt, ids in zip(PROMPTS, wanted, strict=True))
     assert margin > 2, "the toy model has not learned its task"
-    files = [tmp_path / f"{kind}.gguf" for kind in KINDS]
-    for path, kind in zip(files, KINDS, strict=True):
+    files = [tmp_path / f"{kind}.gguf" for kind in NEAR]
+    for path, kind in zip(files, NEAR, strict=True):
         export_gguf(model, None, path, kind)
     found, logits = run_llamacpp(files, PROMPTS, n_new=20)
-    for number, kind in enumerate(KINDS):
+    for number, kind in enumerate(NEAR):
         apart, largest = 0.0, 0.0
         for prompt, theirs in zip(PROMPTS, logits[number], strict=True):
             with torch.no_grad():
@@ -110,6 +115,22 @@ def test_llamacpp_gives_the_same_greedy_ids(tmp_path, case):
         assert apart < {"fp32": exact, "fp16": 2e-3, "q8_0": 3e-2}[kind], kind
 
 
+@needs_llamacpp
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in NEAR])
+@pytest.mark.parametrize("case", ["llama2", "gpt2"])
+def test_llamacpp_gives_the_greedy_ids_of_the_file_read_back(tmp_path, case, kind):
+    """In few bits the model is another one: the file, opened by gptft, is what llama.cpp must compute."""
+    model = toy_model(torch.float32, **CASES[case][1]).train()
+    train(model)
+    export_gguf(model.eval(), None, tmp_path / "m.gguf", kind)
+    again, _ = load(tmp_path / "m.gguf")
+    wanted = greedy(again, PROMPTS, 20)
+    margin = min(margins(again, prompt, ids).min().item() for prompt, ids in zip(PROMPTS, wanted, strict=True))
+    assert margin > 1, "the toy model has not learned its task"
+    found, _ = run_llamacpp([tmp_path / "m.gguf"], PROMPTS, n_new=20)
+    assert found["ids"][0] == wanted
+
+
 def gguf_version() -> str:
     return importlib.metadata.version("gguf")
 
@@ -131,7 +152,7 @@ def test_the_file_holds_the_weights_and_the_settings(tmp_path, case, kind):
     reader = gguf.GGUFReader(tmp_path / "m.gguf")
     found = fields(reader)
     assert found["general.architecture"] == arch and found["general.name"] == "toy"
-    assert found["general.file_type"] == {"fp32": 0, "fp16": 1, "q8_0": 7}[kind]
+    assert found["general.file_type"] == FILE_TYPES[kind]
     for key, value in {
         "context_length": config.block_size,
         "embedding_length": config.n_embd,
@@ -170,7 +191,9 @@ def test_the_file_holds_the_weights_and_the_settings(tmp_path, case, kind):
     for tensor in reader.tensors:
         vector = len(tensor.shape) == 1 or tensor.name == "position_embd.weight"
         blocks = tensor.shape[0] % 32 == 0
-        wanted = "F32" if vector or kind == "fp32" else "Q8_0" if kind == "q8_0" and blocks else "F16"
+        wanted = "F32" if vector else KINDS[kind] if blocks or not kind.startswith("q") else "F16"
+        if kind.startswith("q") and blocks and not vector and tensor.name in ("token_embd.weight", "output.weight"):
+            wanted = "Q8_0"
         assert tensor.tensor_type.name == wanted, tensor.name
 
 
@@ -185,6 +208,13 @@ def close(tensor, ours):
         assert np.all(np.abs(value - ours) <= step * 0.51 + 127 * step * 2**-11)  # the scale is stored in fp16
     elif stored == "F16":
         assert np.array_equal(value, ours.astype(np.float16))
+    elif stored == "BF16":
+        assert np.array_equal(value, torch.from_numpy(ours).bfloat16().float().numpy())
+    elif stored.startswith("Q"):  # within half a step between the least and the largest of its block
+        block = ours.reshape(ours.shape[0], -1, 32)
+        step = 2 * np.abs(block).max(-1) / 2 ** int(stored[1])
+        apart = np.abs(value - ours).reshape(block.shape).max(-1)
+        assert np.all(apart <= step * (1.05 if stored.endswith("_0") else 0.6))  # _0 leaves one end of the range out
     else:
         assert np.array_equal(value, ours)
 
@@ -229,7 +259,7 @@ def test_a_failed_export_leaves_nothing_and_an_existing_file_alone(tmp_path, mon
     (tmp_path / "there.gguf").write_text("precious")
     with pytest.raises(UserError, match="exists already"):
         export_gguf(model, None, tmp_path / "there.gguf")
-    with pytest.raises(UserError, match="'q4' is no kind of GGUF file: one of fp32, fp16, q8_0"):
+    with pytest.raises(UserError, match="'q4' is no kind of GGUF file: one of fp32, fp16, bf16, q8_0"):
         export_gguf(model, None, tmp_path / "m.gguf", "q4")
     with torch.no_grad():
         model.blocks[1].mlp.up.weight[3, 5] = 1e5

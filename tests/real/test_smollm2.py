@@ -14,9 +14,11 @@ import torch
 from llamacpp_runner import needs_llamacpp, run_llamacpp
 
 import gptft
+from gptft.__main__ import main
 from gptft.adapters.lora import adapters_of
 from gptft.decoding import decode
 from gptft.export.llamacpp import export_gguf
+from gptft.formats.gguf_file import read_gguf
 from gptft.generation import prompt_ids, stop_ids
 from gptft.loading import load, merge
 
@@ -152,3 +154,14 @@ def test_adapters_on_a_gguf_file_train_resume_merge_and_export(tmp_path, write_l
         gptft.generate(*pair, question, max_new_tokens=8) for pair in ((adapted, tokenizer), (tuned, opened))
     )
     assert before == gptft.generate(merged, tokenizer, question, max_new_tokens=8) and after[0]
+
+
+def test_a_file_is_written_back_in_the_type_that_it_came_in(tmp_path, capsys):
+    """`export` without --dtype: the same numbers in the same bits, tensor by tensor."""
+    main(["export", str(PATH), str(tmp_path / "again.gguf"), "--format", "gguf"])
+    first, again = read_gguf(PATH), read_gguf(tmp_path / "again.gguf")
+    assert again.types == first.types and set(first.types.values()) == {"Q4_1", "Q8_0", "F32"}
+    for name, tensor in first.tensors.items():
+        assert all(torch.equal(rows, again.tensors[name].read(start, stop)) for start, stop, rows in tensor.pieces()), (
+            name
+        )
