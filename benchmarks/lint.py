@@ -63,6 +63,10 @@ FAULTS: dict[str, list[Callable[[dict], str]]] = {
         changed("output", lambda text: f"{text} It’s a café – naïve?".encode().decode("cp1252")),
         changed("instruction", lambda text: f"{text} (“as if in Zürich)".encode().decode("cp1252")),
     ],
+    "lost": [
+        changed("output", lambda text: f"{text} Caf\ufffd."),
+        changed("instruction", lambda text: "\ufffd" + text),
+    ],
     "control": [changed("output", lambda text: text + "\x00"), changed("output", lambda text: "\u200b" + text)],
     "refusal": [
         changed("output", lambda text: "As an AI language model, I do not have personal opinions on this."),
