@@ -49,7 +49,7 @@ def test_export_says_what_is_wrong_and_writes_nothing(ask, saved, place):
         ([model, "out"], ["the following arguments are required: --format"]),
         ([model, "out", "--format", "onnx"], ["argument --format: invalid choice: 'onnx'"]),
         ([model, "out", "--format", "hf", "--dtype", "q8_0"], ["--dtype q8_0: with --format hf it is one of fp32"]),
-        ([model, "out", "--format", "gguf", "--dtype", "bf16"], ["--dtype bf16: with --format gguf it is one of"]),
+        ([model, "out", "--format", "gguf", "--dtype", "q3_k"], ["--dtype q3_k: with --format gguf it is one of"]),
         ([model, "out", "--format", "hf", "--shard_gb", "0"], ["--shard_gb must be above 0"]),
         ([model, "taken", "--format", "hf"], ["taken exists already and is not empty"]),
         ([model, "taken", "--format", "gguf"], ["taken exists already"]),
