@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks import common, core_lines, lint, lora_real, results, smollm2, threads
+from benchmarks import common, core_lines, gguf_memory, lint, lora_real, results, scaling, smollm2, threads
 from benchmarks.default import excerpt
 from benchmarks.families import EXERCISED, HUB_IDS, TITLES
 from benchmarks.results import markdown, read, read_given, shown
@@ -324,6 +324,8 @@ FIGURES: dict[str, Callable[[], str]] = {
     "smollm2-answers": lambda: smollm2.answers_table(read("smollm2")),
     "smollm2-scores": lambda: smollm2.describe_scores(read("smollm2")),
     "smollm2-llamacpp": lambda: smollm2.describe_llamacpp(read("smollm2")),
+    "scaling": lambda: scaling.table(read("scaling")),
+    "gguf-memory": lambda: gguf_memory.table(read("gguf_memory")),
     "lint-kinds": lint_kinds,
     "lint-planted": lambda: lint.planted_table(read("lint")),
     "lint-sets": lambda: lint.sets_table(read("lint")),

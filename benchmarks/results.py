@@ -29,6 +29,7 @@ NAMES = {
     "tokenize": "seconds to tokenise 50,000 records, and to find them in the cache",
     "smollm2": "a real model on real data: tuned, asked before and after, exported, asked in llama.cpp",
     "gguf_memory": "memory while a GGUF file in 4 bits is opened: fp32, bf16, and frozen for LoRA",
+    "scaling": "the forecast from growing amounts of data, checked on real records",
     "lint": "the linter: planted faults in real data, what is in real data as it is, seconds for 52,000 records",
     "memory": "resident memory while 1,000,000 records are tokenised and split",
 }
@@ -47,6 +48,7 @@ TITLES = {
     "tokenize": "Tokenising",
     "smollm2": "SmolLM2 on real instructions",
     "gguf_memory": "Opening a GGUF file",
+    "scaling": "Growing amounts of data",
     "lint": "The linter",
     "memory": "Memory of a large dataset",
 }

@@ -1,7 +1,6 @@
 """What one record's text says by itself: every fault is found, and what only resembles one is let pass."""
 
 import sys
-import time
 
 import pytest
 
@@ -104,12 +103,10 @@ def test_wrongly_decoded_text_is_put_right_and_other_text_is_left_alone():
     assert remove_control("a\x00b\u200bc\n\td\r\n") == "abc\n\td\r\n"
 
 
-def test_a_long_unbroken_text_takes_no_longer_than_its_length():
-    """An address was looked for from every letter on: 200 kB took 8 seconds, and 1 MB minutes."""
-    began = time.perf_counter()
+def test_a_long_unbroken_text_comes_to_an_end():
+    """An address was looked for from every letter on: 1 MB took minutes, and these would take hours."""
     for text in ("a." * 500_000, "A-_b" * 250_000, "1 " * 500_000, "@" * 500_000):
-        kinds(text)
-    assert time.perf_counter() - began < 60  # some seconds; a quadratic search takes hours
+        assert kinds(text) <= {"personal", "cut"}
 
 
 def test_without_ftfy_nothing_is_changed(monkeypatch):
