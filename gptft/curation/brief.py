@@ -40,5 +40,5 @@ def describe_data(groups: dict[str, Sequence[str]], fields: dict[str, str], temp
         with contextlib.suppress(OSError), atomic_write(cached) as file:
             json.dump([counts, records, stopped], file)
     what = ", ".join(f"{count:,} {kind}" for kind, count in counts.items())
-    where = f"the first {records:,} records" if stopped else f"{records:,} records"
+    where = f"{'the first ' * stopped}{records:,} record{'s' * (records != 1)}"
     return f"lint: {f'{what}; python -m gptft lint shows them' if what else 'nothing found'}, in {where}"

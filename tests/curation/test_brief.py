@@ -44,7 +44,7 @@ def test_a_long_text_is_looked_at_in_part(tmp_path, monkeypatch):
     monkeypatch.setattr("gptft.curation.lint.CHARACTERS", 1000)
     (tmp_path / "t.txt").write_text("Plain text. " * 50_000 + "<|endoftext|>")
     line = describe_data({"data": [str(tmp_path / "t.txt")]}, {}, TEMPLATES["plain"])
-    assert line == "lint: nothing found, in the first 1 records"
+    assert line == "lint: nothing found, in the first 1 record"
 
 
 def test_fields_name_what_is_looked_at(write_lines):
