@@ -36,8 +36,8 @@ def describe_check(result: dict) -> str:
     inside = "inside" if back["inside"] else "OUTSIDE"
     return (
         f"from {result['rows'][-2]['examples']:,} records and fewer, {back['loss']:.3f} ({back['low']:.3f} to "
-        f"{back['high']:.3f}) is forecast for {back['examples']:,}; measured {back['measured']:.3f}, {inside}. For twice "
-        f"as many {ahead['loss']:.3f} ({ahead['low']:.3f} to {ahead['high']:.3f})"
+        f"{back['high']:.3f}) is forecast for {back['examples']:,}; measured {back['measured']:.3f}, {inside}. For "
+        f"twice as many {ahead['loss']:.3f} ({ahead['low']:.3f} to {ahead['high']:.3f})"
     )
 
 

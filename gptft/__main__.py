@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gptft.commands import chat, evaluate, export, generate, inspect, lint, merge, prepare, scaling, train
+from gptft.commands import chat, evaluate, export, generate, inspect, lint, make_data, merge, prepare, scaling, train
 from gptft.commands.common import run, run_command
 from gptft.errors import UserError, nearest
 
@@ -13,6 +13,7 @@ COMMANDS = {
     "evaluate": evaluate,
     "inspect": inspect,
     "lint": lint,
+    "make-data": make_data,
     "prepare": prepare,
     "scaling": scaling,
     "merge": merge,

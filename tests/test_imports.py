@@ -49,6 +49,7 @@ EXTRAS = {
     "zstandard",
     "datasketch",
     "ftfy",
+    "openai",
 }  # optional: imported where they are used
 CORE = {"torch", "tiktoken", "numpy", "tqdm"}
 

@@ -51,7 +51,8 @@ def run(command: Callable[[list[str]], None], argv: list[str] | None = None) -> 
 
 def make_parser(command: ModuleType) -> Parser:
     """The parser of one command."""
-    parser = Parser(prog=f"python -m gptft {command.__name__.rpartition('.')[2]}", description=command.__doc__)
+    name = command.__name__.rpartition(".")[2].replace("_", "-")
+    parser = Parser(prog=f"python -m gptft {name}", description=command.__doc__)
     command.add_arguments(parser)
     return parser
 

@@ -165,3 +165,15 @@ def test_a_file_is_written_back_in_the_type_that_it_came_in(tmp_path, capsys):
         assert all(torch.equal(rows, again.tensors[name].read(start, stop)) for start, stop, rows in tensor.pieces()), (
             name
         )
+
+
+def test_questions_and_answers_are_made_from_a_document(tmp_path, monkeypatch):
+    """A small model writes small talk, but every passage is asked about, and answered or left out with a reason."""
+    monkeypatch.chdir(tmp_path)
+    readme = Path(__file__).parents[2] / "README.md"
+    (tmp_path / "doc.md").write_text("\n".join(readme.read_text(encoding="utf-8").splitlines()[:10]))
+    main(["make-data", "--from", "doc.md", "--model", str(PATH), "--out", "faq.jsonl"])
+    books = [tmp_path / name for name in ("faq.jsonl", "faq.left-out.jsonl") if (tmp_path / name).exists()]
+    made = [json.loads(line) for book in books for line in book.read_text().splitlines()]
+    assert made and all(each["question"] and each["source"]["file"] == "doc.md" for each in made)
+    assert "gptft" in made[0]["prompts"][0]

@@ -1,0 +1,267 @@
+"""Making records with a model: questions and answers from documents, new instructions from examples.
+
+Every record that is made, and every one that is left out, is written at once, with where it is from and the prompts
+that made it, so that an interrupted run goes on where it was: nothing is lost, and nothing is made twice.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+from gptft.curation.checks import look_at, normalise
+from gptft.curation.findings import KINDS, LEAVE_OUT
+from gptft.errors import UserError
+from gptft.files import atomic_write, json_line
+from gptft.generation import generate, prompt_ids
+from gptft.loading import load
+from gptft.text.endpoint import Answer, Refused
+
+WORDS = 150  # of a passage, at most, unless a paragraph is longer
+LEAST = 12  # words that a passage must have to be asked about
+SIMILAR = 0.7  # of two instructions, from which the later is left out (Self-Instruct, arXiv 2212.10560)
+ANSWER_TOKENS = 200
+QUESTION_TOKENS = 60
+
+QUESTION = (
+    "Here is a passage from {file}:\n\n{text}\n\nWrite one question that a reader may ask and that this passage "
+    "answers. Write the question alone."
+)
+ANSWER = (
+    "Here is a passage from {file}:\n\n{text}\n\nAnswer the question from this passage, in one to three sentences.\n\n"
+    "Question: {question}"
+)
+INSTRUCTION = (
+    "Here are instructions that somebody gave an assistant:\n\n{examples}\n\nWrite another instruction of this kind, "
+    "on another subject. Write the instruction alone."
+)
+
+
+class Model(Protocol):
+    """Whatever answers: an endpoint, or a model that is loaded."""
+
+    name: str
+
+    def answer(self, messages: list[dict], max_tokens: int, temperature: float = 0.0, seed: int = 0) -> Answer: ...
+
+
+class Local:
+    """A model that `load` opens, asked in its own template; one without a template is given the text as it is."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.model, self.tokenizer = load(name)
+        if self.tokenizer is None:
+            raise UserError(f"--model {name} has no tokenizer")
+
+    def answer(self, messages: list[dict], max_tokens: int, temperature: float = 0.0, seed: int = 0) -> Answer:
+        """The answer to a conversation. Raises Refused for one that is too long."""
+        raw = self.tokenizer.template is None
+        prompt = messages[-1]["content"] if raw else messages
+        length = len(prompt_ids(self.tokenizer, prompt, raw))
+        if length + max_tokens > self.model.config.block_size:
+            raise Refused(f"its prompt has {length} tokens, of {self.model.config.block_size} with the answer")
+        (text,) = generate(
+            self.model,
+            self.tokenizer,
+            [prompt],
+            max_tokens,
+            raw,
+            temperature=temperature,
+            seed=seed,
+            max_input_tokens=0,
+        )
+        length = len(self.tokenizer.encode(text))
+        return Answer(text, length, length < max_tokens)
+
+
+class Job(NamedTuple):
+    """One record to make: its key, what it is made from, and the number of the try."""
+
+    key: str
+    source: dict
+    text: str
+    number: int
+
+
+def passages(path: Path) -> Iterator[tuple[int, str]]:
+    """(line, text) of the passages of a document: paragraphs, joined up to WORDS words; a heading goes with what
+    follows it. Raises UserError where the file is no UTF-8."""
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: not UTF-8") from None
+    begin, kept = 0, []
+    for number, line in enumerate([*lines, "# "], 1):
+        heading = re.match(r"#{1,6} ", line)
+        length = len(" ".join(kept).split())
+        full = (length >= WORDS and not line.strip()) or length >= 3 * WORDS
+        if (heading or full) and kept:
+            text = "\n".join(kept).strip()
+            if len(text.split()) >= LEAST:
+                yield begin, text
+            kept = []
+        if line.strip() or kept:
+            begin = number if not kept else begin
+            kept.append(line)
+
+
+def jobs_from_documents(paths: Sequence[Path], each: int) -> Iterator[Job]:
+    """`each` records of every passage."""
+    for path in paths:
+        for line, text in passages(path):
+            digest = hashlib.sha256(text.encode()).hexdigest()[:16]
+            for number in range(each):
+                yield Job(f"{digest}-{number}", {"file": str(path), "line": line}, text, number)
+
+
+class Book:
+    """The file of records and, beside it, that of what was left out: both grow line by line, and tell what is done."""
+
+    def __init__(self, out: Path, settings: dict) -> None:
+        self.out, self.left = out, out.with_name(f"{out.stem}.left-out.jsonl")
+        about = out.with_name(f"{out.stem}.made.json")
+        there = next((path for path in (out, self.left) if path.exists()), None)
+        if about.exists():
+            if json.loads(about.read_text(encoding="utf-8")) != settings:
+                raise UserError(f"--out {out} was made by other settings or from other files: name another")
+        elif there:
+            raise UserError(f"--out {out}: {there} exists already: name another file")
+        else:
+            out.parent.mkdir(parents=True, exist_ok=True)
+            with atomic_write(about) as file:
+                json.dump(settings, file, indent=1)
+        self.made, self.refused = self._read(self.out), self._read(self.left)
+        self.done = {entry["key"] for entry in (*self.made, *self.refused)}
+
+    @staticmethod
+    def _read(path: Path) -> list[dict]:
+        """The entries of a file; a last line that was cut short is taken away, and made again."""
+        if not path.exists():
+            return []
+        data = path.read_bytes()
+        whole = data[: data.rfind(b"\n") + 1]
+        if whole != data:
+            with open(path, "r+b") as file:
+                file.truncate(len(whole))
+        return [json.loads(line) for line in whole.splitlines()]
+
+    def add(self, entry: dict, kept: bool) -> None:
+        """Write an entry so that it stays, whatever happens next."""
+        with open(self.out if kept else self.left, "a", encoding="utf-8") as file:
+            file.write(json_line(entry))
+            file.flush()
+            os.fsync(file.fileno())
+        (self.made if kept else self.refused).append(entry)
+        self.done.add(entry["key"])
+
+
+def make_from_documents(model: Model, jobs: Sequence[Job], book: Book, temperature: float) -> Iterator[dict]:
+    """Make what is not made yet; -> each entry as it is written."""
+    known = {normalise(entry["question"]) for entry in book.made}
+    for job in jobs:
+        if job.key in book.done:
+            continue
+        entry = {"question": "", "answer": "", "key": job.key, "source": job.source, "prompts": [], "model": model.name}
+        try:
+            why = _ask_about(model, job, entry, temperature if job.number else 0.0, known)
+        except Refused as error:
+            why = f"refused by the model: {error}"
+        book.add(entry | ({"why": why} if why else {}), not why)
+        known.add(normalise(entry["question"]))
+        yield entry | {"why": why}
+
+
+def _ask_about(model: Model, job: Job, entry: dict, warmth: float, known: set[str]) -> str:
+    """Fill in question, answer and prompts; -> why the record is left out, "" where it is not."""
+    file = Path(job.source["file"]).name
+    entry["prompts"].append(QUESTION.format(file=file, text=job.text))
+    question = model.answer([{"role": "user", "content": entry["prompts"][0]}], QUESTION_TOKENS, warmth, job.number)
+    entry["question"] = clean(question.text)
+    entry["prompts"].append(ANSWER.format(file=file, text=job.text, question=entry["question"]))
+    answer = model.answer([{"role": "user", "content": entry["prompts"][1]}], ANSWER_TOKENS, warmth, job.number)
+    entry["answer"] = answer.text.strip()
+    return refuse(entry["question"], entry["answer"], answer.finished and question.finished, known)
+
+
+def make_from_seeds(
+    model: Model, seeds: Sequence[str], count: int, book: Book, temperature: float, seed: int
+) -> Iterator[dict]:
+    """New instructions after three of those that are there, with their answers, until `count` are made; one that is
+    like another is left out. Ends, too, where nine in ten of the last hundred were left out."""
+    number, lately = len(book.done), []
+    while len(book.made) < count and not (len(lately) >= 100 and sum(lately[-100:]) < 10):
+        rng = random.Random(f"{seed} {number}")
+        pool = [*seeds, *(entry["instruction"] for entry in book.made)]
+        examples = "\n".join(f"- {' '.join(each.split())}" for each in rng.sample(pool, min(3, len(pool))))
+        asked = INSTRUCTION.format(examples=examples)
+        entry = {"instruction": "", "output": "", "key": str(number), "source": {"seeds": examples}}
+        entry |= {"prompts": [asked], "model": model.name}
+        try:
+            why = _follow(model, entry, pool, temperature, seed + number)
+        except Refused as error:
+            why = f"refused by the model: {error}"
+        book.add(entry | ({"why": why} if why else {}), not why)
+        lately.append(not why)
+        number += 1
+        yield entry | {"why": why}
+
+
+def _follow(model: Model, entry: dict, pool: Sequence[str], temperature: float, seed: int) -> str:
+    """Fill in a new instruction and its output; -> why the record is left out, "" where it is not."""
+    made = model.answer([{"role": "user", "content": entry["prompts"][0]}], QUESTION_TOKENS, temperature, seed)
+    entry["instruction"] = clean(made.text)
+    if like := most_similar(entry["instruction"], pool):
+        return like
+    entry["prompts"].append(entry["instruction"])
+    answer = model.answer([{"role": "user", "content": entry["instruction"]}], ANSWER_TOKENS, 0.0, 0)
+    entry["output"] = answer.text.strip()
+    return refuse(entry["instruction"], entry["output"], answer.finished and made.finished, set())
+
+
+def clean(text: str) -> str:
+    """A question without what models like to put around it."""
+    text = re.sub(r"^\W*(?:question|instruction)\s*:\s*", "", text.strip(), flags=re.IGNORECASE)
+    return text.strip().strip('"').strip()
+
+
+def refuse(asked: str, answer: str, finished: bool, known: set[str]) -> str:
+    """Why a record is left out: by the linter's checks, or since the question is there already; "" for none."""
+    if not asked or not answer.strip():
+        return "empty"
+    if normalise(asked) in known:
+        return "duplicate: the question is there already"
+    if not finished:
+        return "cut: the model did not come to its end"
+    for kind, message in look_at(asked, [answer.strip()], [asked, answer]):
+        if KINDS[kind].fix == LEAVE_OUT:
+            return f"{kind}: {message}"
+    return ""
+
+
+def most_similar(text: str, others: Sequence[str]) -> str:
+    """A word on the first other text that is like this one, "" where none is: the longest common subsequence of words
+    over the mean of the lengths is at least SIMILAR (ROUGE-L's F, Lin 2004)."""
+    words = normalise(text).split()
+    for other in others:
+        theirs = normalise(other).split()
+        if 2 * common(words, theirs) >= SIMILAR * (len(words) + len(theirs)):
+            return f"similar: to {other!r}"
+    return ""
+
+
+def common(a: Sequence[str], b: Sequence[str]) -> int:
+    """The length of the longest common subsequence."""
+    before = [0] * (len(b) + 1)
+    for x in a:
+        row = [0]
+        for n, y in enumerate(b):
+            row.append(before[n] + 1 if x == y else max(before[n + 1], row[n]))
+        before = row
+    return before[-1]
