@@ -127,7 +127,7 @@ def test_names_of_the_package_that_are_shown_exist():
 
 def test_commands_that_are_shown_exist():
     known = subprocess.run([sys.executable, "-m", "gptft", "--help"], capture_output=True, text=True, cwd=ROOT).stdout
-    shown = {word for name in DOCUMENTS for word in re.findall(r"python -m gptft (\w+)", read(name))}
+    shown = {word for name in DOCUMENTS for word in re.findall(r"python -m gptft (\w[\w-]*)", read(name))}
     assert shown and all(re.search(rf"^\s+{word}\s", known, re.M) for word in shown)
 
 
