@@ -19,8 +19,19 @@ from benchmarks import common, real, results
 from benchmarks.default import python
 from gptft.errors import UserError
 
-ASKED, SHOWN, NEW = 40, 6, 48
-TRAIN = ["--epochs", "1", "--precision", "fp32", "--test_samples", str(ASKED), "--max_new_tokens", str(NEW)]
+ASKED, SHOWN, NEW = 24, 6, 40
+TRAIN = [
+    "--epochs",
+    "1",
+    "--precision",
+    "fp32",
+    "--eval_every",
+    "30",
+    "--test_samples",
+    str(ASKED),
+    "--max_new_tokens",
+    str(NEW),
+]
 QUICK = ["--max_steps", "2", "--test_samples", "2", "--max_new_tokens", "4"]
 
 
