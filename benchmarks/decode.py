@@ -5,15 +5,12 @@ with each) and transformers' generate, each in a fresh process. Timed is all of 
 one short generation to warm up. All must give the same ids.
 
 --model takes a real pretrained model instead, --data the prompts from its first records, in the model's own template.
-Where GPTFT_LLAMACPP_PYTHON names a Python that has llama-cpp-python, llama.cpp decodes the same weights in fp32, and
-the GGUF file that was given as it is.
+Where llama-cpp-python is there, or GPTFT_LLAMACPP_PYTHON names a Python that has it, llama.cpp decodes the same weights
+in fp32, and the GGUF file that was given as it is.
 """
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
 import time
 from pathlib import Path
 
@@ -157,18 +154,6 @@ def with_transformers(task: dict):
 # this side
 
 
-def run_llamacpp(file: str, task: dict, threads: int) -> dict:
-    """The outcome of llama.cpp in its own Python. Raises UserError with the end of its standard error."""
-    told = {"file": file, "prompt": task["prompts"][0], "new": task["new"], "threads": threads}
-    script = Path(__file__).with_name("decode_llamacpp.py")
-    # by its text: run as a file it would find this folder's tokenize.py where the standard library's is meant
-    command = [os.environ["GPTFT_LLAMACPP_PYTHON"], "-c", script.read_text(encoding="utf-8"), json.dumps(told)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        raise UserError(f"llama.cpp failed:\n{done.stderr[-3000:]}", 1)
-    return json.loads(done.stdout.splitlines()[-1])
-
-
 def main(argv: list[str]) -> None:
     parser = common.parser("decode", __doc__, rounds=5)
     real.add_options(parser)
@@ -188,7 +173,7 @@ def main(argv: list[str]) -> None:
         env = common.environment(options) | {"HF_HOME": f"{folder}/hf", "GPTFT_CACHE": f"{folder}/cache"}
         task = {"model": f"{folder}/model", "quick": options.quick, **sizes}
         task |= {"source": model and str(model), "data": data and str(data)}
-        task["gguf"] = f"{folder}/model.gguf" if given and os.environ.get("GPTFT_LLAMACPP_PYTHON") else None
+        task["gguf"] = f"{folder}/model.gguf" if given and real.llamacpp_python() else None
         made = common.call("decode", {**task, "do": "make"}, env)
         settings["parameters"], task["model"], task["prompts"] = made["parameters"], made["model"], made.get("prompts")
         files = {LLAMACPP: task["gguf"]} if task["gguf"] else {}
@@ -197,7 +182,7 @@ def main(argv: list[str]) -> None:
 
         def measure(name: str, _: int) -> dict:
             if name in files:
-                return run_llamacpp(files[name], task, options.threads)
+                return real.run_llamacpp(files[name], task["prompts"][0], task["new"], options.threads)
             return common.call("decode", {**task, "do": name}, env)
 
         measured = common.interleave([*CONTENDERS, *files], rounds, measure, "tokens_per_second")

@@ -5,7 +5,10 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -121,6 +124,24 @@ def make(task: dict) -> dict:
     directory = as_directory(Path(source), out)
     kind = json.loads((directory / "config.json").read_text(encoding="utf-8"))["model_type"]
     return {"model": str(directory), "kind": kind, "parameters": gptft.load(directory)[0].n_parameters()}
+
+
+def llamacpp_python() -> str:
+    """The interpreter that has llama-cpp-python, "" where there is none."""
+    named = os.environ.get("GPTFT_LLAMACPP_PYTHON", "")
+    return named or (sys.executable if importlib.util.find_spec("llama_cpp") else "")
+
+
+def run_llamacpp(file: str, prompt: list[int], new: int, threads: int) -> dict:
+    """The outcome of llama.cpp in its own Python. Raises UserError with the end of its standard error."""
+    told = {"file": file, "prompt": prompt, "new": new, "threads": threads}
+    script = Path(__file__).with_name("decode_llamacpp.py")
+    # by its text: run as a file it would find this folder's tokenize.py where the standard library's is meant
+    command = [llamacpp_python(), "-c", script.read_text(encoding="utf-8"), json.dumps(told)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise UserError(f"llama.cpp failed:\n{done.stderr[-3000:]}", 1)
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def as_directory(model: Path, out: Path) -> Path:

@@ -7,17 +7,12 @@ has llama-cpp-python is there (extra llamacpp, or named in GPTFT_LLAMACPP_PYTHON
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 from benchmarks import common, real, results
 from benchmarks.default import python
-from gptft.errors import UserError
 
 ASKED, SHOWN, NEW = 24, 6, 40
 TRAIN = [
@@ -53,27 +48,6 @@ def work(task: dict) -> dict:
     return {"prompts": prompts, "answers": answers}
 
 
-def llamacpp_python() -> str:
-    """The interpreter that has llama-cpp-python, "" where there is none."""
-    named = os.environ.get("GPTFT_LLAMACPP_PYTHON", "")
-    return named or (sys.executable if importlib.util.find_spec("llama_cpp") else "")
-
-
-def in_llamacpp(interpreter: str, file: Path, prompts: list[list[int]], new: int, threads: int) -> tuple[list, str]:
-    """llama.cpp's greedy ids for each prompt, and its version."""
-    script = (Path(__file__).parent / "decode_llamacpp.py").read_text(encoding="utf-8")
-    answers, version = [], ""
-    for prompt in prompts:
-        task = {"file": str(file), "prompt": prompt, "new": new, "threads": threads}
-        done = subprocess.run([interpreter, "-c", script, json.dumps(task)], capture_output=True, text=True)
-        if done.returncode:
-            raise UserError(f"llama.cpp failed:\n{done.stderr[-2000:]}", 1)
-        outcome = json.loads(done.stdout.splitlines()[-1])
-        answers.append(outcome["ids"][0])
-        version = outcome["version"]
-    return answers, version
-
-
 def main(argv: list[str]) -> None:
     options = common.parser("smollm2", __doc__, rounds=1).parse_args(argv)
     common.need("torch", "gguf")
@@ -94,10 +68,11 @@ def main(argv: list[str]) -> None:
         new = 4 if options.quick else NEW
         task = {"do": "answer", "model": str(folder / "run/best"), "prompts": prompts, "new": new}
         ours = common.call("smollm2", task, common.environment(options))
-        if interpreter := llamacpp_python():
-            theirs, version = in_llamacpp(interpreter, folder / "tuned.gguf", ours["prompts"], new, options.threads)
-            same = sum(a == b for a, b in zip(ours["answers"], theirs, strict=True))
-            result["llamacpp"] = {"version": version, "same": same, "asked": len(theirs), "new": new}
+        if real.llamacpp_python():
+            file = str(folder / "tuned.gguf")
+            theirs = [real.run_llamacpp(file, prompt, new, options.threads) for prompt in ours["prompts"]]
+            same = sum(a == b["ids"][0] for a, b in zip(ours["answers"], theirs, strict=True))
+            result["llamacpp"] = {"version": theirs[0]["version"], "same": same, "asked": len(theirs), "new": new}
     results.save(result, common.results_folder(options))
 
 

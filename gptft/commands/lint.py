@@ -67,7 +67,7 @@ def run(options: Namespace) -> None:
         block_size = model.config.block_size
         del model
     trained_with = tokenizer.template if tokenizer else None
-    report, template = lint(groups, config.fields, True, 0, config.template, trained_with)
+    report, template = lint(groups, config.fields, config.template, trained_with)
     if tokenizer and template:
         tokenizer.template = template.for_training(config.thinking)
         max_length = config.max_length or min(block_size, 1024)

@@ -20,7 +20,6 @@ NEAR = 0.8  # Jaccard similarity from which two texts are nearly the same
 WORDS = 3  # in a row, which make a member of the set
 LEAST = 10  # words that a text must have to be compared: a short one is another with one word changed
 PERMUTATIONS = 128
-AT_ONCE = 2000  # texts that are hashed together
 WORD = re.compile(r"\w+")
 
 
@@ -33,17 +32,17 @@ def find_exact(train: Sequence[Entry], held_out: Sequence[Entry]) -> Iterator[Fi
             prompt, response = _asked(entry), normalise(entry.response)
             first = whole.setdefault((*prompt, response), entry)
             if first is not entry:
-                yield _finding("duplicate", entry, first, "prompt and response are those of {}")
+                yield entry.finding("duplicate", f"prompt and response are those of {_place(first, entry)}", first)
                 continue
             first = asked.setdefault(prompt, entry) if entry.prompt else entry
             if first is not entry:
                 answers = f"{shorten(entry.response)}, there {shorten(first.response)}"
-                message = "the prompt is that of {}; the response is " + _literal(answers)
-                yield _finding("conflict", entry, first, message)
+                message = f"the prompt is that of {_place(first, entry)}; the response is {answers}"
+                yield entry.finding("conflict", message, first)
     known = {_asked(entry): entry for entry in reversed(held_out)}
     for entry in train:
         if other := known.get(_asked(entry)):
-            yield _finding("leak", entry, other, "its prompt is in the held-out data, {}")
+            yield entry.finding("leak", f"its prompt is in the held-out data, {_place(other, entry)}", other)
 
 
 def _asked(entry: Entry) -> tuple[str, str]:
@@ -60,7 +59,8 @@ def find_near(train: Sequence[Entry], held_out: Sequence[Entry]) -> Iterator[Fin
     for entry, text in _texts(train, whole=True):
         if found := index.nearest(entry, text):
             other, similarity = found
-            yield _finding("near-duplicate", entry, other, f"{similarity:.0%} of {WORDS} words in a row as in {{}}")
+            message = f"{similarity:.0%} of {WORDS} words in a row as in {_place(other, entry)}"
+            yield entry.finding("near-duplicate", message, other)
     if held_out:
         index = _Index()
         for entry, text in _texts(held_out, whole=False):
@@ -68,7 +68,8 @@ def find_near(train: Sequence[Entry], held_out: Sequence[Entry]) -> Iterator[Fin
         for entry, text in _texts(train, whole=False):
             if found := index.nearest(entry, text, keep=False):
                 other, similarity = found
-                yield _finding("near-leak", entry, other, f"{similarity:.0%} of its prompt's words in a row as in {{}}")
+                message = f"{similarity:.0%} of its prompt's words in a row as in {_place(other, entry)}"
+                yield entry.finding("near-leak", message, other)
 
 
 def _texts(entries: Sequence[Entry], whole: bool) -> Iterator[tuple[Entry, frozenset[bytes]]]:
@@ -118,11 +119,6 @@ class _Index:
         return best
 
 
-def _literal(text: str) -> str:
-    """A text in which braces stay what they are when it is formatted."""
-    return text.replace("{", "{{").replace("}", "}}")
-
-
-def _finding(kind: str, entry: Entry, other: Entry, message: str) -> Finding:
-    place = f"line {other.line}" if other.file == entry.file else f"{other.file}, line {other.line}"
-    return entry.finding(kind, message.format(place), other)
+def _place(other: Entry, entry: Entry) -> str:
+    """Where another entry is, as seen from this one."""
+    return f"line {other.line}" if other.file == entry.file else f"{other.file}, line {other.line}"

@@ -33,9 +33,9 @@ def check_out(out: Path, files: Collection[str]) -> None:
             raise UserError(f"--fix works on records; {name} is one text")
 
 
-def write_fixed(report: Report, out: Path, kept_kinds: Collection[str] = ()) -> dict[str, int]:
+def write_fixed(report: Report, out: Path) -> dict[str, int]:
     """Write the training records without those that a finding leaves out, the others mended; -> how many were written,
-    mended, and left out. `kept_kinds`: kinds of findings that change nothing. Both files are written, or none."""
+    mended, and left out. Both files are written, or none."""
     reasons: dict[tuple[str, int], list[str]] = {}
     mends: dict[tuple[str, int], set[str]] = {}
     if report.unread:
@@ -44,9 +44,9 @@ def write_fixed(report: Report, out: Path, kept_kinds: Collection[str] = ()) -> 
         if finding.number < 0:  # about all records of a file
             continue
         place = finding.file, finding.number
-        if finding.kind not in kept_kinds and KINDS[finding.kind].fix == LEAVE_OUT:
+        if KINDS[finding.kind].fix == LEAVE_OUT:
             reasons.setdefault(place, []).append(f"{finding.kind}: {finding.message}")
-        elif finding.kind not in kept_kinds and KINDS[finding.kind].fix == MEND:
+        elif KINDS[finding.kind].fix == MEND:
             mends.setdefault(place, set()).add(finding.kind)
     entries = report.entries["data"]
     written, mended, left = [], 0, []

@@ -18,7 +18,6 @@ from gptft.tokenizer import Tokenizer
 AT_ONCE = 1000  # records tokenised together
 FAR = 8.0  # robust standard deviations of the logarithm from which a length stands out
 ENOUGH = 50  # records from which on it can be said what is usual
-BINS = 12
 
 
 class Measured:

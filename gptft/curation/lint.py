@@ -72,15 +72,11 @@ class Report:
 def lint(
     groups: dict[str, Sequence[Path]],
     fields: dict[str, str] | None = None,
-    near: bool = True,
-    limit: int = 0,
     template: str = "auto",
     trained_with=None,
 ) -> tuple[Report, object]:
     """Look through files: {"data": [...], "val_data": [...], "test_data": [...]}; -> the report, and the template that
     a run would take, None where the records do not agree on one.
-
-    `near`: also look for near duplicates. `limit`: at most so many records of each group; 0: all.
     """
     paths = [path for files in groups.values() for path in files]
     report = Report({group: [str(path) for path in files] for group, files in groups.items()})
@@ -92,14 +88,14 @@ def lint(
         first, *rest = str(error).split("\n")
         message = " ".join([first, *map(str.strip, rest)])
         report.findings.append(Finding("shape", str(paths[0]), 1, message, number=-1))
-    look_through(report, fields or {}, chosen.unwraps if chosen else (), limit)
-    if near:
-        _find_near(report)
+    look_through(report, fields or {}, chosen.unwraps if chosen else ())
+    _find_near(report)
     return report, chosen
 
 
 def look_through(report: Report, fields: dict[str, str], unwraps: Sequence[str], limit: int = 0) -> None:
-    """Add what each record shows by itself, and what is found where they are compared word by word."""
+    """Add what each record shows by itself, and what is found where they are compared word by word. `limit`: at most so
+    many records of each group; 0: all."""
     for group, files in report.groups.items():
         reader = Reader(fields, unwraps)
         report.entries[group] = []

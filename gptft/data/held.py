@@ -46,6 +46,15 @@ def prompts_of(template: Template) -> tuple[str, ...]:
     return tuple(form for form in forms if PLACEHOLDER.search(form) and PLACEHOLDER.split(form)[0].strip())
 
 
+class Held(NamedTuple):
+    """The template that all prompts of a run hold: as it stands there, its ending the prompts' own; the forms that are
+    taken out of them; and how many prompts there are."""
+
+    as_there: Template
+    forms: tuple[str, ...]
+    records: int
+
+
 class Finder:
     """Counts, record by record, which prompts hold which template."""
 
@@ -84,9 +93,9 @@ def _writes(template: Template, forms: Sequence[str], text: str) -> bool:
     return "".join(segment.text for segment in segments if segment.kind != "bos").rstrip() == text.rstrip()
 
 
-def held_template(found: list[Prompts], templates: dict[str, Template]) -> tuple[Template, Template, int] | None:
-    """The template that all these prompts hold, the same as the prompts end, and how many prompts there are; None where
-    none holds one. Raises UserError, with counts and lines, where only some hold it, or not all the same."""
+def held_template(found: list[Prompts], templates: dict[str, Template]) -> Held | None:
+    """The template that all these prompts hold, None where none holds one. Raises UserError, with counts and lines,
+    where only some hold it, or not all the same."""
     kinds: dict[tuple[str, str], list[Prompts]] = {}
     for prompts in found:
         kinds.setdefault((prompts.template, prompts.tail), []).append(prompts)
@@ -112,4 +121,5 @@ def held_template(found: list[Prompts], templates: dict[str, Template]) -> tuple
     # white space at a prompt's end stands before the answer already
     lead = "" if tail and template.lead.isspace() else template.lead
     as_there = dataclasses.replace(template, **ending, lead=lead)
-    return template, as_there, sum(prompts.count for prompts in found)
+    forms = tuple(dict.fromkeys(form.rstrip() for form in prompts_of(template)))
+    return Held(as_there, forms, sum(prompts.count for prompts in found))

@@ -135,7 +135,13 @@ def choose_template(
             others.update(dict.fromkeys(kind.keys, kind.count))
     asked = [found for found in prompts if keys.get(found.key) == "instruction"]
     as_it_is = name != "auto" and isinstance(template, Template) and template.prompt == "{prompt}"
-    template, why, held = _unwrapping(template, why, None if as_it_is else held_template(asked, known))
+    inside = None if as_it_is else held_template(asked, known)
+    if inside and name == "auto" and template is not trained_with:  # nobody chose another
+        template, why = inside.as_there, "all prompts hold it"
+    held = {}
+    if inside:
+        template = dataclasses.replace(template, unwraps=inside.forms)
+        held = {"held": {"template": inside.as_there.name, "records": inside.records}}
     template.check_fields(fields)
     keys.pop(LISTS, None)
     unused = [(key, count) for key, count in others.most_common() if key not in fields.values()]
@@ -148,20 +154,6 @@ def choose_template(
         **held,
         "unused_keys": dict(unused[:NAMED_KEYS]),
     }
-
-
-def _unwrapping(
-    template: Template | ChatTemplate, why: str, held: tuple[Template, Template, int] | None
-) -> tuple[Template | ChatTemplate, str, dict]:
-    """The template of a run whose prompts hold one already: that one, as it ends there, unless the run or its model
-    has another. It is taken out of them in any case."""
-    if held is None:
-        return template, why, {}
-    inside, as_there, count = held
-    if why.startswith("by "):
-        template, why = as_there, "all prompts hold it"
-    forms = tuple(dict.fromkeys(form.rstrip() for form in prompts_of(inside)))
-    return dataclasses.replace(template, unwraps=forms), why, {"held": {"template": inside.name, "records": count}}
 
 
 def _read(kinds: list[Kind]) -> Iterator[tuple[Kind, Reading]]:

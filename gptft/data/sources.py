@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import codecs
 import io
+import itertools
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -129,15 +130,21 @@ def _not_utf8(path: Path) -> UserError:
 def _first_character(path: Path) -> bytes:
     """The first that is no white space; b"" where there is none."""
     with opened(path) as file:
-        lines = (line.removeprefix(codecs.BOM_UTF8).strip() for line in file)
+        lines = (_without_mark(line).strip() for line in file)
         return next((line[:1] for line in lines if line), b"")
+
+
+def _without_mark(line: bytes) -> bytes:
+    """A line without the byte-order mark that a file may begin with."""
+    return line.removeprefix(codecs.BOM_UTF8)
 
 
 def _is_one_object(path: Path) -> bool:
     """Whether a `.json` file that begins with `{` is one object with the records inside. Many a `.json` file really
     holds JSON lines: then its first line is a record, or another follows."""
     with opened(path) as file:
-        lines = [line.removeprefix(codecs.BOM_UTF8) for line in _first_two(file)]
+        filled = (line for line in map(_without_mark, file) if line.strip())
+        lines = list(itertools.islice(filled, 2))
     try:
         first = json.loads(lines[0])
     except (ValueError, RecursionError):  # it goes on in the next line, or is broken
@@ -152,17 +159,6 @@ def _is_record(keys) -> bool:
 
 def _holds_records(value) -> bool:
     return isinstance(value, list) and any(isinstance(item, dict) for item in value)
-
-
-def _first_two(file) -> list[bytes]:
-    """The first lines that are not blank, two at most."""
-    found = []
-    for line in file:
-        if line.removeprefix(codecs.BOM_UTF8).strip():
-            found.append(line)
-        if len(found) == 2:
-            break
-    return found
 
 
 @dataclass

@@ -1,7 +1,8 @@
 """One client for servers that speak OpenAI's protocol: a conversation goes in, an answer comes out, or one clear error.
 
 What passes is tried again after a growing wait: time-outs, broken connections, 429, 5xx, and answers that are none.
-What does not (a wrong key, an unknown model, a request that the server refuses) ends it at once.
+What does not (a wrong key, an unknown model) ends it at once; where others were answered, a request that the server
+refuses is an error of its own.
 """
 
 from __future__ import annotations
