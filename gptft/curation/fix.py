@@ -41,8 +41,6 @@ def write_fixed(report: Report, out: Path) -> dict[str, int]:
     if report.unread:
         raise UserError(f"--fix {out}: {report.unread[0]} could not be read to its end; nothing was written")
     for finding in report.findings:
-        if finding.number < 0:  # about all records of a file
-            continue
         place = finding.file, finding.number
         if KINDS[finding.kind].fix == LEAVE_OUT:
             reasons.setdefault(place, []).append(f"{finding.kind}: {finding.message}")

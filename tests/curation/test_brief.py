@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 
 import pytest
 
@@ -45,6 +46,15 @@ def test_a_long_text_is_looked_at_in_part(tmp_path, monkeypatch):
     (tmp_path / "t.txt").write_text("Plain text. " * 50_000 + "<|endoftext|>")
     line = describe_data({"data": [str(tmp_path / "t.txt")]}, {}, TEMPLATES["plain"])
     assert line == "lint: nothing found, in the first 1 record"
+
+
+def test_what_was_cached_without_ftfy_is_looked_for_again_where_it_is_there(write_lines, monkeypatch):
+    path = write_lines([*GOOD, {"question": "Where is it sold?", "answer": "In a café.".encode().decode("cp1252")}])
+    with monkeypatch.context() as without:
+        without.setattr(brief.importlib.util, "find_spec", lambda name: None)
+        without.setitem(sys.modules, "ftfy", None)
+        assert "nothing found" in describe_data({"data": [str(path)]}, {}, TEMPLATES["qa"])
+    assert "1 mojibake" in describe_data({"data": [str(path)]}, {}, TEMPLATES["qa"])
 
 
 def test_fields_name_what_is_looked_at(write_lines):

@@ -5,6 +5,7 @@ aside, per split and in all, over every path; and whose a token is, against tikt
 import json
 import random
 
+import hf_families as families
 import numpy as np
 import pytest
 
@@ -14,6 +15,7 @@ from gptft.data.ledger import Owners
 from gptft.data.shapes import recognise
 from gptft.errors import BadRecord
 from gptft.finetuning import load_data
+from gptft.formats.hf_tokenizer import read_hf_tokenizer
 from gptft.loading import preset
 from gptft.prompts import TEMPLATES, Template
 from gptft.text.chat import ChatTemplate
@@ -122,6 +124,25 @@ def test_a_token_is_the_templates_when_no_byte_of_it_is_the_users(name):
             assert owners.count_template(segments, pieces) == every - users
             seen += 1
     assert seen > 50
+
+
+def test_a_vocabulary_that_puts_a_space_before_a_text_is_counted_by_its_bytes(tmp_path):
+    """Against the offsets of `tokenizers` itself: the space is nobody's, and shifts all tokens behind it by a byte."""
+    tokenizer, rng = read_hf_tokenizer(families.write(tmp_path / "llama2", *families.llama2())), random.Random(0)
+    template = TEMPLATES["qa"]
+    owners = Owners(tokenizer, template)
+    for _ in range(50):
+        question = " ".join(rng.choices(["How", "do", "I", "reset", "12", "it?"], k=rng.randint(1, 9)))
+        segments = template.segments({"instruction": question, "response": "So."})
+        pieces = tokenizer.encode_parts([segments])[0]
+        prompt = tokenizer.pieces(segments)[0][0]
+        encoded = tokenizer.engine.first.encode(prompt, add_special_tokens=False)
+        assert pieces[1][0] == encoded.ids
+        start = prompt.index(question)
+        users = sum(begin < start + len(question) and end > start for begin, end in encoded.offsets)
+        # besides them the answer is the user's; the beginning-of-text, the heading and the stop are the template's
+        expected = 1 + len(encoded.ids) - users + 1
+        assert owners.count_template(segments, pieces) == expected
 
 
 def law(books):
