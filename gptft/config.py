@@ -47,7 +47,8 @@ class Config:
     # data
     data: tuple[str, ...] = setting(
         (),
-        "training files: .json, .jsonl, .csv, .tsv, .parquet or .txt, also as .gz, .bz2 or .zst; several may be given",
+        "training files: .json, .jsonl, .csv, .tsv, .parquet or .txt, also as .gz, .bz2 or .zst, folders of them, or "
+        "data sets of the hub as hf:NAME[@REVISION][:CONFIG[:SPLIT]]; several may be given",
     )
     val_data: tuple[str, ...] = setting((), "validation files; given, val_fraction is not used")
     test_data: tuple[str, ...] = setting((), "test files; given, test_fraction is not used")
@@ -57,6 +58,16 @@ class Config:
         1.0,
         "share of the training split that is trained on, above 0 up to 1, by the seed; a smaller one lies in a larger",
     )
+    stream: bool = setting(
+        False,
+        "read the data as a stream, for corpora: tokens are made beside the training, a shard at a time; needs "
+        "max_steps, and test_data for a test",
+    )
+    mix: tuple[float, ...] = setting(
+        (),
+        "with stream: the share of the tokens that each word of data is to have, as 0.7 0.3; none: one after the other",
+    )
+    shard_tokens: int = setting(4_000_000, "with stream: tokens of a shard, which are made and shuffled together")
     fields: dict[str, str] = setting(
         {}, "which key of a record plays which part: instruction=KEY input=KEY response=KEY text=KEY"
     )
@@ -276,6 +287,7 @@ AT_LEAST = {
     "batch_size": 1,
     "grad_accum": 1,
     "max_length": 0,
+    "shard_tokens": 1,
     "lr": 0,
     "min_lr": 0,
     "warmup_steps": 0,
@@ -328,11 +340,26 @@ def check(config: Config) -> Config:
     held_out = (0 if config.val_data else config.val_fraction) + (0 if config.test_data else config.test_fraction)
     if held_out >= 1:
         raise UserError("--val_fraction and --test_fraction together leave nothing to train on")
+    check_stream(config)
     check_lora(config)
     word = config.device.partition(":")[0]
     if word not in ("auto", "cpu", "cuda", "mps"):
         raise UserError(f"--device must be auto, cpu, cuda, cuda:N or mps, not {config.device!r}")
     return config
+
+
+def check_stream(config: Config) -> None:
+    """Refuse what a stream cannot have: its length is not known, so nothing can be a share of it."""
+    if config.mix and not config.stream:
+        raise UserError("--mix is given, but not --stream: files that are read whole are all trained on")
+    if not config.stream:
+        return
+    if not config.max_steps:
+        raise UserError("--stream needs --max_steps: how long a stream is, is not known")
+    if config.data_fraction < 1:
+        raise UserError("--data_fraction is given, and --stream: a stream is as long as --max_steps makes it")
+    if config.mix and (len(config.mix) != len(config.data) or min(config.mix) <= 0):
+        raise UserError(f"--mix must be a share above 0 for each of the {len(config.data)} words of --data")
 
 
 def check_lora(config: Config) -> None:

@@ -18,6 +18,10 @@ class NonFinite(UserError):
     """A loss or gradient norm became NaN or infinite: training stopped, with weights and state as before the step."""
 
 
+class SourceFailed(UserError):
+    """A stream that is trained on cannot be read on; what was made of it before can be trained on."""
+
+
 def nearest(name: str, valid: Iterable[str]) -> str:
     """`; did you mean 'x'?` for the valid name closest to `name`, or an empty string."""
     close = difflib.get_close_matches(name, list(valid), n=1, cutoff=0.5)

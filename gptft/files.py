@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -82,6 +83,24 @@ def new_directory(path: Path) -> Iterator[Path]:
         raise UserError(f"{path} could not be written ({error.strerror or error})", 1) from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def lock(descriptor: int) -> None:
+    """Lock an open file without waiting. Raises BlockingIOError where it is locked, OSError where nothing can be."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        import msvcrt
+
+        os.lseek(descriptor, 1 << 30, os.SEEK_SET)  # far behind the text: there what is locked cannot be read either
+        try:
+            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EDEADLK):
+                raise BlockingIOError from None
+            raise
+        return
+    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def json_line(value) -> str:

@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -30,9 +29,10 @@ from gptft.collate import collate
 from gptft.config import Config, check, check_names, resolve, to_toml
 from gptft.curation.brief import describe_data
 from gptft.data import ledger, sources
-from gptft.data.build import NAMED
+from gptft.data.corpus import Corpus, close_books, stream_of
 from gptft.data.examples import Dataset, Recipe, Split, load_dataset, split, subset
 from gptft.data.readings import choose_template
+from gptft.data.streams import describe
 from gptft.device import Precision, keep_freed_memory, pick_device
 from gptft.errors import UserError
 from gptft.files import atomic_write
@@ -42,9 +42,8 @@ from gptft.model import GPT
 from gptft.optim import make_optimizer
 from gptft.prompts import load_template
 from gptft.report.results import write_results
-from gptft.run import console
 from gptft.run.answers import ask_after, ask_before, choose_questions
-from gptft.run.console import say
+from gptft.run.console import print_data, say
 from gptft.run.estimate import print_estimate, summarise
 from gptft.run.folder import choose_out_dir, open_run, refuse_used
 from gptft.run.lock import claim
@@ -86,7 +85,7 @@ def finetune(config: Config | None = None, **settings) -> Run:
     model, tokenizer = load_start(config)
     datasets, (train_set, val_set, test_set) = load_data(config, model, tokenizer)
     print_data(datasets, train_set, val_set, test_set)
-    say(describe_data({name: dataset.files for name, dataset in datasets.items()}, config.fields, tokenizer.template))
+    say(describe_data({name: each.surveyed for name, each in datasets.items()}, config.fields, tokenizer.template))
     questions = choose_questions(config, model, tokenizer, test_set)
 
     # 2. the state of training; a rehearsal of what costs most finds now what would fail later
@@ -115,10 +114,10 @@ def finetune(config: Config | None = None, **settings) -> Run:
         torch.manual_seed(config.seed)
         if newest:
             load_run_state(state, newest, out_dir)
+        train_set.part(state.progress.epoch)  # of a corpus whose cache is gone, made anew
 
         # 4. train: the loop says what happened, and here it is logged, shown and saved
-        total = total_steps(len(train_set), config)
-        with open_run(out_dir, state, tokenizer, config, fingerprint, total) as run:
+        with open_run(out_dir, state, tokenizer, config, fingerprint, total_steps(len(train_set), config)) as run:
             for event in train(state, objective, config, train_set, val_set, to_batch, run.should_stop):
                 run.keep(event)
 
@@ -129,7 +128,7 @@ def finetune(config: Config | None = None, **settings) -> Run:
         restore_best(state, config, tokenizer, out_dir, lambda: measure(val_set))
         model.eval()
         summary = summarise(state, tokenizer, out_dir, len(train_set))
-        summary["ledger"] = {name: dataset.ledger for name, dataset in datasets.items()}
+        summary["ledger"] = close_books(datasets, train_set, state.progress, config.mask_prompt)
         if len(test_set):
             with one_line("measuring the test loss", device, LESS_TO_EVALUATE):
                 summary["test_loss"] = measure(test_set)
@@ -159,7 +158,10 @@ def set_up_cpu(config: Config, device: torch.device) -> None:
 def check_inputs(config: Config) -> None:
     """Refuse a missing file or a faulty template at once, before a model is loaded, downloaded perhaps."""
     for name in ("data", "val_data", "test_data"):
-        sources.find(getattr(config, name), name)
+        if name == "data" and config.stream:
+            describe(config.data)
+        else:
+            sources.find(getattr(config, name), name)
     if config.template != "auto":
         load_template(config.template, config.fields)
 
@@ -233,7 +235,8 @@ def load_data(
     config: Config, model: GPT, tokenizer: Tokenizer
 ) -> tuple[dict[str, Dataset], tuple[Split, Split, Split]]:
     """The datasets by name, and the three splits. Sets the tokenizer's template."""
-    files = {"data": sources.find(config.data)}
+    corpus = Corpus(config.data, config.mix, config.shard_tokens) if config.stream else None
+    files = {"data": corpus.heads if corpus else sources.find(config.data)}
     for name in ("val_data", "test_data"):
         if getattr(config, name):
             files[name] = sources.find(getattr(config, name), name)
@@ -241,13 +244,14 @@ def load_data(
     max_length = config.max_length or min(model.config.block_size, 1024)
     tokenizer.template = tokenizer.template.for_training(config.thinking)
     recipe = Recipe(tokenizer.template, max_length, config.truncation, config.bad_records, config.fields)
-    datasets = {name: load_dataset(paths, tokenizer, recipe) for name, paths in files.items()}
+    datasets = {"data": corpus.begin(recipe, tokenizer)} if corpus else {}
+    datasets |= {name: load_dataset(files[name], tokenizer, recipe) for name in files if name not in datasets}
     datasets["data"].ledger["template"] = choice
     if not config.mask_prompt:
         for dataset in datasets.values():
             dataset.score_prompts()
     val_fraction = 0.0 if config.val_data else config.val_fraction
-    test_fraction = 0.0 if config.test_data else config.test_fraction
+    test_fraction = 0.0 if config.test_data or corpus else config.test_fraction
     splits = dict(
         zip(
             ("data", "val_data", "test_data"),
@@ -264,6 +268,8 @@ def load_data(
     if whole:
         splits["data"] = subset(whole, config.data_fraction, config.seed)
     ledger.complete(datasets, splits, whole, config.mask_prompt)
+    if corpus:
+        splits["data"] = stream_of(corpus, *splits.values())
     return datasets, tuple(splits.values())
 
 
@@ -271,21 +277,3 @@ def set_template(config: Config, tokenizer: Tokenizer, paths: list[Path]) -> dic
     """Give the tokenizer the template that config, model and records ask for; -> how it was chosen."""
     tokenizer.template, choice = choose_template(config.template, config.fields, tokenizer.template, paths)
     return choice
-
-
-def print_data(datasets: dict[str, Dataset], train_set: Split, val_set: Split, test_set: Split) -> None:
-    """Say what became of the records, name the first that were dropped, and say what an empty split means."""
-    for name, dataset in datasets.items():
-        say(console.describe_ledger(name, dataset.ledger))
-        dropped = (entry for entry in dataset.lost() if entry["what"] == "dropped")
-        for entry in itertools.islice(dropped, NAMED):
-            say(f"  dropped: {entry['file']}, line {entry['line']}: {entry['why']}")
-        if (n_dropped := sum(dataset.ledger["records_dropped"].values())) > NAMED:
-            say(f"  ... and {n_dropped - NAMED:,} more; lost.jsonl will name them all")
-    aside = datasets["data"].ledger.get("set_aside")
-    note = f" ({aside['examples']:,} more are set aside by --data_fraction)" if aside else ""
-    say(f"split: {len(train_set):,} to train on{note}, {len(val_set):,} for validation, {len(test_set):,} for the test")
-    if not len(val_set):
-        say("  the validation split is empty: its loss is not measured, and the last weights are kept, not the best")
-    if not len(test_set):
-        say("  the test split is empty: test loss and exact match are not measured")

@@ -18,7 +18,7 @@ from gptft.collate import Batch, by_length, plan
 from gptft.config import Config
 from gptft.data.examples import Example, Split
 from gptft.device import Precision, random_state, set_random_state
-from gptft.errors import Interrupted, NonFinite
+from gptft.errors import Interrupted, NonFinite, SourceFailed
 from gptft.loss import Objective
 from gptft.model import GPT, training_flops
 from gptft.optim import learning_rate, load_optimizer_state, step_where_finite
@@ -28,7 +28,8 @@ ToBatch = Callable[[Sequence[Example]], Batch]  # `collate` with the run's pad i
 
 @dataclass(frozen=True)
 class Step:
-    """One optimizer step. `loss`: nats a target over the window; times in seconds; `flops`: FLOP/s on real tokens."""
+    """One optimizer step. `loss`: nats a target over the window; times in seconds; `flops`: FLOP/s on real tokens;
+    `data_share`: of the time, what the loop waited for its data; `epoch`: passes over the data, of a stream, shards."""
 
     step: int
     epoch: float
@@ -38,6 +39,7 @@ class Step:
     iter_time: float
     tokens_per_second: float
     flops: float
+    data_share: float
     remaining_time: float
 
 
@@ -74,6 +76,7 @@ class Progress:
     best_step: int = 0
     waited: int = 0  # evaluations since the best one
     seconds: float = 0.0  # spent in steps
+    data_seconds: float = 0.0  # of these, spent waiting for data
     loss_sum: float = 0.0
     targets: int = 0
     tokens: int = 0
@@ -133,18 +136,18 @@ def train(
     model, optimizer, scaler, progress = state.model, state.optimizer, state.precision.scaler, state.progress
     total = total_steps(len(train_set), config)
     eval_every = config.eval_every or max(1, total // 10)
-    per_epoch = steps_per_epoch(len(train_set), config)
     started, first_step = time.perf_counter(), progress.step
-    windows = upcoming_windows(train_set, config, progress, to_batch, model.device)
+    windows = upcoming_windows(train_set, config, state, to_batch, should_stop)
     batches = next(windows)
     model.train()
 
     while True:
         # evaluate, wherever an evaluation is due: before the first step, every eval_every steps, and at the end
+        per_epoch = steps_per_epoch(len(train_set.part(progress.epoch)), config)
         due = progress.step % eval_every == 0 or progress.step >= total
         if len(val_set) and due and progress.evaluated != progress.step:
             try:
-                yield evaluate(state, objective, config, val_set, to_batch, progress.step / per_epoch, should_stop)
+                yield evaluate(state, objective, config, val_set, to_batch, per_epoch, should_stop)
             except Interrupted:
                 yield Stopped(progress.step, "interrupt")
                 return
@@ -163,9 +166,11 @@ def train(
         while True:
             try:
                 losses = backward(state, objective, batches, n_targets, should_stop)
+                asked = time.perf_counter()
                 following = following or next(windows)  # collated while the device works
+                waited = time.perf_counter() - asked
                 loss_sum, grad_norm = add_up(losses), clip_gradients(state, config.grad_clip)
-            except (Interrupted, RuntimeError, MemoryError) as error:
+            except (Interrupted, SourceFailed, RuntimeError, MemoryError) as error:
                 # the window is dropped: the state is that of the last completed step
                 optimizer.zero_grad(set_to_none=True)
                 set_random_state(before, model.device)
@@ -189,31 +194,33 @@ def train(
 
         # the books
         seconds = time.perf_counter() - began
-        tokens, flops = keep_books(progress, model, batches, loss_sum, seconds, per_epoch)
+        tokens, flops = keep_books(progress, model, batches, loss_sum, seconds, waited, per_epoch)
         pace = (time.perf_counter() - started) / (step - first_step)  # evaluations and saves included
         yield Step(
             step=step,
-            epoch=step / per_epoch,
+            epoch=progress.epoch + progress.window / per_epoch,
             loss=loss_sum / max(n_targets, 1),
             learning_rate=optimizer.param_groups[0]["lr"],
             grad_norm=grad_norm,
             iter_time=seconds,
             tokens_per_second=tokens / seconds,
             flops=flops / seconds,
+            data_share=waited / seconds,
             remaining_time=pace * (total - step),
         )
         batches = following
 
 
 def upcoming_windows(
-    train_set: Split, config: Config, progress: Progress, to_batch: ToBatch, device: torch.device
+    train_set: Split, config: Config, state: TrainState, to_batch: ToBatch, should_stop: Callable[[], bool]
 ) -> Iterator[list[Batch]]:
     """The windows still to come, epoch after epoch without end, collated and on their way to the device."""
-    epoch, done = progress.epoch, progress.window
+    epoch, done = state.progress.epoch, state.progress.window
     while True:
-        windows = plan(train_set.lengths, config.batch_size, config.grad_accum, config.seed, epoch, config.batching)
+        part = train_set.part(epoch, should_stop)
+        windows = plan(part.lengths, config.batch_size, config.grad_accum, config.seed, epoch, config.batching)
         for window in windows[done:]:
-            yield [to_batch([train_set[i] for i in chosen]).to(device) for chosen in window]
+            yield [to_batch([part[i] for i in chosen]).to(state.model.device) for chosen in window]
         epoch, done = epoch + 1, 0
 
 
@@ -258,7 +265,7 @@ def update_weights(state: TrainState, finite: Tensor, n_targets: int) -> None:
 
 
 def keep_books(
-    progress: Progress, model: GPT, batches: list[Batch], loss_sum: float, seconds: float, per_epoch: int
+    progress: Progress, model: GPT, batches: list[Batch], loss_sum: float, seconds: float, waited: float, per_epoch: int
 ) -> tuple[int, float]:
     """Write a completed step into `progress` -> its tokens, and its floating-point operations on them."""
     tokens = sum(sum(batch.lengths) for batch in batches)
@@ -266,7 +273,8 @@ def keep_books(
     progress.step, progress.window = progress.step + 1, progress.window + 1
     if progress.window == per_epoch:
         progress.epoch, progress.window = progress.epoch + 1, 0
-    progress.seconds, progress.flops = progress.seconds + seconds, progress.flops + flops
+    progress.seconds, progress.data_seconds = progress.seconds + seconds, progress.data_seconds + waited
+    progress.flops += flops
     progress.loss_sum += loss_sum
     progress.targets += sum(batch.n_targets for batch in batches)
     progress.tokens += tokens
@@ -280,7 +288,7 @@ def evaluate(
     config: Config,
     val_set: Split,
     to_batch: ToBatch,
-    epoch: float,
+    per_epoch: int,
     should_stop: Callable[[], bool],
 ) -> Evaluation:
     """Measure the validation loss and note it in the progress. Raises NonFinite, and Interrupted as `evaluate_loss`
@@ -294,7 +302,7 @@ def evaluate(
     progress.waited = 0 if improved else progress.waited + 1
     if improved:
         progress.best_loss, progress.best_step = loss, progress.step
-    return Evaluation(progress.step, epoch, loss, improved)
+    return Evaluation(progress.step, progress.epoch + progress.window / per_epoch, loss, improved)
 
 
 @torch.no_grad()

@@ -47,6 +47,7 @@ EXTRAS = {
     "gguf",
     "pyarrow",
     "zstandard",
+    "datasets",
     "datasketch",
     "ftfy",
     "openai",

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
 import json
 import sys
 from array import array
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -123,34 +124,29 @@ class Builder:
         self.cut = cuts_of(tokenizer) if (recipe.fields or {"text": "text"}) == {"text": "text"} else None
 
     def build(self, paths: Sequence[Path]) -> None:
+        """The dataset of all records of the files."""
+        bar = tqdm(desc="tokenising", unit=" records", disable=not sys.stderr.isatty(), leave=False)
+        with self.writing(), bar:
+            for file, path in enumerate(paths):
+                numbered = ((number, line, raw) for number, (line, raw) in enumerate(raw_records(path)))
+                while records := list(itertools.islice(numbered, AT_ONCE)):
+                    self.add(file, str(path), records)
+                    bar.update(len(records))
+        self.finish(paths)
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[None]:
+        """While records are added."""
         with (
             open(self.directory / "ids.bin", "wb") as self.ids_file,
             open(self.directory / "lost.jsonl", "w", encoding="utf-8") as self.lost_file,
-            tqdm(desc="tokenising", unit=" records", disable=not sys.stderr.isatty(), leave=False) as bar,
         ):
-            for file, path in enumerate(paths):
-                numbered = enumerate(raw_records(path))
-                while records := list(itertools.islice(numbered, AT_ONCE)):
-                    self._tokenise(file, path, records)
-                    bar.update(len(records))
-        if self.bad and self.recipe.bad_records == "stop":
-            count = self.reasons["bad record"]
-            more = f"\n  ... and {count - NAMED} more" if count > NAMED else ""
-            raise UserError(
-                f"{count} bad record{'s' * (count > 1)} (--bad_records drop goes on without them):"
-                + "".join(f"\n  {line}" for line in self.bad)
-                + more
-            )
-        if not self.groups:
-            lost = ", ".join(f"{number} {why}" for why, number in self.reasons.items())
-            raise UserError(f"{', '.join(map(str, paths))}: no record is left to use ({lost or 'there is none'})")
-        self._finish()
+            yield
 
-    def _tokenise(
-        self, file: int, path: Path, records: list[tuple[int, tuple[int, bytes | TextFile | object]]]
-    ) -> None:
+    def add(self, file: int, name: str, records: Iterable[tuple[int, int, bytes | TextFile | object]]) -> None:
+        """Add (number in the file, line, record) of the file of this number and name."""
         kept = []
-        for number, (line, raw) in records:
+        for number, line, raw in records:
             self.count["records_read"] += 1
             if isinstance(raw, TextFile) and self.cut:
                 ids = text_ids(self.tokenizer, self.recipe.template, raw.pieces(), self.cut)
@@ -162,7 +158,7 @@ class Builder:
                 self.unused.update(record.keys() - used_keys(record, self.recipe.fields))
                 kept.append((number, line, parts, self.recipe.template.segments(parts)))
             except (BadRecord, Unreadable) as error:
-                self._bad(file, path, line, str(error), raw)
+                self._bad(file, name, line, str(error), raw)
         encoded = self.tokenizer.encode_parts([segments for *_, segments in kept])
         for (number, line, parts, segments), pieces in zip(kept, encoded, strict=True):
             ids, spans = grow(pieces)
@@ -171,10 +167,10 @@ class Builder:
             else:
                 self._add(file, line, number, ids, spans, self.owners.count_template(segments, pieces))
 
-    def _bad(self, file: int, path: Path, line: int, why: str, raw) -> None:
+    def _bad(self, file: int, name: str, line: int, why: str, raw) -> None:
         self.count["bytes_unread"] += size_of(raw)
         if len(self.bad) < NAMED:
-            self.bad.append(f"{path}, line {line}: {why}")
+            self.bad.append(f"{name}, line {line}: {why}")
         self.reasons["bad record"] += 1
         self._lose(file, line, "dropped", why, 0)
 
@@ -245,7 +241,14 @@ class Builder:
         self.sources.extend((file, line, number))
         self.groups.append(group)
 
-    def _finish(self) -> None:
+    def finish(self, files: Iterable[Path | str], more: dict | None = None) -> None:
+        """Write what is known of the dataset now; `more` goes into its meta. Raises UserError naming the bad records,
+        unless they may be dropped, and where no example is left."""
+        if self.bad and self.recipe.bad_records == "stop":
+            raise bad_records(self.bad, self.reasons["bad record"])
+        if not self.groups:
+            lost = ", ".join(f"{number} {why}" for why, number in self.reasons.items())
+            raise UserError(f"{', '.join(map(str, files))}: no record is left to use ({lost or 'there is none'})")
         np.savez(
             self.directory / "arrays.npz",
             offsets=np.frombuffer(self.offsets, dtype=np.int64),
@@ -260,8 +263,18 @@ class Builder:
         ledger["records_dropped"] = dict(self.reasons)
         ledger["unused_keys"] = dict(self.unused.most_common(20))
         size = self.offsets[-1] * np.dtype(self.dtype).itemsize
-        meta = {"key": self.key, "dtype": self.dtype, "bytes": size, "ledger": ledger}
+        meta = {"key": self.key, "dtype": self.dtype, "bytes": size, "ledger": ledger} | (more or {})
         (self.directory / "meta.json").write_text(json.dumps(meta))
+
+
+def bad_records(named: Sequence[str], count: int) -> UserError:
+    """The error that names the first of so many records that cannot be used."""
+    more = f"\n  ... and {count - NAMED} more" if count > NAMED else ""
+    return UserError(
+        f"{count} bad record{'s' * (count > 1)} (--bad_records drop goes on without them):"
+        + "".join(f"\n  {line}" for line in named)
+        + more
+    )
 
 
 def size_of(raw) -> int:

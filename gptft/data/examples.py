@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,6 +40,8 @@ class Dataset:
 
     def __init__(self, directory: Path, paths: Sequence[Path]) -> None:
         self.directory, self.files = directory, [str(path) for path in paths]
+        self.surveyed = self.files  # what can be looked through: of a corpus, the heads of its sources
+        self.further: list[Path] = []  # of a corpus, the other shards that were trained on
         self.meta = json.loads((directory / "meta.json").read_text())
         self.ids = np.memmap(directory / "ids.bin", dtype=self.meta["dtype"], mode="r")
         arrays = np.load(directory / "arrays.npz")
@@ -70,10 +72,11 @@ class Dataset:
 
     def lost(self) -> Iterator[dict]:
         """Every record that was cut or dropped: file, line, what happened, why, tokens lost."""
-        with open(self.directory / "lost.jsonl", encoding="utf-8") as file:
-            for line in file:
-                entry = json.loads(line)
-                yield {"file": self.files[entry.pop("file")], **entry}
+        for directory in (self.directory, *self.further):
+            with open(directory / "lost.jsonl", encoding="utf-8") as file:
+                for line in file:
+                    entry = json.loads(line)
+                    yield {"file": self.files[entry.pop("file")], **entry}
 
     def fetch(self, indices: Iterable[int]) -> list[dict | None]:
         """The user's record behind each of these examples, read again from its file, in the order asked for. None for
@@ -113,6 +116,10 @@ class Split:
         counts = ends - np.maximum(starts, 1)  # position 0 is predicted by nothing
         sums = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
         return np.diff(sums[self.dataset.span_offsets])[self.indices]
+
+    def part(self, number: int, should_stop: Callable[[], bool] = lambda: False) -> Split:
+        """What the pass of this number goes over: all of it. Of a corpus it is a shard."""
+        return self
 
     def records(self, chosen: Iterable[int]) -> list[dict | None]:
         """The user's record behind each of the chosen examples; None for a chunk of a text file."""

@@ -10,6 +10,7 @@ lost to truncation, **dropped** those of records that were left out, and **set a
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -123,3 +124,21 @@ def complete(datasets: dict[str, Dataset], splits: dict[str, Split], whole: Spli
             for key in ("targets", "tokens_masked", "tokens_cut"):
                 dataset.ledger[key] -= aside[key]
             dataset.ledger["tokens_set_aside"] = sum(aside[key] for key in ("targets", "tokens_masked", "tokens_cut"))
+
+
+def add(ledger: dict, shard: dict, kept: dict[str, int], every: dict[str, int]) -> None:
+    """Let a ledger that is complete tell of a further shard of the same corpus, too. `kept` and `every`: the books of
+    what is trained of the shard, and of all in it; the rest is set aside."""
+    aside = {key: every[key] - kept[key] for key in every}
+    for name in (*LEDGER, "examples"):
+        ledger[name] += shard[name]
+    for name in ("records_dropped", "unused_keys"):
+        ledger[name] = dict(Counter(ledger[name]) + Counter(shard[name]))
+    ledger["tokens_masked"] += every["tokens_masked"]
+    before = ledger.get("set_aside", dict.fromkeys(aside, 0))
+    ledger["set_aside"] = {key: before[key] + aside[key] for key in aside}
+    for key in ("targets", "tokens_masked", "tokens_cut"):
+        ledger[key] -= aside[key]
+        ledger["tokens_set_aside"] = ledger.get("tokens_set_aside", 0) + aside[key]
+    for key in kept:
+        ledger["splits"]["data"][key] += kept[key]

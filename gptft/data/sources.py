@@ -9,11 +9,13 @@ import codecs
 import io
 import itertools
 import json
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from gptft.data.compressed import COMPRESSED, kind_of, opened
+from gptft.data import hub
+from gptft.data.compressed import AT_ONCE, COMPRESSED, kind_of, opened
 from gptft.data.shapes import readings_of
 from gptft.data.tables import rows_of_parquet, rows_of_text
 from gptft.errors import Unreadable, UserError
@@ -21,12 +23,17 @@ from gptft.files import resource
 
 
 def find(paths: Sequence[str], flag: str = "data") -> list[Path]:
-    """The files behind `--data` words; `embedded:NAME` is a file that gptft carries. Missing or empty: UserError."""
+    """The files behind `--data` words: of a folder, all in it; `hf:NAME` is a data set of the hub, which is fetched,
+    and `embedded:NAME` a file that gptft carries. Missing or empty: UserError."""
     files = []
     for word in paths:
+        if word.startswith(hub.PREFIX):
+            files.append(hub.fetch(word, flag))
+            continue
         path = resource(f"data/{word.removeprefix('embedded:')}") if word.startswith("embedded:") else Path(word)
         if path.is_dir():
-            raise UserError(f"--{flag}: {path} is a folder; name its files")
+            files += _files_in(path, flag)
+            continue
         if not path.exists():
             raise UserError(f"--{flag}: no such file: {path}")
         if kind_of(path) not in KINDS:
@@ -40,6 +47,27 @@ def find(paths: Sequence[str], flag: str = "data") -> list[Path]:
     return files
 
 
+def _files_in(folder: Path, flag: str) -> list[Path]:
+    """The data files of a folder, in the order of their names. Raises UserError where they are of several kinds, or
+    where their names tell of several splits: a test that is trained on would never be noticed."""
+    files = [path for path in sorted(folder.iterdir()) if kind_of(path) in KINDS and not path.name.startswith(".")]
+    if not files:
+        raise UserError(f"--{flag}: {folder} holds no {', '.join(KINDS[:-1])} or {KINDS[-1]} file")
+    for what, told in (("kinds", kind_of), ("splits", _split_of)):
+        found = dict.fromkeys(map(told, files))
+        if len(found) > 1:
+            named = ", ".join(str(next(path for path in files if told(path) == each).name) for each in found)
+            raise UserError(f"--{flag}: {folder} holds files of several {what} ({named}): name those that are meant")
+    return find([str(path) for path in files], flag)
+
+
+def _split_of(path: Path) -> str:
+    """The split that a file's name tells of; "train" where it tells of none."""
+    words = re.split(r"[^a-z]+", path.name.lower())
+    return next((split for split, names in SPLITS.items() if names.intersection(words)), "train")
+
+
+SPLITS = {"test": {"test", "eval"}, "validation": {"validation", "valid", "val", "dev"}}
 KINDS = (".json", ".jsonl", ".csv", ".tsv", ".parquet", ".txt")
 JSON_NAMES = {str: "a text", list: "a list", dict: "an object", bool: "true or false", type(None): "null"}
 PIECE = 100_000  # characters of a text that are read at a time
@@ -81,17 +109,37 @@ def raw_records(path: Path) -> Iterator[tuple[int, bytes | TextFile | object]]:
             yield from rows_of_text(path, "," if kind == ".csv" else "\t")
         except UnicodeDecodeError:
             raise _not_utf8(path) from None
-    elif kind == ".json" and _first_character(path) != b"{":
-        yield from _json_array(path, "".join(TextFile(path).pieces()))
-    elif kind == ".json" and _is_one_object(path):
+    elif is_json_lines(path):
+        yield from ((line, content) for line, content, _ in json_lines(path))
+    elif _first_character(path) == b"{":
         yield from _json_object(path, "".join(TextFile(path).pieces()))
     else:
-        with opened(path) as file:
-            for line, content in enumerate(file, 1):
-                if line == 1:
-                    content = content.removeprefix(codecs.BOM_UTF8)
-                if content.strip():
-                    yield line, content
+        yield from _json_array(path, "".join(TextFile(path).pieces()))
+
+
+def is_json_lines(path: Path) -> bool:
+    """Whether a file has a record on each line, as many a `.json` file has."""
+    if kind_of(path) == ".json":
+        return _first_character(path) == b"{" and not _is_one_object(path)
+    return kind_of(path) == ".jsonl"
+
+
+def json_lines(path: Path, lines: int = 0, start: int = 0) -> Iterator[tuple[int, bytes, int]]:
+    """(line, content, the byte behind it) for every line of JSON lines that is not blank, behind the first `lines`,
+    which are `start` bytes."""
+    with opened(path) as file:
+        if start and file.seekable():
+            file.seek(start)
+        elif start:
+            while start > 0 and (piece := file.read(min(start, AT_ONCE))):
+                start -= len(piece)
+        end = start
+        for line, content in enumerate(file, lines + 1):
+            end += len(content)
+            if line == 1:
+                content = content.removeprefix(codecs.BOM_UTF8)
+            if content.strip():
+                yield line, content, end
 
 
 def parse(raw: bytes | TextFile | object) -> dict:

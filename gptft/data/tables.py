@@ -39,9 +39,9 @@ def rows_of_text(path: Path, delimiter: str) -> Iterator[tuple[int, dict | Unrea
         ) from None
 
 
-def rows_of_parquet(path: Path) -> Iterator[tuple[int, dict]]:
-    """The rows of a Parquet file, each with its number, 1 for the first. Raises UserError where it is none, and where
-    the package that reads it is absent."""
+def rows_of_parquet(path: Path, start: int = 0) -> Iterator[tuple[int, dict]]:
+    """The rows of a Parquet file behind the first `start`, each with its number, 1 for the first. Raises UserError
+    where it is none, and where the package that reads it is absent."""
     try:
         import pyarrow
         import pyarrow.parquet
@@ -49,16 +49,20 @@ def rows_of_parquet(path: Path) -> Iterator[tuple[int, dict]]:
         raise need_extra("pyarrow", "data", f"{path}: to read it") from None
     if path.suffix in COMPRESSED:
         raise UserError(f"{path}: a Parquet file is compressed inside: give it as it is, without {path.suffix}")
-    row = 0
+    row, first = 0, 0
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
             names = file.schema_arrow.names
             if len(set(names)) < len(names):
                 raise UserError(f"{path}: every column must have a name of its own, not {names}")
-            for batch in file.iter_batches(AT_ONCE):
+            sizes = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
+            while first < len(sizes) and row + sizes[first] <= start:  # groups of rows need not be decoded
+                row, first = row + sizes[first], first + 1
+            for batch in file.iter_batches(AT_ONCE, row_groups=range(first, len(sizes))):
                 for record in batch.to_pylist():
                     row += 1
-                    yield row, record
+                    if row > start:
+                        yield row, record
     except (pyarrow.ArrowException, OSError, ValueError) as error:
         why = str(error).splitlines()[0]
         raise UserError(f"{path}, behind row {row}: no Parquet file that can be read: {why}") from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import sys
@@ -9,6 +10,9 @@ import sys
 from tqdm import tqdm
 
 from gptft.adapters.lora import adapters_of
+from gptft.data.build import NAMED
+from gptft.data.corpus import Stream
+from gptft.data.examples import Dataset, Split
 from gptft.model import GPT, count_parameters, weight_bytes
 from gptft.training import Evaluation, Step
 
@@ -38,6 +42,26 @@ def say(text: str = "") -> None:
         sys.stdout.flush()
     except BrokenPipeError:  # whoever read along is gone; the training is not to end for that
         sys.stdout = open(os.devnull, "w")
+
+
+def print_data(datasets: dict[str, Dataset], train_set: Split, val_set: Split, test_set: Split) -> None:
+    """Say what became of the records, name the first that were dropped, and say what an empty split means."""
+    for name, dataset in datasets.items():
+        say(describe_ledger(name, dataset.ledger))
+        dropped = (entry for entry in dataset.lost() if entry["what"] == "dropped")
+        for entry in itertools.islice(dropped, NAMED):
+            say(f"  dropped: {entry['file']}, line {entry['line']}: {entry['why']}")
+        if (n_dropped := sum(dataset.ledger["records_dropped"].values())) > NAMED:
+            say(f"  ... and {n_dropped - NAMED:,} more; lost.jsonl will name them all")
+    aside = datasets["data"].ledger.get("set_aside")
+    note = f" ({aside['examples']:,} more are set aside by --data_fraction)" if aside else ""
+    if isinstance(train_set, Stream):
+        say(f"stream: this is its first shard; the others are made beside the training, in {train_set.corpus.folder}")
+    say(f"split: {len(train_set):,} to train on{note}, {len(val_set):,} for validation, {len(test_set):,} for the test")
+    if not len(val_set):
+        say("  the validation split is empty: its loss is not measured, and the last weights are kept, not the best")
+    if not len(test_set):
+        say("  the test split is empty: test loss and exact match are not measured")
 
 
 def describe_ledger(name: str, ledger: dict) -> str:

@@ -59,6 +59,7 @@ def summarise(state: TrainState, tokenizer: Tokenizer, out_dir: Path, n_train: i
         "train_examples": n_train,
         "train_tokens": progress.tokens,
         "total_flos": progress.flops,
+        "data_share": progress.data_seconds / seconds,
         "train_loss": progress.loss_sum / max(progress.targets, 1),
         "eval_loss": progress.best_loss if progress.evaluated >= 0 else None,
         "test_loss": None,

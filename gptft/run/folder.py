@@ -11,12 +11,12 @@ import torch
 from gptft import checkpoint
 from gptft.config import Config
 from gptft.device import is_out_of_memory
-from gptft.errors import NonFinite, UserError
+from gptft.errors import NonFinite, SourceFailed, UserError
 from gptft.run import console
 from gptft.run.console import say
 from gptft.run.metrics_file import Metrics
 from gptft.run.rehearsal import LESS_TO_EVALUATE, LESS_TO_TRAIN
-from gptft.run.signals import Interruption, catch_signals
+from gptft.run.signals import Interruption, catch_signals, how_to_resume
 from gptft.tokenizer import Tokenizer
 from gptft.training import Evaluation, Event, Step, Stopped, TrainState
 
@@ -32,7 +32,8 @@ def choose_out_dir(config: Config) -> Path:
     init = Path(config.init)
     if init.name in ("best", "last") or init.name.startswith("step-"):
         init = init.parent  # a run's checkpoint goes by the name of its run
-    stem = f"{init.name}-{Path(config.data[0].removeprefix('embedded:')).stem}"
+    data = config.data[0].removeprefix("embedded:").removeprefix("hf:").replace(":", "-")
+    stem = f"{init.name}-{Path(data).stem}"
     return numbered(Path("checkpoints") / stem)
 
 
@@ -126,6 +127,8 @@ def open_run(
             yield keeper
         except NonFinite as error:
             raise NonFinite(f"{error}. {keeper.save_last_good()}", error.status) from None
+        except SourceFailed as error:
+            raise UserError(f"{error}. Saved in {keeper.save('last')}. {how_to_resume(out_dir)}", 1) from None
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
 from gptft.errors import UserError
+from gptft.files import lock
 from gptft.run.console import say
 
 LOCK = ".lock"
@@ -36,24 +36,6 @@ def claim(out_dir: Path, name: str = LOCK) -> Iterator[None]:
         file.write(f"process {os.getpid()} on {host()}")
         file.flush()
         yield
-
-
-def lock(descriptor: int) -> None:
-    """Lock an open file without waiting. Raises BlockingIOError where it is locked, OSError where nothing can be."""
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        import msvcrt
-
-        os.lseek(descriptor, 1 << 30, os.SEEK_SET)  # far behind the text: there what is locked cannot be read either
-        try:
-            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
-        except OSError as error:
-            if error.errno in (errno.EACCES, errno.EDEADLK):
-                raise BlockingIOError from None
-            raise
-        return
-    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def host() -> str:

@@ -266,7 +266,7 @@ def test_files_are_found_and_embedded_ones_too(tmp_path):
         ("d.doc", "a,b", "expected a .json, .jsonl, .csv, .tsv, .parquet or .txt file, or one of these as .gz, .bz2"),
         ("d.doc.gz", "a,b", "expected a .json, .jsonl, .csv, .tsv, .parquet or .txt file"),
         ("d.jsonl", "", "is empty"),
-        (".", None, "is a folder; name its files"),
+        (".", None, "holds no .json, .jsonl, .csv, .tsv, .parquet or .txt file"),
     ],
 )
 def test_a_file_that_cannot_be_used_is_named_with_its_flag(tmp_path, name, content, message):

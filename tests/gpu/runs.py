@@ -33,6 +33,9 @@ SHAPE = {
 class Examples(list):
     """A split in memory: all that the loop asks of one."""
 
+    def part(self, number, should_stop=None):
+        return self
+
     @property
     def lengths(self):
         return np.array([len(example.ids) for example in self])

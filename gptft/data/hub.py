@@ -1,0 +1,158 @@
+"""Data sets of the Hugging Face hub, `hf:NAME[@REVISION][:CONFIG[:SPLIT]]`, by the library `datasets`.
+
+NAME may be a local folder that the library can read. The split is `train` where none is named.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from datetime import date, datetime, time
+from pathlib import Path
+
+from tqdm import tqdm
+
+from gptft.data.cache import cache_directory
+from gptft.errors import UserError, need_extra
+from gptft.files import atomic_write, json_line
+
+PREFIX = "hf:"
+LARGEST = 4 * 10**9  # bytes of records that are fetched as a whole; what is larger is for --stream
+
+
+@dataclass(frozen=True)
+class HubData:
+    """Which data set is meant, as `word` has it."""
+
+    word: str
+    name: str
+    revision: str | None
+    config: str | None
+    split: str
+
+    @property
+    def is_local(self) -> bool:
+        return Path(self.name).is_dir()
+
+
+def read_word(word: str, flag: str = "data") -> HubData:
+    """What an `hf:` word names. Raises UserError where it names nothing."""
+    rest = word.removeprefix(PREFIX)
+    if rest and Path(rest).is_dir():  # its path may hold a colon
+        return HubData(word, rest, None, None, "train")
+    name, *more = rest.split(":")
+    name, _, revision = name.partition("@")
+    if not name or len(more) > 2:
+        raise UserError(f"--{flag} {word}: expected hf:NAME, hf:NAME:CONFIG or hf:NAME:CONFIG:SPLIT, NAME@REVISION")
+    config, split = [*more, "", ""][:2]
+    return HubData(word, name, revision or None, config or None, split or "train")
+
+
+def pin(data: HubData, times: bool = False) -> HubData:
+    """The same at the commit that the hub has now; of a local folder, at a hash of its files' names and sizes, and with
+    `times` of when they were changed. Raises UserError where the hub cannot be asked."""
+    if data.is_local:
+        files = sorted(path for path in Path(data.name).rglob("*") if path.is_file())
+        seen = [(str(path), stat.st_size, times and stat.st_mtime_ns) for path in files for stat in [path.stat()]]
+        return replace(data, revision=hashlib.sha256(json.dumps(seen).encode()).hexdigest())
+    _library(data)
+    from huggingface_hub import HfApi
+
+    try:
+        return replace(data, revision=HfApi().dataset_info(data.name, revision=data.revision, timeout=30).sha)
+    except Exception as error:  # of the network, of the hub, of the name: each has classes of its own
+        raise UserError(f"--data {data.word}: {first_line(error)}") from None
+
+
+def open_dataset(data: HubData):
+    """The split as the library's stream (`IterableDataset`), which knows its place. Raises UserError."""
+    datasets = _library(data)
+    revision = None if data.is_local else data.revision
+    try:
+        splits = datasets.load_dataset(data.name, data.config, revision=revision, streaming=True)
+    except Exception as error:  # whatever the hub, the network or a file brings
+        raise UserError(f"--data {data.word}: {first_line(error)}") from None
+    if data.split not in splits:
+        raise UserError(f"--data {data.word}: it has no split {data.split!r}, but {', '.join(map(str, splits))}")
+    return splits[data.split]
+
+
+def rows_of(data: HubData) -> Iterator[dict]:
+    """Every record of the split. Raises UserError behind which record it cannot be read on."""
+    rows = iter(open_dataset(data))
+    number = 0
+    while True:
+        try:
+            row = next(rows)
+        except StopIteration:
+            return
+        except Exception as error:  # as above
+            raise UserError(f"--data {data.word}, behind record {number}: {first_line(error)}") from None
+        number += 1
+        yield row
+
+
+def fetch(word: str, flag: str = "data") -> Path:
+    """The records of a data set as JSON lines in the cache, which from then on are a file like any other: the line is
+    the record's number. What is there is not fetched again; `NAME@REVISION` names another. Raises UserError."""
+    data = read_word(word, flag)
+    folder = cache_directory() / "hub"
+    stem = re.sub(r"[^\w.-]+", "--", f"{Path(data.name).resolve() if data.is_local else data.name}".strip("/"))
+    stem += "".join(f"-{word}" for word in (data.config, data.split) if word)
+    there = [] if data.is_local else folder.glob(f"{stem}@{(data.revision or '')[:12]}*.jsonl")
+    if newest := max(there, key=lambda path: path.stat().st_mtime, default=None):
+        return newest  # without asking the hub
+    data = pin(data, times=True)
+    path = folder / f"{stem}@{data.revision[:12]}.jsonl"
+    if path.exists():
+        return path
+    bar = tqdm(desc=f"fetching {word}", unit=" records", disable=not sys.stderr.isatty(), leave=False)
+    with bar, atomic_write(path) as file:
+        size = 0
+        for row in rows_of(data):
+            line = json_line(plain(row))
+            size += len(line)
+            if size > LARGEST:
+                raise UserError(
+                    f"--{flag} {word}: more than {LARGEST / 1e9:.0f} GB of records: train on it with --stream "
+                    "true --max_steps N, which makes its tokens beside the training"
+                )
+            file.write(line)
+            bar.update()
+        if not size:
+            raise UserError(f"--{flag} {word}: it holds no record")
+    return path
+
+
+def plain(value):
+    """A value as JSON has it: times as texts. Raises UserError for what is none, a picture say."""
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, date | datetime | time):
+        return value.isoformat()
+    if value is None or isinstance(value, str | int | float | bool):
+        return value
+    return f"({type(value).__name__})"  # bytes, a picture: no text, and not lost without a word
+
+
+def _library(data: HubData):
+    try:
+        import datasets
+    except ImportError:
+        raise need_extra("datasets", "data", f"--data {data.word}: to read it") from None
+    datasets.disable_progress_bars()
+    datasets.logging.set_verbosity_error()
+    return datasets
+
+
+def first_line(error: Exception) -> str:
+    """What went wrong, on one line, with its cause: the library wraps what it finds in errors of its own."""
+    texts = [str(each).strip().partition("\n")[0] for each in (error, error.__cause__) if each]
+    texts = list(dict.fromkeys(filter(None, texts)))
+    return f"{texts[0]} ({texts[1]})" if len(texts) > 1 else "".join(texts) or type(error).__name__
