@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks import common, core_lines, gguf_memory, lint, lora_real, results, scaling, smollm2, threads
+from benchmarks import common, core_lines, gguf_memory, lint, lora_real, results, scaling, smollm2, stream, threads
 from benchmarks.default import excerpt
 from benchmarks.families import EXERCISED, HUB_IDS, TITLES
 from benchmarks.results import markdown, read, read_given, shown
@@ -325,6 +325,7 @@ FIGURES: dict[str, Callable[[], str]] = {
     "smollm2-scores": lambda: smollm2.describe_scores(read("smollm2")),
     "smollm2-llamacpp": lambda: smollm2.describe_llamacpp(read("smollm2")),
     "scaling": lambda: scaling.table(read("scaling")),
+    "stream": lambda: stream.table(read("stream")),
     "gguf-memory": lambda: gguf_memory.table(read("gguf_memory")),
     "lint-kinds": lint_kinds,
     "lint-planted": lambda: lint.planted_table(read("lint")),

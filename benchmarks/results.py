@@ -31,6 +31,7 @@ NAMES = {
     "gguf_memory": "memory while a GGUF file in 4 bits is opened: fp32, bf16, and frozen for LoRA",
     "scaling": "the forecast from growing amounts of data, checked on real records",
     "lint": "the linter: planted faults in real data, what is in real data as it is, seconds for 52,000 records",
+    "stream": "a million records as a stream: memory, tokens a second, how long the loop waits for its data",
     "memory": "resident memory while 1,000,000 records are tokenised and split",
 }
 TITLES = {
@@ -50,6 +51,7 @@ TITLES = {
     "gguf_memory": "Opening a GGUF file",
     "scaling": "Growing amounts of data",
     "lint": "The linter",
+    "stream": "A million records as a stream",
     "memory": "Memory of a large dataset",
 }
 FOLDER = Path(__file__).resolve().parent / "results"
