@@ -13,6 +13,8 @@ from pathlib import Path
 
 from gptft.errors import UserError
 
+HASHED_WHOLE = 10**9  # bytes of files that are hashed; more would be a wait before every run
+
 
 def resource(path: str) -> Path:
     """A file of the project itself, such as `data/vocab.tiktoken`.
@@ -134,6 +136,16 @@ def read_json(path: Path) -> dict:
     if not isinstance(values, dict):
         raise UserError(f"{path}: expected a JSON object")
     return values
+
+
+def fingerprints(paths: Iterable[Path]) -> list[str]:
+    """What tells that files are the same as before: a hash of their content, or, where all together are large, of their
+    sizes and times of change."""
+    paths = list(paths)
+    stats = [path.stat() for path in paths]
+    if sum(stat.st_size for stat in stats) <= HASHED_WHOLE:
+        return [sha256_file(path) for path in paths]
+    return [f"{stat.st_size} bytes of {stat.st_mtime_ns}" for stat in stats]
 
 
 def sha256_file(path: Path) -> str:

@@ -228,19 +228,24 @@ def close_books(datasets: dict[str, Dataset], train_set: Split, progress, mask_p
     """The ledgers of a run that stands at `progress`. That of a stream tells of all shards that were begun; what is
     left out of later ones, since the validation holds its prompts, is set aside. No more shards are made."""
     if isinstance(train_set, Stream):
-        train_set.corpus.close()
         add_shards(train_set, progress.epoch + (progress.window > 0), mask_prompt)
+        train_set.corpus.close()
     return {name: dataset.ledger for name, dataset in datasets.items()}
 
 
 def add_shards(stream: Stream, shards: int, mask_prompt: bool) -> None:
-    """Let the ledger of the first shard tell of the first `shards`, or of all there are."""
+    """Let the ledger of the first shard tell of the first `shards`, or of all there are. One that is gone from the
+    cache and cannot be made again is counted alone: the run is over, and is not to fail for that."""
     books = stream.dataset.ledger
     by_source: Counter[str] = Counter()
     in_all = shards_in_all(stream.corpus.folder)
     shards = max(1, min(shards, in_all or shards))
     for number in range(shards):
-        dataset = stream.dataset if number == 0 else stream.corpus.shard(number)
+        try:
+            dataset = stream.dataset if number == 0 else stream.corpus.shard(number)
+        except SourceFailed:
+            books["shards_gone"] = books.get("shards_gone", 0) + 1
+            continue
         lengths = np.diff(dataset.offsets)
         for file in np.unique(dataset.sources[:, 0]).tolist():
             by_source[dataset.files[file]] += int(lengths[dataset.sources[:, 0] == file].sum())

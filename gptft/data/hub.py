@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from gptft.data.cache import cache_directory
 from gptft.errors import UserError, need_extra
-from gptft.files import atomic_write, json_line
+from gptft.files import atomic_write, fingerprints, json_line
 
 PREFIX = "hf:"
 LARGEST = 4 * 10**9  # bytes of records that are fetched as a whole; what is larger is for --stream
@@ -42,22 +42,29 @@ class HubData:
 def read_word(word: str, flag: str = "data") -> HubData:
     """What an `hf:` word names. Raises UserError where it names nothing."""
     rest = word.removeprefix(PREFIX)
-    if rest and Path(rest).is_dir():  # its path may hold a colon
-        return HubData(word, rest, None, None, "train")
-    name, *more = rest.split(":")
+    whole = rest and Path(rest).is_dir()  # a path may hold a colon
+    name, *more = [rest] if whole else rest.split(":")
+    if name and Path(name).is_dir():  # wherever a later run is started
+        name = str(Path(name).resolve())
+        word = PREFIX + ":".join([name, *more])
+        return HubData(word, name, None, *_config_and_split(word, more, flag))
     name, _, revision = name.partition("@")
-    if not name or len(more) > 2:
+    return HubData(word, name, revision or None, *_config_and_split(word, more if name else ["", "", ""], flag))
+
+
+def _config_and_split(word: str, more: list[str], flag: str) -> tuple[str | None, str]:
+    if len(more) > 2:
         raise UserError(f"--{flag} {word}: expected hf:NAME, hf:NAME:CONFIG or hf:NAME:CONFIG:SPLIT, NAME@REVISION")
     config, split = [*more, "", ""][:2]
-    return HubData(word, name, revision or None, config or None, split or "train")
+    return config or None, split or "train"
 
 
-def pin(data: HubData, times: bool = False) -> HubData:
-    """The same at the commit that the hub has now; of a local folder, at a hash of its files' names and sizes, and with
-    `times` of when they were changed. Raises UserError where the hub cannot be asked."""
+def pin(data: HubData) -> HubData:
+    """The same at the commit that the hub has now; of a local folder, at a hash of its files' names and fingerprints.
+    Raises UserError where the hub cannot be asked."""
     if data.is_local:
         files = sorted(path for path in Path(data.name).rglob("*") if path.is_file())
-        seen = [(str(path), stat.st_size, times and stat.st_mtime_ns) for path in files for stat in [path.stat()]]
+        seen = [*map(str, files), *fingerprints(files)]
         return replace(data, revision=hashlib.sha256(json.dumps(seen).encode()).hexdigest())
     _library(data)
     from huggingface_hub import HfApi
@@ -101,12 +108,12 @@ def fetch(word: str, flag: str = "data") -> Path:
     the record's number. What is there is not fetched again; `NAME@REVISION` names another. Raises UserError."""
     data = read_word(word, flag)
     folder = cache_directory() / "hub"
-    stem = re.sub(r"[^\w.-]+", "--", f"{Path(data.name).resolve() if data.is_local else data.name}".strip("/"))
+    stem = re.sub(r"[^\w.-]+", "--", data.name.strip("/"))
     stem += "".join(f"-{word}" for word in (data.config, data.split) if word)
     there = [] if data.is_local else folder.glob(f"{stem}@{(data.revision or '')[:12]}*.jsonl")
     if newest := max(there, key=lambda path: path.stat().st_mtime, default=None):
         return newest  # without asking the hub
-    data = pin(data, times=True)
+    data = pin(data)
     path = folder / f"{stem}@{data.revision[:12]}.jsonl"
     if path.exists():
         return path

@@ -46,7 +46,10 @@ class Owners:
     """Tells whose the tokens of an example are."""
 
     def __init__(self, tokenizer: Tokenizer, template: Template | ChatTemplate) -> None:
-        self.tokenizer, self.lengths = tokenizer, {}
+        self.tokenizer, self.sizes = (
+            tokenizer,
+            np.full(tokenizer.n_vocab, -1),
+        )  # of each token, in bytes, once asked for
         self.around = (len(template.lead), len(template.tail)) if isinstance(template, Template) else (0, 0)
 
     def count_template(self, segments: Sequence[Segment], parts: Sequence[tuple[list[int], bool]]) -> int:
@@ -78,9 +81,8 @@ class Owners:
         The bytes of the tokens, one after the other, are those of the text, perhaps with a space in front that the
         vocabulary puts there. Where it writes the text in other bytes, all count as the user's.
         """
-        sizes = np.fromiter((self._size(i) for i in ids), int, len(ids))
-        widths = [len(character.encode(errors="surrogatepass")) for character in text]
-        users = np.repeat([character == MARK for character in mark], widths)
+        sizes = self._sizes(np.array(ids, dtype=int))
+        users = np.repeat(code_points(mark) == ord(MARK), widths(code_points(text)))
         ends = np.cumsum(sizes)
         if len(ends) and ends[-1] == len(users) + 1:
             users = np.concatenate([[False], users])
@@ -89,10 +91,20 @@ class Owners:
         so_far = np.concatenate([[0], np.cumsum(users)])
         return int((so_far[ends] > so_far[ends - sizes]).sum())
 
-    def _size(self, i: int) -> int:
-        if i not in self.lengths:
-            self.lengths[i] = len(self.tokenizer.token_bytes(i))
-        return self.lengths[i]
+    def _sizes(self, ids: np.ndarray) -> np.ndarray:
+        for i in set(ids[self.sizes[ids] < 0].tolist()):
+            self.sizes[i] = len(self.tokenizer.token_bytes(i))
+        return self.sizes[ids]
+
+
+def code_points(text: str) -> np.ndarray:
+    """The number of each character."""
+    return np.frombuffer(text.encode("utf-32-le", errors="surrogatepass"), dtype="<u4")
+
+
+def widths(points: np.ndarray) -> np.ndarray:
+    """The bytes that UTF-8 has for each character."""
+    return 1 + (points >= 0x80) + (points >= 0x800).astype(int) + (points >= 0x10000)
 
 
 def books(split: Split, mask_prompt: bool = True) -> dict[str, int]:

@@ -21,11 +21,12 @@ from pathlib import Path
 
 from gptft.data.build import Builder, Recipe
 from gptft.data.examples import is_complete
-from gptft.data.streams import Mix
+from gptft.data.streams import AT_ONCE, Mix
 from gptft.errors import UserError
 from gptft.files import atomic_write, lock, read_json, sync_tree
 from gptft.tokenizer import Tokenizer
 
+MOST_AT_ONCE = 1000  # records that are tokenised together
 TO_WAIT = 0.1  # seconds until a lock is tried again
 
 
@@ -83,7 +84,9 @@ class Maker:
         try:
             builder = Builder(temporary, self.tokenizer, self.recipe, f"{self.values['key']}-{self.number}")
             with builder.writing():
-                while builder.offsets[-1] < self.values["shard_tokens"] and (taken := self.mix.take()):
+                while (left := self.values["shard_tokens"] - builder.offsets[-1]) > 0:
+                    if not (taken := self.mix.take(self._how_many(builder, left))):
+                        break
                     which, rows = taken
                     before = builder.offsets[-1]
                     for file, its in itertools.groupby(rows, lambda row: row.file):
@@ -99,6 +102,14 @@ class Maker:
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
         return True
+
+    def _how_many(self, builder: Builder, left: int) -> int:
+        """How many records to take: many at once are tokenised faster, but a shard is not to grow much beyond its size,
+        nor a mix to be coarse. By what is in this shard alone, so that it is made the same at any time."""
+        if self.mix.weights or not builder.offsets[-1]:
+            return AT_ONCE
+        each = builder.offsets[-1] / builder.count["records_read"]
+        return max(1, min(MOST_AT_ONCE, round(left / each / 2)))
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:

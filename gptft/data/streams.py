@@ -20,10 +20,10 @@ from gptft.data.compressed import kind_of
 from gptft.data.sources import find, is_json_lines, json_lines, raw_records
 from gptft.data.tables import rows_of_parquet
 from gptft.errors import SourceFailed, Unreadable, UserError
-from gptft.files import json_line
+from gptft.files import fingerprints, json_line
 
 WAITS = (1.0, 2.0, 4.0)  # seconds before a source that failed is opened again
-AT_ONCE = 32  # records that are taken from a source before it is asked which is next
+AT_ONCE = 32  # records that are taken from a source before it is asked which is next; the more the faster
 
 
 class Row(NamedTuple):
@@ -36,19 +36,20 @@ class Row(NamedTuple):
 
 
 def describe(words: Sequence[str]) -> list[dict]:
-    """What the words of `--data` name, without reading it: of files their names and sizes, of a data set of the hub
-    its word. Raises UserError for what is not there, and for what cannot be a stream."""
+    """What the words of `--data` name: of files their names and fingerprints, of a data set of the hub its word. Raises
+    UserError for what is not there, and for what cannot be a stream."""
     entries = []
     for word in words:
         if word.startswith(hub.PREFIX):
             data = hub.read_word(word)
-            entries.append({"word": word, "revision": hub.pin(data).revision if data.is_local else None})
+            entries.append({"word": data.word, "revision": hub.pin(data).revision if data.is_local else None})
             continue
         files = find([word])
         for path in files:
             if kind_of(path) == ".txt":
                 raise UserError(f"--stream: {path} is one text: train on it without --stream, or give a text a line")
-        entries.append({"word": word, "files": [[str(path.resolve()), path.stat().st_size] for path in files]})
+        names = [str(path.resolve()) for path in files]
+        entries.append({"word": word, "files": list(map(list, zip(names, fingerprints(files), strict=True)))})
     return entries
 
 
@@ -149,11 +150,12 @@ class Mix:
             "passes": list(self.passes),
         }
 
-    def take(self) -> tuple[int, list[Row]] | None:
-        """(which source, its next records), None where the stream has ended. Raises SourceFailed, UserError."""
+    def take(self, count: int = AT_ONCE) -> tuple[int, list[Row]] | None:
+        """(which source, its next records, `count` or fewer), None where the stream has ended. Raises SourceFailed,
+        UserError."""
         fresh = False
         while (which := self._next()) is not None:
-            if rows := self._read(which):
+            if rows := self._read(which, count):
                 return which, rows
             if self.weights and fresh:
                 raise UserError(f"{self.entries[which]['word']}: it holds no record")
@@ -171,13 +173,13 @@ class Mix:
             return next((number for number in numbers if not self.passes[number]), None)
         return min(numbers, key=lambda number: self.tokens[number] / self.weights[number])
 
-    def _read(self, which: int) -> list[Row]:
+    def _read(self, which: int, count: int) -> list[Row]:
         """The next records of a source, none at its end."""
         source, rows, waits = self.sources[which], [], list(WAITS)
         while True:
             try:
                 self.rows[which] = self.rows[which] or iter(source)
-                while len(rows) < AT_ONCE:
+                while len(rows) < count:
                     rows.append(next(self.rows[which]))
                 return rows
             except StopIteration:

@@ -71,7 +71,7 @@ def test_a_commit_that_was_fetched_is_there_without_the_network(tmp_path, monkey
     monkeypatch.setenv("GPTFT_CACHE", str(tmp_path))
     for commit in ("aaaa1111bbbb2222cccc", "dddd1111bbbb2222cccc"):
         with monkeypatch.context() as online:
-            online.setattr(hub, "pin", lambda data, times, commit=commit: hub.replace(data, revision=commit))
+            online.setattr(hub, "pin", lambda data, commit=commit: hub.replace(data, revision=commit))
             online.setattr(hub, "rows_of", lambda data: iter([{"text": data.revision}]))
             assert "a--b-en-train@" + commit[:12] in str(fetch(f"hf:a/b@{commit[:4]}:en"))
     assert json.loads(fetch("hf:a/b@aaaa1111bbbb2222cccc:en").read_text()) == {"text": "aaaa1111bbbb2222cccc"}

@@ -1,6 +1,7 @@
 """Streams: every record once, on from a noted place, mixed by shares of tokens; failures are named and lose nothing."""
 
 import bz2
+import functools
 import gzip
 import json
 
@@ -35,7 +36,11 @@ def write_files(folder, kind, records=RECORDS, files=3):
         elif kind == ".csv":
             path.write_text("text\n" + "".join(f'"{record["text"]}"\n' for record in part))
         else:
-            compress = {".gz": gzip.compress, ".bz2": bz2.compress, ".zst": zstandard.compress}
+            compress = {
+                ".gz": functools.partial(gzip.compress, mtime=0),
+                ".bz2": bz2.compress,
+                ".zst": zstandard.compress,
+            }
             path.write_bytes(compress.get(path.suffix, bytes)(lines))
     return folder
 
