@@ -8,7 +8,15 @@ import sys
 import pytest
 
 from gptft.errors import UserError, nearest, need_extra
-from gptft.files import atomic_write, json_line, read_json_lines, resource, sha256_file, write_json_lines
+from gptft.files import (
+    atomic_write,
+    fingerprints,
+    json_line,
+    read_json_lines,
+    resource,
+    sha256_file,
+    write_json_lines,
+)
 
 
 def names(folder):
@@ -104,6 +112,22 @@ def test_a_resource_that_is_not_there_is_a_clear_error():
     assert resource("data/vocab.tiktoken").exists()
     with pytest.raises(UserError, match="lacks its own file 'data/nothing'"):
         resource("data/nothing")
+
+
+def test_files_are_known_by_content_and_large_ones_by_size_and_time(tmp_path, monkeypatch):
+    """A corpus whose file was edited in place, its size the same, would be trained on as it was before."""
+    paths = [tmp_path / "a", tmp_path / "b"]
+    for path in paths:
+        path.write_text("12345")
+    before = fingerprints(paths)
+    os.utime(paths[0], (1, 1))  # copied elsewhere and back, say
+    assert fingerprints(paths) == before
+    paths[1].write_text("12346")
+    assert fingerprints(paths)[0] == before[0] and fingerprints(paths)[1] != before[1]
+    monkeypatch.setattr("gptft.files.HASHED_WHOLE", 9)
+    before = fingerprints(paths)
+    os.utime(paths[0], (2, 2))
+    assert fingerprints(paths)[0] != before[0] and fingerprints(paths)[1] == before[1]
 
 
 def test_sha256_is_of_the_bytes(tmp_path):

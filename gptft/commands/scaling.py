@@ -48,12 +48,12 @@ def run(options: Namespace) -> None:
     config = resolve(options.config, options.settings)
     if not config.data:
         raise UserError("--data is missing: name the files to train on")
-    stem = f"scaling-{Path(config.init).name}-{Path(config.data[0].removeprefix('embedded:')).stem}"
-    folder = Path(config.out_dir or Path("checkpoints") / stem)
     from gptft.finetuning import finetune
     from gptft.report.scaling import describe, plot_scaling
     from gptft.run.console import say
+    from gptft.run.folder import default_name
 
+    folder = Path(config.out_dir or Path("checkpoints") / f"scaling-{default_name(config)}")
     check_data(folder, config)
     rows = []
     for fraction in fractions:

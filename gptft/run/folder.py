@@ -29,12 +29,16 @@ def choose_out_dir(config: Config) -> Path:
         return out_dir
     if config.resume:
         raise UserError("--resume needs --out_dir: the folder of the run to go on with")
+    return numbered(Path("checkpoints") / default_name(config))
+
+
+def default_name(config: Config) -> str:
+    """The name of a run that is given none: of what it starts from, and of its data."""
     init = Path(config.init)
     if init.name in ("best", "last") or init.name.startswith("step-"):
         init = init.parent  # a run's checkpoint goes by the name of its run
     data = config.data[0].removeprefix("embedded:").removeprefix("hf:").replace(":", "-")
-    stem = f"{init.name}-{Path(data).stem}"
-    return numbered(Path("checkpoints") / stem)
+    return f"{init.name}-{Path(data).stem}"
 
 
 def numbered(path: Path) -> Path:

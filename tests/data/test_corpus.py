@@ -341,6 +341,16 @@ def test_data_that_changed_cannot_be_gone_on_with(folder, tmp_path):
         gptft.finetune(resume=True, **settings)
 
 
+def test_a_file_that_is_edited_is_another_corpus(folder):
+    """Its size is the same, and the shards of the old one lie in the cache."""
+    _, first = begin([folder])
+    path = folder / "part-0.jsonl"
+    path.write_text(path.read_text().replace("Text 0:", "Text 9:"))
+    corpus, second = begin([folder])
+    assert not np.array_equal(first.ids[:8], second.ids[:8])
+    corpus.close()
+
+
 def test_a_mix_has_its_shares(folder, tmp_path):
     other = tmp_path / "other.jsonl"
     other.write_text("".join(json.dumps({"text": text}) + "\n" for text in documents(60, seed=1)))

@@ -11,7 +11,7 @@ import pytest
 
 from gptft.config import resolve
 from gptft.data.examples import Recipe, load_dataset
-from gptft.data.ledger import Owners
+from gptft.data.ledger import Owners, code_points, widths
 from gptft.data.shapes import recognise
 from gptft.errors import BadRecord
 from gptft.finetuning import load_data
@@ -143,6 +143,12 @@ def test_a_vocabulary_that_puts_a_space_before_a_text_is_counted_by_its_bytes(tm
         # besides them the answer is the user's; the beginning-of-text, the heading and the stop are the template's
         expected = 1 + len(encoded.ids) - users + 1
         assert owners.count_template(segments, pieces) == expected
+
+
+def test_bytes_are_counted_as_utf8_has_them():
+    text = "aé€😀\x00\x7f\x80\u07ff\u0800\uffff\U00010000\U0010ffff\ud83d"
+    expected = [len(character.encode(errors="surrogatepass")) for character in text]
+    assert widths(code_points(text)).tolist() == expected
 
 
 def law(books):

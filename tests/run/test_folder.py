@@ -11,9 +11,10 @@ import torch
 
 import gptft
 from gptft import checkpoint, loading, training
+from gptft.config import Config
 from gptft.errors import NonFinite, UserError
 from gptft.run import signals
-from gptft.run.folder import Keeper
+from gptft.run.folder import Keeper, default_name
 from gptft.run.signals import Interruption
 
 SAVED = Path(__file__).resolve().parents[1] / "saved"  # a start of 28,640 parameters, and 40 records
@@ -250,3 +251,17 @@ def test_the_reason_for_an_end_is_told_even_where_nothing_can_be_saved(tmp_path,
     monkeypatch.setattr(checkpoint, "save", full)
     with pytest.raises(NonFinite, match=r"the loss is .*line \d+.*No space left"):
         run(tmp_path / "run", lr=1e30, grad_clip=0.0, schedule="constant", val_fraction=0.0, save_every=0)
+
+
+@pytest.mark.parametrize(
+    "init, data, name",
+    [
+        ("gpt2", "faq.jsonl", "gpt2-faq"),
+        ("runs/a/best", "embedded:instructions.jsonl", "a-instructions"),
+        ("tiny", "hf:allenai/c4:en", "tiny-c4-en"),
+        ("tiny", "books/", "tiny-books"),
+    ],
+)
+def test_a_run_without_a_name_is_called_after_what_it_starts_from_and_its_data(init, data, name):
+    """A colon is no part of a folder's name everywhere."""
+    assert default_name(Config(init=init, data=(data,))) == name
