@@ -96,7 +96,9 @@ def write_parquet(lines: Path, folder: Path, files: int) -> None:
 
 
 def main(argv: list[str]) -> None:
-    options = common.parser("stream", __doc__, rounds=3).parse_args(argv)
+    parser = common.parser("stream", __doc__, rounds=3)
+    parser.add_argument("--training-only", action="store_true", help="keep what was measured of going over the stream")
+    options = parser.parse_args(argv)
     common.need("torch", "datasets", "transformers")
     source = common.instructions(options)
     count, trained, steps = (3000, 1000, 2) if options.quick else (RECORDS, TRAINED, STEPS)
@@ -111,6 +113,9 @@ def main(argv: list[str]) -> None:
         write_parquet(lines, folder / "parquet", 8)
         words = dict(zip(WAYS, (str(lines), f"hf:{folder / 'parquet'}"), strict=True))
         result["went_over"] = {}
+        if options.training_only:
+            before = (options.results or results.FOLDER) / "stream.json"
+            result["went_over"], words = json.loads(before.read_text(encoding="utf-8"))["went_over"], {}
         for way, word in words.items():
             task = {"do": "go over", "data": word, "shard_tokens": 50_000 if options.quick else 4_000_000}
             result["went_over"][way] = common.call("stream", task, env | {"GPTFT_CACHE": f"{folder}/cache-{way}"})

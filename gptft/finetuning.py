@@ -127,8 +127,8 @@ def finetune(config: Config | None = None, **settings) -> Run:
         )
         restore_best(state, config, tokenizer, out_dir, lambda: measure(val_set))
         model.eval()
-        summary = summarise(state, tokenizer, out_dir, len(train_set))
-        summary["ledger"] = close_books(datasets, train_set, state.progress, config.mask_prompt)
+        ledgers = close_books(datasets, train_set, state.progress, config.mask_prompt)
+        summary = summarise(state, tokenizer, out_dir, ledgers)
         if len(test_set):
             with one_line("measuring the test loss", device, LESS_TO_EVALUATE):
                 summary["test_loss"] = measure(test_set)

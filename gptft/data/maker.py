@@ -159,7 +159,7 @@ def work(maker: Maker, wanted_behind: Callable[[int], int]) -> None:
 def main(folder: str, bad_records: str) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the run, which ends this process by its input's end
     if hasattr(os, "nice"):
-        os.nice(19)  # the training goes before; it waits for shards seldom, and then the processor is free
+        os.nice(10)  # the training goes before, yet on a busy machine this is not to starve
     try:
         work(Maker(Path(folder), bad_records), Wanted().behind)
     except UserError as error:

@@ -42,9 +42,9 @@ def print_estimate(state: TrainState, config: Config, train_set: Split, val_set:
         say(f"note: {config.optimizer} has no {name}: --{name} does nothing")
 
 
-def summarise(state: TrainState, tokenizer: Tokenizer, out_dir: Path, n_train: int) -> dict:
-    """What `summary.json` says of the training; of the test, None where it is not measured. Losses in nats a target,
-    times in seconds."""
+def summarise(state: TrainState, tokenizer: Tokenizer, out_dir: Path, ledgers: dict[str, dict]) -> dict:
+    """What `summary.json` says of the training and its data; of the test, None where it is not measured. Losses in nats
+    a target, times in seconds."""
     progress = state.progress
     seconds = max(progress.seconds, 1e-9)
     trained, parameters = count_parameters(state.model)
@@ -56,7 +56,7 @@ def summarise(state: TrainState, tokenizer: Tokenizer, out_dir: Path, n_train: i
         "train_runtime": progress.seconds,
         "train_samples_per_second": progress.examples / seconds,
         "train_steps_per_second": progress.step / seconds,
-        "train_examples": n_train,
+        "train_examples": ledgers["data"]["splits"]["data"]["examples"],
         "train_tokens": progress.tokens,
         "total_flos": progress.flops,
         "data_share": progress.data_seconds / seconds,
@@ -70,4 +70,5 @@ def summarise(state: TrainState, tokenizer: Tokenizer, out_dir: Path, n_train: i
         "peak_memory_bytes": peak_memory(state.model.device),
         "precision": state.precision.name,
         "device": str(state.model.device),
+        "ledger": ledgers,
     }

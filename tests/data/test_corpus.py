@@ -215,6 +215,7 @@ def test_a_run_goes_over_all_shards_and_again_and_its_books_add_up(folder, tmp_p
     }
     assert sum(ledger["tokens_by_source"].values()) == whole["tokens_read"] + whole["tokens_repeated"]
     assert 0 <= run.summary["data_share"] < 1
+    assert run.summary["train_examples"] == ledger["splits"]["data"]["examples"] > 300
     steps = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
     assert all(0 <= step["data_share"] <= 1 for step in steps if "loss" in step)
 

@@ -31,6 +31,7 @@ def hub(tmp_path, monkeypatch):
             table = pyarrow.Table.from_pylist(texts(400, word)[number::3])
             parquet.write_table(table, folder / "data" / f"train-{number:05}-of-00003.parquet", row_group_size=50)
     monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setenv("HF_HUB_DISABLE_TELEMETRY", "1")
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf-home"))
     monkeypatch.setenv("GPTFT_CACHE", str(tmp_path / "cache"))
