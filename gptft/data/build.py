@@ -241,22 +241,22 @@ class Builder:
         self.sources.extend((file, line, number))
         self.groups.append(group)
 
-    def finish(self, files: Iterable[Path | str], more: dict | None = None) -> None:
+    def finish(self, files: Iterable[Path | str], more: dict | None = None, may_be_empty: bool = False) -> None:
         """Write what is known of the dataset now; `more` goes into its meta. Raises UserError naming the bad records,
-        unless they may be dropped, and where no example is left."""
+        unless they may be dropped, and where no example is left, unless that may be."""
         if self.bad and self.recipe.bad_records == "stop":
             raise bad_records(self.bad, self.reasons["bad record"])
-        if not self.groups:
+        if not self.groups and not may_be_empty:
             lost = ", ".join(f"{number} {why}" for why, number in self.reasons.items())
             raise UserError(f"{', '.join(map(str, files))}: no record is left to use ({lost or 'there is none'})")
         np.savez(
             self.directory / "arrays.npz",
-            offsets=np.frombuffer(self.offsets, dtype=np.int64),
-            span_offsets=np.frombuffer(self.span_offsets, dtype=np.int64),
-            spans=np.frombuffer(self.spans, dtype=np.int32).reshape(-1, 2),
-            sources=np.frombuffer(self.sources, dtype=np.int32).reshape(-1, 3),
-            groups=np.frombuffer(self.groups, dtype=np.uint64),
-            origin=np.frombuffer(self.origin, dtype=np.int32).reshape(-1, 4),
+            offsets=np.asarray(self.offsets, dtype=np.int64),
+            span_offsets=np.asarray(self.span_offsets, dtype=np.int64),
+            spans=np.asarray(self.spans, dtype=np.int32).reshape(-1, 2),
+            sources=np.asarray(self.sources, dtype=np.int32).reshape(-1, 3),
+            groups=np.asarray(self.groups, dtype=np.uint64),
+            origin=np.asarray(self.origin, dtype=np.int32).reshape(-1, 4),
         )
         ledger = {name: self.count[name] for name in LEDGER}
         ledger["examples"] = len(self.groups)

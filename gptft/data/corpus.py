@@ -136,6 +136,8 @@ class Corpus:
         if self.maker is not None and self.maker.poll() is not None:
             self._explain(number)
             self.close()
+        if self.maker is not None and last < self.asked:  # a shard that was there is gone from the cache
+            self.close()
         if self.maker is None:
             self.asked = -1
             self.errors = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")

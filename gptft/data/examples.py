@@ -43,7 +43,9 @@ class Dataset:
         self.surveyed = self.files  # what can be looked through: of a corpus, the heads of its sources
         self.further: list[Path] = []  # of a corpus, the other shards that were trained on
         self.meta = json.loads((directory / "meta.json").read_text())
-        self.ids = np.memmap(directory / "ids.bin", dtype=self.meta["dtype"], mode="r")
+        self.ids = np.zeros(0, dtype=self.meta["dtype"])
+        if self.meta["bytes"]:  # a corpus may end in a shard of which no example is left
+            self.ids = np.memmap(directory / "ids.bin", dtype=self.meta["dtype"], mode="r")
         arrays = np.load(directory / "arrays.npz")
         self.offsets, self.spans, self.span_offsets = arrays["offsets"], arrays["spans"], arrays["span_offsets"]
         self.sources, self.groups, self.origin = arrays["sources"], arrays["groups"], arrays["origin"]

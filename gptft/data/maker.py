@@ -93,9 +93,10 @@ class Maker:
                         at = self.mix.first[which] + file
                         builder.add(at, self.mix.names[at], [(row.number, row.line, row.raw) for row in its])
                     self.mix.tokens[which] += builder.offsets[-1] - before
-            if not builder.groups and self.number and not builder.bad:
+            if not builder.count["records_read"] and self.number:
                 return False
-            builder.finish(self.mix.names, {"next": self.mix.state})
+            # the last records of a stream may all be left out: the shard tells of them
+            builder.finish(self.mix.names, {"next": self.mix.state}, may_be_empty=self.number > 0)
             sync_tree(temporary)
             shutil.rmtree(path := shard_path(self.folder, self.number), ignore_errors=True)
             os.replace(temporary, path)

@@ -134,6 +134,7 @@ class Mix:
 
     def __init__(self, entries: list[dict], weights: Sequence[float] = (), state: dict | None = None) -> None:
         self.entries, self.weights = entries, weights
+        self.begun: list[int | None] = [None if state else 0] * len(entries)  # each source's tokens as its pass began
         state = state or {"places": [None] * len(entries), "tokens": [0] * len(entries), "passes": [0] * len(entries)}
         self.tokens, self.passes = list(state["tokens"]), list(state["passes"])
         self.sources = [open_source(entry, place) for entry, place in zip(entries, state["places"], strict=True)]
@@ -157,11 +158,12 @@ class Mix:
         while (which := self._next()) is not None:
             if rows := self._read(which, count):
                 return which, rows
-            if self.weights and fresh:
-                raise UserError(f"{self.entries[which]['word']}: it holds no record")
+            if self.weights and (fresh or self.begun[which] == self.tokens[which]):
+                raise UserError(f"{self.entries[which]['word']}: it holds no record that can be trained on")
             self.passes[which] += 1
             fresh = bool(self.weights)
             if fresh:
+                self.begun[which] = self.tokens[which]
                 self.sources[which] = open_source(self.entries[which])
             self.rows[which] = None
         return None

@@ -342,6 +342,29 @@ def test_data_that_changed_cannot_be_gone_on_with(folder, tmp_path):
         gptft.finetune(resume=True, **settings)
 
 
+def test_records_at_the_end_that_are_all_left_out_are_counted_and_the_next_pass_begins(folder, tmp_path):
+    """They made no shard, so nobody told of them; or the run ended there."""
+    with (folder / "part-2.jsonl").open("a") as file:
+        file.write("broken\n" * 40)
+    settings = TINY | {"data": [str(folder)], "shard_tokens": 500, "max_steps": 220, "bad_records": "drop"}
+    run = gptft.finetune(out_dir=str(tmp_path / "run"), **settings)
+    ledger = run.summary["ledger"]["data"]
+    assert rows(run)[-1]["epoch"] > ledger["shards"]
+    assert ledger["records_read"] == 340 and ledger["records_dropped"] == {"bad record": 40} and law(ledger)
+    assert len((run.path / "lost.jsonl").read_text().splitlines()) == 40
+
+
+def test_a_shard_that_is_deleted_in_mid_run_is_made_again(folder):
+    """The run would wait for it without end: the process that makes shards is far behind it."""
+    corpus, _ = begin([folder])
+    ids = np.array(corpus.shard(1).ids)
+    corpus.shard(4)
+    for number in (1, 2):
+        shutil.rmtree(shard_path(corpus.folder, number))
+    assert np.array_equal(corpus.shard(1).ids, ids)
+    corpus.close()
+
+
 def test_a_file_that_is_edited_is_another_corpus(folder):
     """Its size is the same, and the shards of the old one lie in the cache."""
     _, first = begin([folder])

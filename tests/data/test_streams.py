@@ -122,10 +122,29 @@ def test_a_mix_keeps_to_its_shares_of_tokens_and_goes_on_where_it_was(tmp_path):
             assert (which, rows) == expected
 
 
-def test_a_source_of_a_mix_that_holds_nothing_is_an_error(tmp_path):
-    (tmp_path / "blank.jsonl").write_text("\n\n")
-    with pytest.raises(UserError, match=r"blank\.jsonl: it holds no record"):
-        Mix(describe([str(tmp_path / "blank.jsonl")]), [1.0]).take()
+@pytest.mark.parametrize("content", ["\n\n", "broken\n" * 50])
+def test_a_source_of_a_mix_that_gives_no_token_is_an_error(tmp_path, content):
+    """It would be read again and again, without end."""
+    (tmp_path / "d.jsonl").write_text(content)
+    mix = Mix(describe([str(tmp_path / "d.jsonl")]), [1.0])
+    with pytest.raises(UserError, match=r"d\.jsonl: it holds no record that can be trained on"):
+        for _ in range(10):
+            mix.take()
+
+
+def test_a_folder_that_comes_back_is_read_on_without_a_gap(tmp_path, monkeypatch):
+    """By the library, in the same process: its place is that of the last record that it gave."""
+    folder = write_files(tmp_path / "d", ".parquet")
+    (entry,) = pinned(describe([f"hf:{folder}"]))
+    away = tmp_path / "away"
+    monkeypatch.setattr(streams.time, "sleep", lambda seconds: away.rename(folder))
+    mix, read = Mix([entry]), []
+    while batch := mix.take(13):
+        read += texts(batch[1])
+        if len(read) == 26:
+            folder.rename(away)
+            mix.rows[0] = None  # as after an error
+    assert read == [record["text"] for record in RECORDS]
 
 
 def test_a_source_that_fails_for_a_while_is_opened_again_and_loses_nothing(tmp_path, monkeypatch):
