@@ -41,7 +41,7 @@ def go_over(task: dict) -> dict:
     corpus = Corpus([task["data"]], (), task["shard_tokens"])
     shard = corpus.begin(Recipe(gpt2_vocabulary.template, 1024), gpt2_vocabulary)
     first, number, tokens, examples, maker = time.perf_counter() - began, 0, 0, 0, 0
-    while shard:
+    while shard is not None:
         for window in plan(shard.ledger and (shard.offsets[1:] - shard.offsets[:-1]), 64, 1, 0, number):
             for chosen in window:
                 batch = collate([shard[i] for i in chosen], gpt2_vocabulary.eot)

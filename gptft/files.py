@@ -148,6 +148,14 @@ def fingerprints(paths: Iterable[Path]) -> list[str]:
     return [f"{stat.st_size} bytes of {stat.st_mtime_ns}" for stat in stats]
 
 
+def is_as_before(path: Path, fingerprint: str) -> bool:
+    """Whether a file has the fingerprint that it had."""
+    stat = path.stat()
+    if " bytes of " in fingerprint:
+        return fingerprint == f"{stat.st_size} bytes of {stat.st_mtime_ns}"
+    return fingerprint == sha256_file(path)
+
+
 def sha256_file(path: Path) -> str:
     """The SHA-256 of a file's bytes, in hexadecimal."""
     with open(path, "rb") as file:

@@ -167,7 +167,7 @@ def train(
             try:
                 losses = backward(state, objective, batches, n_targets, should_stop)
                 asked = time.perf_counter()
-                following = following or next(windows)  # collated while the device works
+                following = following or (next(windows) if step < total else [])  # collated while the device works
                 waited = time.perf_counter() - asked
                 loss_sum, grad_norm = add_up(losses), clip_gradients(state, config.grad_clip)
             except (Interrupted, SourceFailed, RuntimeError, MemoryError) as error:

@@ -55,6 +55,8 @@ class Corpus:
         self.heads = sorted(self.home.glob("head-*.jsonl"))
         self.folder, self.bad_records, self.maker, self.asked = self.home, "stop", None, -1
         self.parts: dict[int, Split] = {}  # by pass, the last two that were asked for: what a stream goes over
+        self.filled: list[int] = []  # the shards of which something is trained, in order
+        self.looked_at, self.ended = 0, False  # how many shards were looked at for that, and whether these are all
 
     def _begin(self, entries: list[dict]) -> None:
         """Note what the sources are from now on, and their heads."""
@@ -124,8 +126,11 @@ class Corpus:
         return dataset
 
     def _tokens_so_far(self) -> int:
-        sizes = [path.stat().st_size for path in self.folder.glob(".shard-*/ids.bin") if path.exists()]
-        return min(max(sizes, default=0) // 2, self.shard_tokens)
+        size = 0
+        for path in self.folder.glob(".shard-*/ids.bin"):
+            with contextlib.suppress(OSError):  # it was renamed meanwhile
+                size = max(size, path.stat().st_size)
+        return min(size // 2, self.shard_tokens)
 
     def _ask_for(self, number: int) -> None:
         """Have all shards up to this one made, and some further."""
@@ -149,6 +154,7 @@ class Corpus:
                 stdout=subprocess.DEVNULL,
                 stderr=self.errors,
                 text=True,
+                start_new_session=True,  # Ctrl-C and Ctrl-Z are for the run
                 env=os.environ | {"PYTHONPATH": paths},
             )
             self.close_at_exit = weakref.finalize(self, stop, self.maker)
@@ -199,25 +205,37 @@ class Stream(Split):
         """What the pass of this number goes over: a shard. Behind the last comes the first again."""
         parts = self.corpus.parts
         if number not in parts:
-            found = self._kept(number, should_stop)
-            if found is None:
-                passed = shards_in_all(self.corpus.folder)
-                passed -= self._kept(passed - 1, should_stop) is None
-                found = self._kept(number % passed, should_stop)
-            parts[number] = found
+            filled = self._find_filled(number, should_stop)
+            parts[number] = self.kept_of(filled[number % len(filled)], should_stop)
             if len(parts) > 2:
                 del parts[next(iter(parts))]
         return parts[number]
 
-    def _kept(self, number: int, should_stop: Callable[[], bool]) -> Split | None:
-        """None behind the end, and for a last shard of which nothing is left."""
-        if number == 0:
+    def _find_filled(self, number: int, should_stop: Callable[[], bool] = lambda: False) -> list[int]:
+        """The shards of which something is trained: so many that one is at this place, or all."""
+        corpus = self.corpus
+        while len(corpus.filled) <= number and not corpus.ended:
+            kept = self.kept_of(corpus.looked_at, should_stop)
+            if kept is None:
+                corpus.ended = True
+            else:
+                corpus.filled += [corpus.looked_at] * bool(len(kept))
+                corpus.looked_at += 1
+        return corpus.filled
+
+    def kept_of(self, shard: int, should_stop: Callable[[], bool] = lambda: False) -> Split | None:
+        """What of a shard is trained, which may be nothing; None behind the end."""
+        if shard == 0:
             return Split(self.dataset, self.indices)
-        dataset = self.corpus.shard(number, should_stop)
+        dataset = self.corpus.shard(shard, should_stop)
         if dataset is None:
             return None
-        kept = np.flatnonzero(~np.isin(dataset.groups, self.held_out))
-        return Split(dataset, kept) if len(kept) else None
+        return Split(dataset, np.flatnonzero(~np.isin(dataset.groups, self.held_out)))
+
+    def shards_begun(self, passes: int) -> int:
+        """How many shards so many passes have come to."""
+        filled = self._find_filled(passes - 1)
+        return self.corpus.looked_at if passes >= len(filled) and self.corpus.ended else filled[max(passes, 1) - 1] + 1
 
 
 def stream_of(corpus: Corpus, first: Split, *held_out: Split) -> Stream:
@@ -230,18 +248,16 @@ def close_books(datasets: dict[str, Dataset], train_set: Split, progress, mask_p
     """The ledgers of a run that stands at `progress`. That of a stream tells of all shards that were begun; what is
     left out of later ones, since the validation holds its prompts, is set aside. No more shards are made."""
     if isinstance(train_set, Stream):
-        add_shards(train_set, progress.epoch + (progress.window > 0), mask_prompt)
+        add_shards(train_set, train_set.shards_begun(progress.epoch + (progress.window > 0)), mask_prompt)
         train_set.corpus.close()
     return {name: dataset.ledger for name, dataset in datasets.items()}
 
 
 def add_shards(stream: Stream, shards: int, mask_prompt: bool) -> None:
-    """Let the ledger of the first shard tell of the first `shards`, or of all there are. One that is gone from the
+    """Let the ledger of the first shard tell of the first `shards`. One that is gone from the
     cache and cannot be made again is counted alone: the run is over, and is not to fail for that."""
     books = stream.dataset.ledger
     by_source: Counter[str] = Counter()
-    in_all = shards_in_all(stream.corpus.folder)
-    shards = max(1, min(shards, in_all or shards))
     for number in range(shards):
         try:
             dataset = stream.dataset if number == 0 else stream.corpus.shard(number)
@@ -255,7 +271,7 @@ def add_shards(stream: Stream, shards: int, mask_prompt: bool) -> None:
             stream.dataset.further.append(dataset.directory)
             if not mask_prompt:
                 dataset.score_prompts()
-            part = stream.part(number)
+            part = stream.kept_of(number)
             every = Split(dataset, np.arange(len(dataset)))
             ledger.add(books, dataset.ledger, *(ledger.books(split, mask_prompt) for split in (part, every)))
     books["shards"], books["tokens_by_source"] = shards, dict(by_source)

@@ -108,16 +108,23 @@ def fetch(word: str, flag: str = "data") -> Path:
     the record's number. What is there is not fetched again; `NAME@REVISION` names another. Raises UserError."""
     data = read_word(word, flag)
     folder = cache_directory() / "hub"
-    stem = re.sub(r"[^\w.-]+", "--", data.name.strip("/"))
-    stem += "".join(f"-{word}" for word in (data.config, data.split) if word)
-    there = [] if data.is_local else folder.glob(f"{stem}@{(data.revision or '')[:12]}*.jsonl")
-    if newest := max(there, key=lambda path: path.stat().st_mtime, default=None):
-        return newest  # without asking the hub
+    name = re.sub(r"[^\w.-]+", "--", data.name.strip("/"))
+    stem = "+".join(filter(None, [name, data.config])) + f"-{data.split}"
+    written = re.sub(r"[^\w.-]+", "+", data.revision or "")
+    asked = folder / f"{stem}@{written}.txt"  # which file it was, so that the hub need not be asked
+    if not data.is_local and asked.exists() and (there := folder / asked.read_text(encoding="utf-8")).exists():
+        return there
     data = pin(data)
     path = folder / f"{stem}@{data.revision[:12]}.jsonl"
-    if path.exists():
-        return path
-    bar = tqdm(desc=f"fetching {word}", unit=" records", disable=not sys.stderr.isatty(), leave=False)
+    if not path.exists():
+        _write(data, path, flag)
+    with atomic_write(asked) as file:
+        file.write(path.name)
+    return path
+
+
+def _write(data: HubData, path: Path, flag: str) -> None:
+    bar = tqdm(desc=f"fetching {data.word}", unit=" records", disable=not sys.stderr.isatty(), leave=False)
     with bar, atomic_write(path) as file:
         size = 0
         for row in rows_of(data):
@@ -125,14 +132,13 @@ def fetch(word: str, flag: str = "data") -> Path:
             size += len(line)
             if size > LARGEST:
                 raise UserError(
-                    f"--{flag} {word}: more than {LARGEST / 1e9:.0f} GB of records: train on it with --stream "
+                    f"--{flag} {data.word}: more than {LARGEST / 1e9:.0f} GB of records: train on it with --stream "
                     "true --max_steps N, which makes its tokens beside the training"
                 )
             file.write(line)
             bar.update()
         if not size:
-            raise UserError(f"--{flag} {word}: it holds no record")
-    return path
+            raise UserError(f"--{flag} {data.word}: it holds no record")
 
 
 def plain(value):

@@ -78,8 +78,6 @@ class Maker:
 
     def _make(self) -> bool:
         """Make the shard; False where the stream has no record for it."""
-        for left in self.folder.glob(".shard-*"):  # by a process that was killed; none else writes here now
-            shutil.rmtree(left, ignore_errors=True)
         temporary = Path(tempfile.mkdtemp(prefix=".shard-", dir=self.folder))
         try:
             builder = Builder(temporary, self.tokenizer, self.recipe, f"{self.values['key']}-{self.number}")
@@ -93,13 +91,16 @@ class Maker:
                         at = self.mix.first[which] + file
                         builder.add(at, self.mix.names[at], [(row.number, row.line, row.raw) for row in its])
                     self.mix.tokens[which] += builder.offsets[-1] - before
+                    if builder.bad and self.recipe.bad_records == "stop":
+                        break
             if not builder.count["records_read"] and self.number:
                 return False
             # the last records of a stream may all be left out: the shard tells of them
             builder.finish(self.mix.names, {"next": self.mix.state}, may_be_empty=self.number > 0)
             sync_tree(temporary)
-            shutil.rmtree(path := shard_path(self.folder, self.number), ignore_errors=True)
-            os.replace(temporary, path)
+            if not is_complete(path := shard_path(self.folder, self.number)):
+                shutil.rmtree(path, ignore_errors=True)
+                os.replace(temporary, path)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
         return True
@@ -121,8 +122,11 @@ class Maker:
                 except BlockingIOError:
                     time.sleep(TO_WAIT)
                     continue
-                except OSError:  # a file system without locks: two makers make the same shard twice
-                    pass
+                except OSError:  # a file system without locks: two makers may make the same shard
+                    yield
+                    return
+                for left in self.folder.glob(".shard-*"):  # by a process that was killed: none else writes here now
+                    shutil.rmtree(left, ignore_errors=True)
                 yield
                 return
 

@@ -130,9 +130,9 @@ def json_lines(path: Path, lines: int = 0, start: int = 0) -> Iterator[tuple[int
     with opened(path) as file:
         if start and file.seekable():
             file.seek(start)
-        elif start:
-            while start > 0 and (piece := file.read(min(start, AT_ONCE))):
-                start -= len(piece)
+        left = 0 if file.seekable() else start
+        while left and (piece := file.read(min(left, AT_ONCE))):
+            left -= len(piece)
         end = start
         for line, content in enumerate(file, lines + 1):
             end += len(content)

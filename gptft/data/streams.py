@@ -20,7 +20,7 @@ from gptft.data.compressed import kind_of
 from gptft.data.sources import find, is_json_lines, json_lines, raw_records
 from gptft.data.tables import rows_of_parquet
 from gptft.errors import SourceFailed, Unreadable, UserError
-from gptft.files import fingerprints, json_line
+from gptft.files import fingerprints, is_as_before, json_line
 
 WAITS = (1.0, 2.0, 4.0)  # seconds before a source that failed is opened again
 AT_ONCE = 32  # records that are taken from a source before it is asked which is next; the more the faster
@@ -71,14 +71,22 @@ class FileSource:
     other kinds what was read is gone over again."""
 
     def __init__(self, entry: dict, place: dict | None = None) -> None:
-        self.names = [name for name, _ in entry["files"]]
+        self.names, self.fingerprints = map(list, zip(*entry["files"], strict=True))
         self.place = place or {"file": 0, "record": 0}
 
     def __iter__(self) -> Iterator[Row]:
         while (file := self.place["file"]) < len(self.names):
-            for place, line, raw in self._records(Path(self.names[file]), self.place):
-                self.place = {"file": file, **place}
-                yield Row(file, line, place["record"] - 1, raw)
+            path = Path(self.names[file])
+            begun = path.stat()
+            changed = not is_as_before(path, self.fingerprints[file])
+            if not changed:
+                for place, line, raw in self._records(path, self.place):
+                    self.place = {"file": file, **place}
+                    yield Row(file, line, place["record"] - 1, raw)
+                stat = path.stat()
+                changed = (stat.st_size, stat.st_mtime_ns) != (begun.st_size, begun.st_mtime_ns)
+            if changed:  # what is read of it now would stand under the name of what it was
+                raise UserError(f"{path} changed since the stream was begun")
             self.place = {"file": file + 1, "record": 0}
 
     @staticmethod

@@ -21,8 +21,8 @@ from pyarrow import parquet
 import gptft
 from gptft.data import streams
 from gptft.data.build import Recipe
-from gptft.data.corpus import AHEAD, Corpus
-from gptft.data.examples import load_dataset
+from gptft.data.corpus import AHEAD, Corpus, stream_of
+from gptft.data.examples import Split, load_dataset
 from gptft.data.maker import shard_path, shards_in_all
 from gptft.errors import Interrupted, SourceFailed, UserError
 from gptft.prompts import TEMPLATES
@@ -69,7 +69,7 @@ def begin(words, weights=(), shard_tokens=1500, bad_records="stop"):
 
 def all_shards(corpus):
     shards = []
-    while dataset := corpus.shard(len(shards)):
+    while (dataset := corpus.shard(len(shards))) is not None:
         shards.append(dataset)
     corpus.close()
     return shards
@@ -290,7 +290,7 @@ def test_a_run_whose_source_fails_is_saved_and_goes_on_bit_for_bit(folder, tmp_p
     if harm == "gone":
         assert str(last) in message and f"Saved in {tmp_path / 'run' / 'last'}" in message
     if harm == "broken":
-        assert f"{last}, line 1: broken JSON" in message and "--bad_records drop" in message
+        assert f"{last} changed since the stream was begun" in message
     monkeypatch.undo()
     monkeypatch.setenv("GPTFT_CACHE", str(tmp_path / "another"))
     if harm != "killed":
@@ -340,6 +340,29 @@ def test_data_that_changed_cannot_be_gone_on_with(folder, tmp_path):
         file.write('{"text": "one more"}\n')
     with pytest.raises(UserError, match="--resume: the training data changed"):
         gptft.finetune(resume=True, **settings)
+
+
+def test_a_shard_of_which_all_is_held_out_is_passed_over(tmp_path):
+    """A corpus that is sorted by question: the run took such a shard for the end."""
+    path = tmp_path / "d.jsonl"
+    records = [{"question": f"What is {n}?", "answer": f"It is {k}."} for n in range(3) for k in range(60)]
+    records = records[:1] + records[60:61] + records[120:] + records[1:60] + records[61:120]
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    tokenizer = tokenizer_for("qa")
+    corpus = Corpus([str(path)], (), 500)
+    first = corpus.begin(Recipe(tokenizer.template, 48), tokenizer)
+    of_group = [np.flatnonzero(first.groups == group) for group in first.groups[:2]]
+    held = Split(first, of_group[1])  # what stands in the shards of the end
+    stream = stream_of(corpus, Split(first, np.setdiff1d(np.arange(len(first)), of_group[1])), held)
+    parts = [stream.part(number) for number in range(20)]
+    assert all(map(len, parts))
+    in_all = shards_in_all(corpus.folder)
+    empty = [number for number in range(in_all) if not len(stream.kept_of(number))]
+    assert empty and stream.shards_begun(20) == in_all
+    groups = np.concatenate([part.dataset.groups[part.indices] for part in parts])
+    assert not np.isin(held.dataset.groups[held.indices], groups).any()
+    assert parts[len(corpus.filled)].dataset.directory == first.directory  # the second pass
+    corpus.close()
 
 
 def test_records_at_the_end_that_are_all_left_out_are_counted_and_the_next_pass_begins(folder, tmp_path):

@@ -71,11 +71,18 @@ def test_a_stream_goes_on_behind_any_record(tmp_path, kind, by):
         read = [next(rows) for _ in range(done)]
         place = json.loads(json.dumps(source.place))  # as it is stored
         assert read + list(open_source(entry, place)) == whole, done
+    place, read = None, []
+    for count in (7, 1, 24, 0, 30):  # on again and again, each time from a place that was found from a place
+        source = open_source(entry, place)
+        rows = iter(source)
+        read += [next(rows) for _ in range(count)]
+        place = json.loads(json.dumps(source.place))
+    assert read + list(open_source(entry, place)) == whole
 
 
 @pytest.mark.parametrize("kind", [".jsonl", ".parquet"])
-def test_going_on_does_not_read_from_the_start(tmp_path, kind):
-    """What was read is not looked at again: the first file may be gone, and the start of the second be broken."""
+def test_going_on_does_not_read_from_the_start(tmp_path, kind, monkeypatch):
+    """What was read is not looked at again: the first file may be gone, and the second is begun in its middle."""
     folder = write_files(tmp_path / "d", kind)
     (entry,) = describe([str(folder)])
     source = open_source(entry)
@@ -83,9 +90,29 @@ def test_going_on_does_not_read_from_the_start(tmp_path, kind):
     for _ in range(50):
         next(rows)
     (folder / f"part-0{kind}").unlink()
-    second = folder / f"part-1{kind}"
-    second.write_bytes(b"\0" * 200 + second.read_bytes()[200:])
+    begun, reads = [], {"json_lines": streams.json_lines, "rows_of_parquet": streams.rows_of_parquet}
+    for name, read in reads.items():
+        monkeypatch.setattr(
+            streams, name, lambda path, *at, read=read: begun.append((path.name, *at)) or read(path, *at)
+        )
     assert texts(open_source(entry, source.place)) == [record["text"] for record in RECORDS[50:]]
+    assert begun[0][0] == f"part-1{kind}" and begun[0][-1] == source.place.get("byte", 20) > 0
+
+
+def test_a_file_that_changes_under_the_stream_is_an_error_not_other_records(tmp_path):
+    """What is read of it would stand in the cache under the name of what it was, or be taken for its end."""
+    folder = write_files(tmp_path / "d", ".jsonl", files=1)
+    (path,), (entry,) = folder.iterdir(), describe([str(folder)])
+    source = open_source(entry)
+    rows = iter(source)
+    next(rows)
+    with path.open("a") as file:
+        file.write('{"text": "more"}\n')
+    with pytest.raises(UserError, match="changed since the stream was begun"):
+        list(rows)
+    path.write_bytes(path.read_bytes()[:20])
+    with pytest.raises(UserError, match="changed since the stream was begun"):
+        list(open_source(entry, source.place))
 
 
 def test_sources_without_weights_come_one_after_the_other(tmp_path):
