@@ -196,7 +196,9 @@ def table(result: dict) -> str:
         f"{settings['model']}, {settings['train']} records of {settings['data']} for {settings['epochs']} epochs, "
         f"{settings['val']} to choose by, {settings['test']} to test on; seeds {', '.join(map(str, SEEDS))}."
     )
-    return f"{notes}\n\n{text}"
+    unfinished = [how for how in HOW if next_run(how, result["runs"], settings["quick"])]
+    more = f"\n\nNot finished, further runs are to come: {', '.join(unfinished)}." if unfinished else ""
+    return f"{notes}\n\n{text}{more}"
 
 
 if __name__ == "__main__":
