@@ -159,17 +159,15 @@ def table(result: dict) -> str:
 
 
 def describe_waiting(result: dict) -> str:
-    """How long the loop waited, and what making shards beside the training costs it."""
+    """How long the loop waited."""
     shares = {who: common.spreads(result["rounds"], "data_share")[who] for who in ("stream", "files")}
-    ratio = common.ratios(result["rounds"], "stream", "files", "tokens_per_second")
     waits = {
         who: f"{each['median']:.2%} of its time ({each['min']:.2%} to {each['max']:.2%})"
         for who, each in shares.items()
     }
     return (
         f"GPT-2 124M, {result['settings']['steps']} steps in fp32 while further shards are made: it waits for its data "
-        f"{waits['stream']}, on files that were tokenised before {waits['files']}; its tokens a second are "
-        f"{ratio['median']:.2f} of those on files ({ratio['min']:.2f} to {ratio['max']:.2f})."
+        f"{waits['stream']}, on files that were tokenised before {waits['files']}."
     )
 
 
