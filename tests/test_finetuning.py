@@ -69,6 +69,7 @@ def test_a_run_leaves_the_files_of_the_contract(tmp_path, write_lines, pairs):
         "iter_time",
         "tokens_per_second",
         "flops",
+        "data_share",
         "remaining_time",
     } == next(row for row in rows if "loss" in row).keys()
     answers = [json.loads(line) for line in (tmp_path / "run" / "responses.jsonl").read_text().splitlines()]

@@ -7,7 +7,7 @@ from gptft.training import Evaluation, Progress, Step
 
 
 def step(number):
-    return Step(number, number / 10, 2.5, 1e-4, 1.0, 0.1, 100.0, 1e9, 5.0)
+    return Step(number, number / 10, 2.5, 1e-4, 1.0, 0.1, 100.0, 1e9, 0.01, 5.0)
 
 
 def write_events(path, progress, *events, log_every=1):
