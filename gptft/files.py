@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import shutil
+import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -46,6 +47,11 @@ def sync_tree(directory: Path) -> None:
     sync_directory(directory)
 
 
+def beside(path: Path) -> Path:
+    """A name for a temporary file beside `path`, which no other thread or process uses."""
+    return path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
+
+
 @contextlib.contextmanager
 def atomic_write(path: Path, mode: str = "w") -> Iterator:
     """Open a temporary file beside `path`; on success flush it to disk and rename it over `path`.
@@ -54,7 +60,7 @@ def atomic_write(path: Path, mode: str = "w") -> Iterator:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = beside(path)
     try:
         with open(temporary, mode, encoding=None if "b" in mode else "utf-8") as file:
             yield file
@@ -71,7 +77,7 @@ def atomic_write(path: Path, mode: str = "w") -> Iterator:
 def new_directory(path: Path) -> Iterator[Path]:
     """A temporary folder beside `path`; on success it is flushed to disk and becomes `path`, which must not exist or be
     an empty folder. A failure leaves nothing behind; one of the disk is a UserError."""
-    temporary = path.parent / f".{path.name}.{os.getpid()}.tmp"
+    temporary = beside(path)
     try:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)

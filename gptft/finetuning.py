@@ -32,7 +32,7 @@ from gptft.data import ledger, sources
 from gptft.data.corpus import Corpus, close_books, stream_of
 from gptft.data.examples import Dataset, Recipe, Split, load_dataset, split, subset
 from gptft.data.readings import choose_template
-from gptft.data.streams import describe
+from gptft.data.streams import find_streams
 from gptft.device import Precision, keep_freed_memory, pick_device
 from gptft.errors import UserError
 from gptft.files import atomic_write
@@ -159,7 +159,7 @@ def check_inputs(config: Config) -> None:
     """Refuse a missing file or a faulty template at once, before a model is loaded, downloaded perhaps."""
     for name in ("data", "val_data", "test_data"):
         if name == "data" and config.stream:
-            describe(config.data)
+            find_streams(config.data)
         else:
             sources.find(getattr(config, name), name)
     if config.template != "auto":

@@ -136,14 +136,15 @@ def train(
     model, optimizer, scaler, progress = state.model, state.optimizer, state.precision.scaler, state.progress
     total = total_steps(len(train_set), config)
     eval_every = config.eval_every or max(1, total // 10)
-    started, first_step = time.perf_counter(), progress.step
+    started, first_step, per_epoch = time.perf_counter(), progress.step, 1
     windows = upcoming_windows(train_set, config, state, to_batch, should_stop)
-    batches = next(windows)
+    batches = next(windows) if progress.step < total else []
     model.train()
 
     while True:
         # evaluate, wherever an evaluation is due: before the first step, every eval_every steps, and at the end
-        per_epoch = steps_per_epoch(len(train_set.part(progress.epoch)), config)
+        if progress.window or progress.step < total:  # where the last step ends a shard, no further one is asked for
+            per_epoch = steps_per_epoch(len(train_set.part(progress.epoch)), config)
         due = progress.step % eval_every == 0 or progress.step >= total
         if len(val_set) and due and progress.evaluated != progress.step:
             try:

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 
 import pytest
 
@@ -140,3 +141,27 @@ def test_json_lines_come_back_as_they_were_written(tmp_path):
     rows = [{"after": "a\u2028b\x85c\nd"}, {"after": "\ud83d half"}, {}]
     write_json_lines(tmp_path / "rows.jsonl", rows)
     assert read_json_lines(tmp_path / "rows.jsonl") == rows
+
+
+def test_threads_that_write_the_same_file_are_not_in_each_others_way(tmp_path):
+    """Two runs of one process on one corpus did: one renamed the temporary file of the other."""
+    path, failed = tmp_path / "x", []
+    everyone = threading.Barrier(4)
+
+    def write(letter):
+        try:
+            for _ in range(20):
+                everyone.wait()
+                with atomic_write(path) as file:
+                    file.write(letter * 1000)
+        except Exception as error:
+            everyone.abort()
+            failed.append(error)
+
+    threads = [threading.Thread(target=write, args=(letter,)) for letter in "abcd"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failed and path.read_text() in {letter * 1000 for letter in "abcd"}
+    assert [each.name for each in tmp_path.iterdir()] == ["x"]

@@ -479,3 +479,24 @@ def test_a_loss_that_is_not_finite_moves_no_weight_under_fp16_though_its_gradien
     with pytest.raises(NonFinite, match="step 1: the loss is inf"):
         run(state, objective, config, examples, val)
     assert torch.equal(weights(state.model), before)
+
+
+def test_the_share_of_waiting_is_that_of_the_time_until_the_data_is_there(monkeypatch):
+    """By a clock that only the data and the model move: 1 for each batch, 3 for each forward pass."""
+    now = [0.0]
+    monkeypatch.setattr("gptft.training.time.perf_counter", lambda: now[0])
+    state, objective, config, examples, _ = setup(n_val=0, batch_size=9, grad_accum=1, epochs=3)
+    forward = objective.forward
+
+    def slow_forward(batch):
+        now[0] += 3
+        return forward(batch)
+
+    def slow_batch(chosen):
+        now[0] += 1
+        return TO_BATCH(chosen)
+
+    monkeypatch.setattr(objective, "forward", slow_forward)
+    steps = [event for event in train(state, objective, config, examples, [], slow_batch) if isinstance(event, Step)]
+    assert [step.data_share for step in steps] == [0.25, 0.25, 0.0]  # behind the last step none is waited for
+    assert state.progress.data_seconds == 2.0 and state.progress.seconds == 11.0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import importlib.util
 import json
 from collections.abc import Sequence
@@ -11,7 +10,7 @@ from pathlib import Path
 
 from gptft.curation.findings import count_kinds
 from gptft.curation.lint import Report, look_through, measure_words
-from gptft.data.cache import cache_directory
+from gptft.data.cache import cache_directory, key_of
 from gptft.data.compressed import kind_of
 from gptft.files import atomic_write, sha256_file
 from gptft.prompts import Template
@@ -29,7 +28,7 @@ def describe_data(groups: dict[str, Sequence[str]], fields: dict[str, str], temp
     }
     has_ftfy = importlib.util.find_spec("ftfy") is not None
     decides = [EDITION, AT_MOST, has_ftfy, files, sorted(fields.items()), template.unwraps]
-    cached = cache_directory() / f"lint-{hashlib.sha256(json.dumps(decides).encode()).hexdigest()[:32]}.json"
+    cached = cache_directory() / f"lint-{key_of(decides)}.json"
     try:
         counts, records, stopped = json.loads(cached.read_text(encoding="utf-8"))
     except (OSError, ValueError, TypeError):

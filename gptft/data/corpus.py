@@ -28,10 +28,10 @@ from tqdm import tqdm
 
 from gptft.data import ledger
 from gptft.data.build import EDITION, NAMED, Recipe, bad_records
-from gptft.data.cache import cache_directory
+from gptft.data.cache import cache_directory, key_of
 from gptft.data.examples import Dataset, Split, is_complete
 from gptft.data.maker import shard_path, shards_in_all
-from gptft.data.streams import describe, digest_of, head_of, pinned
+from gptft.data.streams import describe, head_of, names_of, pinned
 from gptft.errors import Interrupted, SourceFailed, UserError
 from gptft.files import atomic_write, read_json
 from gptft.tokenizer import Tokenizer
@@ -48,7 +48,7 @@ class Corpus:
         """Raises UserError for a source that is not there, or of which nothing can be read."""
         entries = describe(words)
         self.weights, self.shard_tokens = list(weights), shard_tokens
-        self.home = cache_directory() / "corpora" / digest_of([EDITION, entries, HEAD])
+        self.home = cache_directory() / "corpora" / key_of([EDITION, entries, HEAD])
         if not (self.home / "sources.json").exists():
             self._begin(entries)
         self.entries = read_json(self.home / "sources.json")["entries"]
@@ -81,7 +81,7 @@ class Corpus:
         self.bad_records = recipe.bad_records
         values = {"max_length": recipe.max_length, "truncation": recipe.truncation, "fields": recipe.fields or {}}
         decides = [recipe.template.to_dict(), recipe.template.today, sorted(values.items()), tokenizer.digest]
-        key = digest_of([self.entries, self.weights, self.shard_tokens, *decides])
+        key = key_of([self.entries, self.weights, self.shard_tokens, *decides])
         self.folder = self.home / key
         if not (self.folder / "corpus.json").exists():
             self.folder.mkdir(exist_ok=True)
@@ -96,7 +96,7 @@ class Corpus:
     @property
     def names(self) -> list[str]:
         """Of all files, and data sets of the hub, in the order in which the shards count them."""
-        return [name for entry in self.entries for name, _ in entry.get("files", [(entry["word"], 0)])]
+        return [name for entry in self.entries for name in names_of(entry)]
 
     def shard(self, number: int, should_stop: Callable[[], bool] = lambda: False) -> Dataset | None:
         """The shard, waited for where it is not there yet; None behind the corpus' end.
@@ -161,7 +161,8 @@ class Corpus:
         if last > self.asked:
             self.asked = last
             with contextlib.suppress(BrokenPipeError):  # it has ended: whoever waits for it will see
-                print(last, file=self.maker.stdin, flush=True)
+                self.maker.stdin.write(f"{last}\n")
+                self.maker.stdin.flush()
 
     def _explain(self, number: int) -> None:
         """Raise SourceFailed where the process that makes the shards has failed and this shard is not there."""

@@ -5,8 +5,6 @@ NAME may be a local folder that the library can read. The split is `train` where
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
 import sys
 from collections.abc import Iterator
@@ -16,7 +14,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from gptft.data.cache import cache_directory
+from gptft.data.cache import cache_directory, key_of
 from gptft.errors import UserError, need_extra
 from gptft.files import atomic_write, fingerprints, json_line
 
@@ -64,8 +62,7 @@ def pin(data: HubData) -> HubData:
     Raises UserError where the hub cannot be asked."""
     if data.is_local:
         files = sorted(path for path in Path(data.name).rglob("*") if path.is_file())
-        seen = [*map(str, files), *fingerprints(files)]
-        return replace(data, revision=hashlib.sha256(json.dumps(seen).encode()).hexdigest())
+        return replace(data, revision=key_of([*map(str, files), *fingerprints(files)]))
     _library(data)
     from huggingface_hub import HfApi
 
@@ -106,8 +103,7 @@ def rows_of(data: HubData) -> Iterator[dict]:
 def fetch(word: str, flag: str = "data") -> Path:
     """The records of a data set as JSON lines in the cache, which from then on are a file like any other: the line is
     the record's number. What is there is not fetched again; `NAME@REVISION` names another. Raises UserError."""
-    data = read_word(word, flag)
-    folder = cache_directory() / "hub"
+    data, folder = read_word(word, flag), cache_directory() / "hub"
     name = re.sub(r"[^\w.-]+", "--", data.name.strip("/"))
     stem = "+".join(filter(None, [name, data.config])) + f"-{data.split}"
     written = re.sub(r"[^\w.-]+", "+", data.revision or "")
@@ -124,6 +120,7 @@ def fetch(word: str, flag: str = "data") -> Path:
 
 
 def _write(data: HubData, path: Path, flag: str) -> None:
+    """All records into a file, or none where they are too many or cannot be read to the end."""
     bar = tqdm(desc=f"fetching {data.word}", unit=" records", disable=not sys.stderr.isatty(), leave=False)
     with bar, atomic_write(path) as file:
         size = 0
@@ -142,7 +139,7 @@ def _write(data: HubData, path: Path, flag: str) -> None:
 
 
 def plain(value):
-    """A value as JSON has it: times as texts. Raises UserError for what is none, a picture say."""
+    """A value as JSON has it: times as texts, and what is no text, bytes or a picture, as the name of its kind."""
     if isinstance(value, dict):
         return {key: plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -151,7 +148,7 @@ def plain(value):
         return value.isoformat()
     if value is None or isinstance(value, str | int | float | bool):
         return value
-    return f"({type(value).__name__})"  # bytes, a picture: no text, and not lost without a word
+    return f"({type(value).__name__})"  # not lost without a word
 
 
 def _library(data: HubData):

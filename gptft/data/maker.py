@@ -168,11 +168,9 @@ def main(folder: str, bad_records: str) -> None:
     try:
         work(Maker(Path(folder), bad_records), Wanted().behind)
     except UserError as error:
-        print(error, file=sys.stderr)
-        sys.exit(1)
+        sys.exit(str(error))
     except OSError as error:
-        print(f"{folder}: {error.strerror or error}", file=sys.stderr)
-        sys.exit(1)
+        sys.exit(f"{folder}: {error.strerror or error}")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
 import json
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
@@ -16,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from gptft.data.cache import cache_directory
+from gptft.data.cache import cache_directory, key_of
 from gptft.data.compressed import kind_of
 from gptft.data.held import ASKED, Finder, Prompts, candidates, held_template, prompts_of
 from gptft.data.shapes import KNOWN, LISTS, Reading, known_keys, parts_of, readings_of
@@ -61,8 +60,8 @@ def survey(path: Path, asked: Collection[str] = ASKED, templates: dict[str, Temp
         return Survey([Kind(path, 1, 1, frozenset({"text"}))], Counter(), [])
     templates = candidates(None) if templates is None else templates
     forms = [[each.to_dict(), prompts_of(each)] for each in templates.values()]
-    content = json.dumps([kind_of(path), sha256_file(path), sorted(KNOWN), sorted(asked), forms])
-    cached = cache_directory() / f"keys-{hashlib.sha256(content.encode()).hexdigest()[:32]}.json"
+    decides = [kind_of(path), sha256_file(path), sorted(KNOWN), sorted(asked), forms]
+    cached = cache_directory() / f"keys-{key_of(decides)}.json"
     try:
         kinds, others, prompts = json.loads(cached.read_text(encoding="utf-8"))
     except (OSError, ValueError, TypeError):

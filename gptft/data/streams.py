@@ -6,9 +6,7 @@ JSON holds. A source that fails is opened again at its place a few times before 
 
 from __future__ import annotations
 
-import hashlib
 import itertools
-import json
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -35,22 +33,32 @@ class Row(NamedTuple):
     raw: object
 
 
+def find_streams(words: Sequence[str]) -> list[tuple[str, list[Path] | hub.HubData]]:
+    """Each word of `--data` with the files, or the data set of the hub, behind it. Raises UserError for what is not
+    there, and for what cannot be a stream."""
+    found = [(word, hub.read_word(word) if word.startswith(hub.PREFIX) else find([word])) for word in words]
+    for path in itertools.chain.from_iterable(files for _, files in found if isinstance(files, list)):
+        if kind_of(path) == ".txt":
+            raise UserError(f"--stream: {path} is one text: train on it without --stream, or give a text a line")
+    return found
+
+
 def describe(words: Sequence[str]) -> list[dict]:
     """What the words of `--data` name: of files their names and fingerprints, of a data set of the hub its word. Raises
-    UserError for what is not there, and for what cannot be a stream."""
+    UserError as `find_streams` does."""
     entries = []
-    for word in words:
-        if word.startswith(hub.PREFIX):
-            data = hub.read_word(word)
+    for word, data in find_streams(words):
+        if isinstance(data, hub.HubData):
             entries.append({"word": data.word, "revision": hub.pin(data).revision if data.is_local else None})
             continue
-        files = find([word])
-        for path in files:
-            if kind_of(path) == ".txt":
-                raise UserError(f"--stream: {path} is one text: train on it without --stream, or give a text a line")
-        names = [str(path.resolve()) for path in files]
-        entries.append({"word": word, "files": list(map(list, zip(names, fingerprints(files), strict=True)))})
+        names = [str(path.resolve()) for path in data]
+        entries.append({"word": word, "files": list(map(list, zip(names, fingerprints(data), strict=True)))})
     return entries
+
+
+def names_of(entry: dict) -> list[str]:
+    """The names of a source's files; of a data set of the hub, its word."""
+    return [name for name, _ in entry["files"]] if "files" in entry else [entry["word"]]
 
 
 def pinned(entries: list[dict]) -> list[dict]:
@@ -71,7 +79,7 @@ class FileSource:
     other kinds what was read is gone over again."""
 
     def __init__(self, entry: dict, place: dict | None = None) -> None:
-        self.names, self.fingerprints = map(list, zip(*entry["files"], strict=True))
+        self.names, self.fingerprints = names_of(entry), [fingerprint for _, fingerprint in entry["files"]]
         self.place = place or {"file": 0, "record": 0}
 
     def __iter__(self) -> Iterator[Row]:
@@ -108,7 +116,7 @@ class HubSource:
     """A data set of the hub, or a folder, as the library `datasets` streams it; it keeps the place itself."""
 
     def __init__(self, entry: dict, place: dict | None = None) -> None:
-        self.data, self.names = _hub_data(entry), [entry["word"]]
+        self.data, self.names = _hub_data(entry), names_of(entry)
         self.record, self.state, self.dataset = (place["record"], place["state"], None) if place else (0, None, None)
 
     @property
@@ -162,18 +170,16 @@ class Mix:
     def take(self, count: int = AT_ONCE) -> tuple[int, list[Row]] | None:
         """(which source, its next records, `count` or fewer), None where the stream has ended. Raises SourceFailed,
         UserError."""
-        fresh = False
         while (which := self._next()) is not None:
             if rows := self._read(which, count):
                 return which, rows
-            if self.weights and (fresh or self.begun[which] == self.tokens[which]):
-                raise UserError(f"{self.entries[which]['word']}: it holds no record that can be trained on")
             self.passes[which] += 1
-            fresh = bool(self.weights)
-            if fresh:
+            self.rows[which] = None
+            if self.weights:
+                if self.begun[which] == self.tokens[which]:
+                    raise UserError(f"{self.entries[which]['word']}: it holds no record that can be trained on")
                 self.begun[which] = self.tokens[which]
                 self.sources[which] = open_source(self.entries[which])
-            self.rows[which] = None
         return None
 
     def _next(self) -> int | None:
@@ -200,8 +206,7 @@ class Mix:
                 if not waits:
                     word = self.entries[which]["word"]
                     text = str(error) if isinstance(error, UserError) else f"{word}: {hub.first_line(error)}"
-                    place = source.place
-                    raise SourceFailed(f"{text}; read until record {place['record']} of {word}") from None
+                    raise SourceFailed(f"{text}; read until record {source.place['record']} of {word}") from None
                 time.sleep(waits.pop(0))
 
 
@@ -215,8 +220,3 @@ def head_of(entry: dict, records: int) -> Iterator[bytes]:
                 yield row.raw.rstrip(b"\r\n") + b"\n"
             elif not isinstance(row.raw, Unreadable):
                 yield json_line(hub.plain(row.raw)).encode()
-
-
-def digest_of(values) -> str:
-    """A short hash of what JSON can hold."""
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:32]

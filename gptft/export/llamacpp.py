@@ -21,7 +21,7 @@ from gptft.adapters.lora import adapters_of
 from gptft.architecture import GPTConfig
 from gptft.errors import UserError, need_extra
 from gptft.export.llamacpp_vocabulary import vocabulary_of, write_vocabulary
-from gptft.files import sync_directory
+from gptft.files import beside, sync_directory
 from gptft.formats.families import config_to_hf
 from gptft.formats.gguf_names import FAMILY_OF, FUSED, OWN_CONFIG, Entry, entries_of, settings_of
 from gptft.model import GPT
@@ -77,7 +77,7 @@ def export_gguf(
         notes.append(f"kept in fp16, since their rows are no multiple of {BLOCK}: {', '.join(halved)}")
     vocabulary = vocabulary_of(tokenizer, model.config.vocab_size)
     notes += vocabulary.notes
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = beside(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         writer = gguf.GGUFWriter(temporary, arch)

@@ -1,6 +1,7 @@
 """A corpus: its shards hold every record once, runs share them and stop and go on in the middle of one, bit for bit;
 a source that fails in mid-run loses nothing."""
 
+import contextlib
 import json
 import os
 import random
@@ -134,17 +135,18 @@ def test_two_runs_share_the_shards_of_one_corpus(folder):
         shards[name] = [np.array(shard.ids) for shard in all_shards(corpus)]
 
     def watch():
-        while len(shards) < 2:
-            for path in tmp.glob("corpora/*/*/shard-*"):
-                made.setdefault(path.name, set()).add(path.stat().st_ino)
+        while any(thread.is_alive() for thread in runs):
+            with contextlib.suppress(FileNotFoundError):  # a temporary folder that is gone meanwhile
+                for path in tmp.glob("corpora/*/*/shard-*"):
+                    made.setdefault(path.name, set()).add(path.stat().st_ino)
             time.sleep(0.01)
 
     tmp = Path(os.environ["GPTFT_CACHE"])
-    threads = [threading.Thread(target=run, args=(name,)) for name in "ab"] + [threading.Thread(target=watch)]
-    for thread in threads:
+    runs = [threading.Thread(target=run, args=(name,)) for name in "ab"]
+    for thread in runs:
         thread.start()
-    for thread in threads:
-        thread.join()
+    watch()
+    assert len(shards) == 2
     assert all(np.array_equal(a, b) for a, b in zip(shards["a"], shards["b"], strict=True))
     assert len(made) == len(shards["a"]) and all(len(inodes) == 1 for inodes in made.values())
 
@@ -340,6 +342,26 @@ def test_data_that_changed_cannot_be_gone_on_with(folder, tmp_path):
         file.write('{"text": "one more"}\n')
     with pytest.raises(UserError, match="--resume: the training data changed"):
         gptft.finetune(resume=True, **settings)
+
+
+def test_a_run_that_ends_with_a_shard_asks_for_no_further_one(folder, tmp_path, monkeypatch):
+    """It waited for one that it did not train on, and could never end where the source was gone."""
+    corpus, first = begin([folder])
+    corpus.close()
+    shard = Corpus.shard
+
+    def first_alone(self, number, should_stop=lambda: False):
+        if number:
+            raise SourceFailed("the source is gone")
+        return shard(self, number, should_stop)
+
+    monkeypatch.setattr(Corpus, "shard", first_alone)
+    settings = TINY | {"data": [str(folder)], "out_dir": str(tmp_path / "run"), "val_fraction": 0.2}
+    n_train = len(first) - round(0.2 * len(first))
+    run = gptft.finetune(**settings | {"max_steps": -(-n_train // 4)})
+    assert run.summary["ledger"]["data"]["shards"] == 1 and rows(run)[-1]["epoch"] == 1.0
+    with pytest.raises(UserError, match="the source is gone"):
+        gptft.finetune(**settings | {"max_steps": -(-n_train // 4) + 1, "out_dir": str(tmp_path / "further")})
 
 
 def test_a_shard_of_which_all_is_held_out_is_passed_over(tmp_path):
