@@ -2,13 +2,15 @@
 
 Into instruction-data.json, cleaned of what is found in it, 20 faults of each kind are planted, all at once, in records
 drawn by a seed. Recall is the share of the planted faults that are found at their line under their kind, precision the
-share of the findings of the kind that were planted; faults that are two kinds at once by nature count for both. Timed
+share of the findings of the kind that were planted; a fault that is two kinds at once by nature counts for both: an
+outlying length does not fit into max_length either. Timed
 are 52,000 records, as many as alpaca has: gsm8k_train's, seven times over with another number in each.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import random
 import time
 from collections.abc import Callable
@@ -27,6 +29,7 @@ SETS = {
     "the embedded set": ("embedded:instructions.jsonl", {}),
 }
 CARD, KEY = "4539 1488 0343 6467", "AKIAIOSFODNN7EXAMPLE"
+MAX_LENGTH = 160  # tokens, more than the longest of the records has
 LONG = "The museum opens at nine in the morning and closes at six in the evening on every day of the week but Monday"
 
 
@@ -73,7 +76,12 @@ FAULTS: dict[str, list[Callable[[dict], str]]] = {
         changed("output", lambda text: "I'm sorry, but I cannot help with that request."),
     ],
     "cut": [changed("output", halved), changed("output", lambda text: f"{LONG}, the guide said, and then he added,")],
+    "type": [
+        lambda record: json.dumps({**record, "id": str(record["id"])}),
+        lambda record: json.dumps({**record, "id": [1]}),
+    ],
     "length": [changed("output", lambda text: f"{text} {LONG}. " * 60)],
+    "too-long": [changed("instruction", lambda text: f"{text} {LONG}." + f" {LONG}, too." * 5)],
     "personal": [
         changed("output", lambda text: f"{text} Write to jane.doe@mail.example-shop.com."),
         changed("output", lambda text: f"{text} The card is {CARD}."),
@@ -84,16 +92,19 @@ COPIES = ("duplicate", "near-duplicate", "conflict", "leak", "near-leak")  # the
 
 
 def find_all(folder: Path, train: list[str], held_out: list[str], fields: dict[str, str]) -> list:
-    """Findings in these lines."""
-    from gptft.curation.lint import lint, measure_words, sort
+    """Findings in these lines, with a vocabulary."""
+    from gptft.curation.lint import lint, measure, sort
+    from gptft.tokenizer import gpt2
 
     (folder / "train.jsonl").write_text("\n".join(train) + "\n", encoding="utf-8")
     groups = {"data": [folder / "train.jsonl"]}
     if held_out:
         (folder / "val.jsonl").write_text("\n".join(held_out) + "\n", encoding="utf-8")
         groups["val_data"] = [folder / "val.jsonl"]
-    report, _ = lint(groups, fields)
-    measure_words(report)
+    report, template = lint(groups, fields)
+    tokenizer = gpt2()
+    tokenizer.template = template
+    measure(report, tokenizer, MAX_LENGTH, "right", 8)
     sort(report)
     return report.findings
 
@@ -135,13 +146,14 @@ def plant(records: list[dict], rng: random.Random) -> tuple[list[str], list[str]
             else:
                 lines[second] = json.dumps(copy)
                 planted[kind].add(second + 1)
+    planted["too-long"] |= planted["length"]
     return [lines.get(at, json.dumps(record)) for at, record in enumerate(records)], held_out, planted
 
 
 def measure_planted(folder: Path, data: Path) -> dict:
     """For each kind {"planted", "found", "reported", "others"}: how many were planted, how many of them were found, how
     many findings of the kind there are in all, and which lines were not planted."""
-    records = real.read_records(data)
+    records = [{**record, "id": number} for number, record in enumerate(real.read_records(data))]
     before = {finding.number for finding in find_all(folder, [json.dumps(record) for record in records], [], {})}
     clean = [record for number, record in enumerate(records) if number not in before]
     if left := find_all(folder, [json.dumps(record) for record in clean], [], {}):
@@ -198,6 +210,7 @@ def main(argv: list[str]) -> None:
     options = common.parser("lint", __doc__, rounds=3).parse_args(argv)
     common.need("datasketch", "ftfy")
     data = common.instructions(options)
+    os.environ.update(common.environment(options))
     rounds, count = (1, 2000) if options.quick else (options.rounds, MANY)
     settings = {"each": EACH, "rounds": rounds, "quick": options.quick}
     result = common.header("lint", options, settings, ["datasketch", "ftfy"])

@@ -85,7 +85,7 @@ def finetune(config: Config | None = None, **settings) -> Run:
     model, tokenizer = load_start(config)
     datasets, (train_set, val_set, test_set) = load_data(config, model, tokenizer)
     print_data(datasets, train_set, val_set, test_set)
-    say(describe_data({name: each.surveyed for name, each in datasets.items()}, config.fields, tokenizer.template))
+    say(describe_data(datasets, config.fields, tokenizer.template))
     questions = choose_questions(config, model, tokenizer, test_set)
 
     # 2. the state of training; a rehearsal of what costs most finds now what would fail later

@@ -91,6 +91,7 @@ class Corpus:
                 json.dump(content | {"shard_tokens": self.shard_tokens}, file, indent=1)
         first = self.shard(0)
         first.surveyed = [str(path) for path in self.heads]
+        first.in_part = any(path.read_bytes().count(b"\n") >= HEAD for path in self.heads)
         return first
 
     @property

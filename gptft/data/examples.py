@@ -40,7 +40,7 @@ class Dataset:
 
     def __init__(self, directory: Path, paths: Sequence[Path]) -> None:
         self.directory, self.files = directory, [str(path) for path in paths]
-        self.surveyed = self.files  # what can be looked through: of a corpus, the heads of its sources
+        self.surveyed, self.in_part = self.files, False  # what can be looked through: of a corpus, its sources' heads
         self.further: list[Path] = []  # of a corpus, the other shards that were trained on
         self.meta = json.loads((directory / "meta.json").read_text())
         self.ids = np.zeros(0, dtype=self.meta["dtype"])

@@ -20,6 +20,7 @@ import torch
 from pyarrow import parquet
 
 import gptft
+from gptft.curation.brief import describe_data
 from gptft.data import streams
 from gptft.data.build import Recipe
 from gptft.data.corpus import AHEAD, Corpus, stream_of
@@ -362,6 +363,27 @@ def test_a_run_that_ends_with_a_shard_asks_for_no_further_one(folder, tmp_path, 
     assert run.summary["ledger"]["data"]["shards"] == 1 and rows(run)[-1]["epoch"] == 1.0
     with pytest.raises(UserError, match="the source is gone"):
         gptft.finetune(**settings | {"max_steps": -(-n_train // 4) + 1, "out_dir": str(tmp_path / "further")})
+
+
+def test_of_a_long_stream_the_first_records_are_linted_and_the_line_says_so(folder, monkeypatch):
+    """It named the heads' records as if they were all."""
+    lines = []
+    for head in (200, 100, 99):  # each of the three files has 100 records, in all 300
+        monkeypatch.setattr("gptft.data.corpus.HEAD", head)
+        corpus, first = begin([folder] if head > 100 else sorted(folder.iterdir()))
+        lines.append(describe_data({"data": first}, {}, TEMPLATES["plain"]))
+        corpus.close()
+    (folder / "part-2.jsonl").unlink()
+    monkeypatch.setattr("gptft.data.corpus.HEAD", 201)
+    corpus, first = begin([folder])
+    lines.append(describe_data({"data": first}, {}, TEMPLATES["plain"]))
+    corpus.close()
+    assert [line.rpartition(", ")[2] for line in lines] == [
+        "in the first 200 records",
+        "in the first 300 records",
+        "in the first 297 records",
+        "in 200 records",
+    ]
 
 
 def test_a_shard_of_which_all_is_held_out_is_passed_over(tmp_path):
