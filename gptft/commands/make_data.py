@@ -15,15 +15,18 @@ from gptft.commands.common import MODEL
 from gptft.commands.parser import Parser, number, whole_number
 from gptft.errors import UserError
 
-TEMPLATES = ("qa",)
-
 
 def add_arguments(parser: Parser) -> None:
     """What is made of what, by whom, and where it goes."""
     group = parser.group("what is made")
     group.add_argument("--from", nargs="+", default=[], dest="sources", help="documents: Markdown or plain text")
     group.add_argument("--seeds", default="", help="a data file whose instructions are examples for new ones")
-    group.add_argument("--template", default="qa", help="what is made of documents: qa, questions and answers [qa]")
+    group.add_argument(
+        "--template",
+        default="qa",
+        help="prompts that ask for a question about a passage and for its answer: qa, or a .toml file with the texts "
+        "question and answer, in which {file}, {text} and {question} are filled in [qa]",
+    )
     group.add_argument(
         "--each", type=whole_number(at_least=1), default=1, help="questions about each passage of a document [1]"
     )
@@ -43,22 +46,24 @@ def run(options: Namespace) -> None:
     """Make what is missing, and say what was made and what was left out."""
     if bool(options.sources) == bool(options.seeds):
         raise UserError("name what to make data of: documents with --from, or examples with --seeds")
-    if options.template not in TEMPLATES:
-        raise UserError(f"--template {options.template}: from documents one of {', '.join(TEMPLATES)} is made")
     out = Path(options.out)
     if out.suffix != ".jsonl":
         raise UserError(f"--out {out}: name a .jsonl file")
     from tqdm import tqdm
 
+    from gptft.curation.asking import PROMPTS, read_prompts
     from gptft.curation.making import Book, Local, jobs_from_documents, make_from_documents, make_from_seeds
     from gptft.files import sha256_file
     from gptft.text.endpoint import Endpoint
 
+    prompts = read_prompts(options.template)
     paths = [Path(name) for name in options.sources or [options.seeds]]
     for path in paths:
         if not path.is_file():
             raise UserError(f"{path}: no such file")
     settings = {"files": {str(path): sha256_file(path) for path in paths}, "template": options.template}
+    if options.template not in PROMPTS:
+        settings["prompts"] = prompts._asdict()
     settings |= {name: getattr(options, name) for name in ("model", "endpoint", "temperature", "seed")}
     jobs = list(jobs_from_documents(paths, options.each)) if options.sources else []
     if options.sources and not jobs:
@@ -69,12 +74,13 @@ def run(options: Namespace) -> None:
     total = len(jobs) if jobs else options.count
     with tqdm(total=total, initial=min(total, len(book.done)), disable=not sys.stderr.isatty(), unit=" records") as bar:
         if jobs:
-            made = make_from_documents(model, jobs, book, options.temperature)
+            made = make_from_documents(model, jobs, book, options.temperature, prompts)
         else:
             made = make_from_seeds(model, seeds, options.count, book, options.temperature, options.seed)
         for _ in made:
             bar.update()
-    print(f"{len(book.made):,} records in {book.out}; {len(book.refused):,} left out, in {book.left}")
+    left = f"{len(book.refused):,} left out, in {book.left}" if book.refused else "none left out"
+    print(f"{len(book.made):,} records in {book.out}; {left}")
 
 
 def read_seeds(path: Path) -> list[str]:

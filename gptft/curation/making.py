@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
+from gptft.curation.asking import Prompts
 from gptft.curation.checks import look_at, normalise
 from gptft.curation.findings import KINDS, LEAVE_OUT
 from gptft.errors import UserError
@@ -29,14 +30,6 @@ SIMILAR = 0.7  # of two instructions, from which the later is left out (Self-Ins
 ANSWER_TOKENS = 200
 QUESTION_TOKENS = 60
 
-QUESTION = (
-    "Here is a passage from {file}:\n\n{text}\n\nWrite one question that a reader may ask and that this passage "
-    "answers. Write the question alone."
-)
-ANSWER = (
-    "Here is a passage from {file}:\n\n{text}\n\nAnswer the question from this passage, in one to three sentences.\n\n"
-    "Question: {question}"
-)
 INSTRUCTION = (
     "Here are instructions that somebody gave an assistant:\n\n{examples}\n\nWrite another instruction of this kind, "
     "on another subject. Write the instruction alone."
@@ -162,7 +155,9 @@ class Book:
         self.done.add(entry["key"])
 
 
-def make_from_documents(model: Model, jobs: Sequence[Job], book: Book, temperature: float) -> Iterator[dict]:
+def make_from_documents(
+    model: Model, jobs: Sequence[Job], book: Book, temperature: float, prompts: Prompts
+) -> Iterator[dict]:
     """Make what is not made yet; -> each entry as it is written."""
     known = {normalise(entry["question"]) for entry in book.made}
     for job in jobs:
@@ -170,7 +165,7 @@ def make_from_documents(model: Model, jobs: Sequence[Job], book: Book, temperatu
             continue
         entry = {"question": "", "answer": "", "key": job.key, "source": job.source, "prompts": [], "model": model.name}
         try:
-            why = _ask_about(model, job, entry, temperature if job.number else 0.0, known)
+            why = _ask_about(model, job, entry, temperature if job.number else 0.0, known, prompts)
         except Refused as error:
             why = f"refused by the model: {error}"
         book.add(entry | ({"why": why} if why else {}), not why)
@@ -178,13 +173,13 @@ def make_from_documents(model: Model, jobs: Sequence[Job], book: Book, temperatu
         yield entry | {"why": why}
 
 
-def _ask_about(model: Model, job: Job, entry: dict, warmth: float, known: set[str]) -> str:
+def _ask_about(model: Model, job: Job, entry: dict, warmth: float, known: set[str], prompts: Prompts) -> str:
     """Fill in question, answer and prompts; -> why the record is left out, "" where it is not."""
     file = Path(job.source["file"]).name
-    entry["prompts"].append(QUESTION.format(file=file, text=job.text))
+    entry["prompts"].append(prompts.ask(file, job.text))
     question = model.answer([{"role": "user", "content": entry["prompts"][0]}], QUESTION_TOKENS, warmth, job.number)
     entry["question"] = clean(question.text)
-    entry["prompts"].append(ANSWER.format(file=file, text=job.text, question=entry["question"]))
+    entry["prompts"].append(prompts.answer_to(entry["question"], file, job.text))
     answer = model.answer([{"role": "user", "content": entry["prompts"][1]}], ANSWER_TOKENS, warmth, job.number)
     entry["answer"] = answer.text.strip()
     return refuse(entry["question"], entry["answer"], answer.finished and question.finished, known)

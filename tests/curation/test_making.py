@@ -59,8 +59,51 @@ def test_every_record_has_its_source_and_the_prompts_that_made_it(server, tmp_pa
     assert records[2]["answer"] == "It turns itself off after 2 minutes."
     assert records[2]["prompts"] == [request["body"]["messages"][0]["content"] for request in server.requests[4:6]]
     assert records[2]["model"] == f"toy at {server.url}"
-    assert "6 records in faq.jsonl; 0 left out" in capsys.readouterr().out
+    assert "6 records in faq.jsonl; none left out" in capsys.readouterr().out
     main(["lint", "--data", "faq.jsonl"])  # and it is data like any: no findings, status 0
+
+
+OWN = """question = "Read {text} of {file}, in {curly} braces after {text}. What would a child ask?"
+answer = "Question: {question} Explain it to a child, from: {text}"
+"""
+
+
+def test_prompts_of_the_users_own_are_asked_as_they_are(server, tmp_path):
+    """Braces in a prompt or a passage are only text."""
+    (tmp_path / "child.toml").write_text(OWN)
+    (tmp_path / "lamp.md").write_text(
+        "A {question} in braces, and {text} after 7 minutes in which nobody moves, is kept."
+    )
+    make(server, "--template", "child.toml")
+    (record,) = read(tmp_path / "faq.jsonl")
+    text = (tmp_path / "lamp.md").read_text()
+    assert record["prompts"] == [
+        f"Read {text} of lamp.md, in {{curly}} braces after {text}. What would a child ask?",
+        f"Question: {record['question']} Explain it to a child, from: {text}",
+    ]
+    assert [request["body"]["messages"][0]["content"] for request in server.requests] == record["prompts"]
+    (tmp_path / "child.toml").write_text(OWN.replace("child", "lawyer"))
+    with pytest.raises(UserError, match="was made by other settings or from other files"):
+        make(server, "--template", "child.toml")
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (OWN.replace("answer =", "anser ="), "there is no key 'anser'; did you mean 'answer'"),
+        (OWN.split("answer")[0], "the key 'answer' must hold a text"),
+        (OWN.replace("{question}", ""), r"'answer' must hold \{question\}"),
+        (OWN.replace("{text}", ""), r"'question' must hold \{text\}"),
+        ("question", "Expected '=' after a key"),
+        (None, "No such file"),
+    ],
+)
+def test_prompts_that_cannot_be_used_are_one_line(server, tmp_path, content, message):
+    if content is not None:
+        (tmp_path / "own.toml").write_text(content)
+    with pytest.raises(UserError, match=rf"--template own\.toml: .*{message}"):
+        make(server, "--template", "own.toml")
+    assert not server.requests and not list(tmp_path.glob("faq*"))
 
 
 def test_a_second_run_asks_for_nothing(server, tmp_path):
