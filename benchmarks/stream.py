@@ -167,7 +167,9 @@ def describe_waiting(result: dict) -> str:
     }
     return (
         f"GPT-2 124M, {result['settings']['steps']} steps in fp32 while further shards are made: it waits for its data "
-        f"{waits['stream']}, on files that were tokenised before {waits['files']}."
+        f"{waits['stream']}, on files that were tokenised before {waits['files']}, and makes "
+        f"{results.shown(common.ratios(result['rounds'], 'stream', 'files', 'tokens_per_second'))} times the steps "
+        "that it makes on those."
     )
 
 
