@@ -13,7 +13,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 import tiktoken
@@ -62,6 +62,7 @@ class Tokenizer:
         self.template: Template | ChatTemplate | None = None
         # special tokens that take the white space of the template behind them, as Phi-3's do
         self.strips_behind = {specials[name] for name in specials if self.engine.flags.get(name, {}).get("rstrip")}
+        self._split_specials = lru_cache(self._split_specials)  # every record has the same words of the template
         self._special_names = re.compile("|".join(map(self._name_pattern, sorted(specials, key=len, reverse=True))))
 
     def _name_pattern(self, name: str) -> str:

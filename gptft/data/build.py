@@ -160,12 +160,15 @@ class Builder:
             except (BadRecord, Unreadable) as error:
                 self._bad(file, name, line, str(error), raw)
         encoded = self.tokenizer.encode_parts([segments for *_, segments in kept])
-        for (number, line, parts, segments), pieces in zip(kept, encoded, strict=True):
+        made = list(zip(kept, encoded, strict=True))
+        answers = [(segments, pieces) for (*_, parts, segments), pieces in made if "text" not in parts]
+        templates = iter(self.owners.count_template(answers))
+        for (number, line, parts, _), pieces in made:
             ids, spans = grow(pieces)
             if "text" in parts:
                 self._add_text(file, line, number, ids)
             else:
-                self._add(file, line, number, ids, spans, self.owners.count_template(segments, pieces))
+                self._add(file, line, number, ids, spans, next(templates))
 
     def _bad(self, file: int, name: str, line: int, why: str, raw) -> None:
         self.count["bytes_unread"] += size_of(raw)

@@ -10,6 +10,7 @@ lost to truncation, **dropped** those of records that were left out, and **set a
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -39,60 +40,78 @@ LEDGER = (
     "targets",
     "bytes_unread",
 )
-MARK = "\ue000"  # stands for a character of the user's
+MARK = "\ue000"  # stands for a byte of the user's
+AT_ONCE = 500_000  # characters gone through together
+Encoded = tuple[list[int], bool]  # ids, trained
 
 
 class Owners:
-    """Tells whose the tokens of an example are."""
+    """Tells whose the tokens of examples are."""
 
     def __init__(self, tokenizer: Tokenizer, template: Template | ChatTemplate) -> None:
-        self.tokenizer, self.sizes = (
-            tokenizer,
-            np.full(tokenizer.n_vocab, -1),
-        )  # of each token, in bytes, once asked for
+        self.tokenizer = tokenizer
+        self.sizes = np.full(tokenizer.n_vocab, -1)  # of each token, in bytes, once asked for
         self.around = (len(template.lead), len(template.tail)) if isinstance(template, Template) else (0, 0)
 
-    def count_template(self, segments: Sequence[Segment], parts: Sequence[tuple[list[int], bool]]) -> int:
-        """How many tokens hold no byte of the user's. `parts`: as the tokenizer's `encode_parts` has them."""
-        pieces = self.tokenizer.pieces(segments)
-        marked = self.tokenizer.pieces([self._mark(segment) for segment in segments])
-        count = len(parts[0][0])  # the vocabulary's beginning-of-text
-        for (piece, _), (mark, _), (ids, _) in zip(pieces, marked, parts[1:], strict=True):
-            if isinstance(piece, int):
-                count += 1
-            elif MARK not in mark:
-                count += len(ids)
-            elif mark.strip(MARK):
-                count += len(ids) - self._count_user(piece, mark, ids)
-        return count
+    def count_template(self, examples: Sequence[tuple[Sequence[Segment], Sequence[Encoded]]]) -> list[int]:
+        """How many tokens of each example, (its segments, what the tokenizer's `encode_parts` has for them), hold no
+        byte of the user's."""
+        counts = []
+        marked: list[str] = []  # pieces of text, the user's bytes marked
+        tokens: list[list[int]] = []  # and their ids
+        of: list[int] = []  # and the number of their example
+        size = 0
+        for number, (segments, parts) in enumerate(examples):
+            counts.append(len(parts[0][0]))  # the vocabulary's beginning-of-text
+            pieces = self.tokenizer.pieces([self._mark(segment) for segment in segments])
+            for (piece, _), (ids, _) in zip(pieces, parts[1:], strict=True):
+                if isinstance(piece, int):
+                    counts[-1] += 1
+                else:
+                    marked.append(piece)
+                    tokens.append(ids)
+                    of.append(number)
+                    size += len(piece)
+            if size > AT_ONCE or number == len(examples) - 1:
+                for example, count in zip(of, self._count_in_pieces(marked, tokens), strict=True):
+                    counts[example] += count
+                marked, tokens, of, size = [], [], [], 0
+        return counts
+
+    def _count_in_pieces(self, marked: list[str], tokens: list[list[int]]) -> list[int]:
+        """The template's tokens of each piece, counted in all of them at once: one by one it takes as long as encoding.
+
+        The bytes of a piece's tokens, one after the other, are those of its text, perhaps with a space in front that
+        the vocabulary puts there and that is nobody's. Where it writes a text in other bytes, all count as the user's.
+        """
+        points = code_points("".join(marked))
+        users = points == ord(MARK)
+        bytes_of = np.where(users, 1, widths(points))
+        users_before = _sums(np.repeat(users, bytes_of))  # each byte, and in all
+        starts = _sums(bytes_of)[_sums([len(text) for text in marked])]  # of the pieces, in bytes, and the end
+        lengths = np.array([len(ids) for ids in tokens], dtype=int)
+        sizes = self._sizes(np.fromiter(itertools.chain.from_iterable(tokens), dtype=int))
+        ends, first = _sums(sizes), _sums(lengths)
+        piece = np.repeat(np.arange(len(marked)), lengths)  # of each token
+        extra = np.diff(ends[first]) - np.diff(starts)  # bytes of each piece's tokens that its text does not have
+        end = ends[1:] - ends[first[piece]] - extra[piece]  # where each token ends in its piece's text
+        begun, ended = (users_before[starts[piece] + at.clip(0, np.diff(starts)[piece])] for at in (end - sizes, end))
+        templates = np.bincount(piece[begun == ended], minlength=len(marked))
+        templates[(extra != 0) & (extra != 1)] = 0
+        return np.where(np.diff(users_before[starts]), templates, lengths).tolist()
 
     def _mark(self, segment: Segment) -> Segment:
-        """The segment with every character of the user's as MARK; a response has the template's around it."""
+        """The segment with every byte of the user's as a MARK; a response has the template's text around it."""
+        text = segment.text
         if segment.kind != "text":
             return segment
         before, behind = self.around if segment.apart else (0, 0)
-        end = len(segment.text) - behind
-        middle = MARK * len(segment.text[before:end])
-        return segment._replace(text=segment.text[:before] + middle + segment.text[end:])
-
-    def _count_user(self, text: str, mark: str, ids: list[int]) -> int:
-        """The tokens of a text that hold a byte of the user's; `mark` is the text, the user's characters marked.
-
-        The bytes of the tokens, one after the other, are those of the text, perhaps with a space in front that the
-        vocabulary puts there. Where it writes the text in other bytes, all count as the user's.
-        """
-        sizes = self._sizes(np.array(ids, dtype=int))
-        users = np.repeat(code_points(mark) == ord(MARK), widths(code_points(text)))
-        ends = np.cumsum(sizes)
-        if len(ends) and ends[-1] == len(users) + 1:
-            users = np.concatenate([[False], users])
-        if not len(ends) or ends[-1] != len(users):
-            return len(ids)
-        so_far = np.concatenate([[0], np.cumsum(users)])
-        return int((so_far[ends] > so_far[ends - sizes]).sum())
+        end = len(text) - behind
+        size = end - before if text.isascii() else len(text[before:end].encode(errors="surrogatepass"))
+        return Segment(text[:before] + MARK * size + text[end:], *segment[1:])
 
     def _sizes(self, ids: np.ndarray) -> np.ndarray:
-        for i in set(ids[self.sizes[ids] < 0].tolist()):
+        for i in np.unique(ids[self.sizes[ids] < 0]).tolist():
             self.sizes[i] = len(self.tokenizer.token_bytes(i))
         return self.sizes[ids]
 
@@ -105,6 +124,11 @@ def code_points(text: str) -> np.ndarray:
 def widths(points: np.ndarray) -> np.ndarray:
     """The bytes that UTF-8 has for each character."""
     return 1 + (points >= 0x80) + (points >= 0x800).astype(int) + (points >= 0x10000)
+
+
+def _sums(values: Sequence[int] | np.ndarray) -> np.ndarray:
+    """The sum of what stands before each, and of all."""
+    return np.concatenate([[0], np.cumsum(values, dtype=int)])
 
 
 def books(split: Split, mask_prompt: bool = True) -> dict[str, int]:

@@ -108,10 +108,10 @@ def users_by_offsets(tokenizer, template, parts):
 
 
 @pytest.mark.parametrize("name", TEMPLATES_TRIED)
-def test_a_token_is_the_templates_when_no_byte_of_it_is_the_users(name):
+def test_a_token_is_the_templates_when_no_byte_of_it_is_the_users(name, monkeypatch):
     rng, template, tokenizer = random.Random(name), TEMPLATES_TRIED[name], embedded()
     tokenizer.template = template
-    owners, seen = Owners(tokenizer, template), 0
+    examples, expected = [], []
     for kind in ("record", "messages"):
         for _ in range(150):
             try:
@@ -121,9 +121,12 @@ def test_a_token_is_the_templates_when_no_byte_of_it_is_the_users(name):
                 continue
             pieces = tokenizer.encode_parts([segments])[0]
             users, every = users_by_offsets(tokenizer, template, parts)
-            assert owners.count_template(segments, pieces) == every - users
-            seen += 1
-    assert seen > 50
+            examples.append((segments, pieces))
+            expected.append(every - users)
+    assert len(examples) > 50
+    assert Owners(tokenizer, template).count_template(examples) == expected
+    monkeypatch.setattr("gptft.data.ledger.AT_ONCE", 300)  # so that there are many stretches
+    assert Owners(tokenizer, template).count_template(examples) == expected
 
 
 def test_a_vocabulary_that_puts_a_space_before_a_text_is_counted_by_its_bytes(tmp_path):
@@ -142,7 +145,7 @@ def test_a_vocabulary_that_puts_a_space_before_a_text_is_counted_by_its_bytes(tm
         users = sum(begin < start + len(question) and end > start for begin, end in encoded.offsets)
         # besides them the answer is the user's; the beginning-of-text, the heading and the stop are the template's
         expected = 1 + len(encoded.ids) - users + 1
-        assert owners.count_template(segments, pieces) == expected
+        assert owners.count_template([(segments, pieces)]) == [expected]
 
 
 def test_bytes_are_counted_as_utf8_has_them():
