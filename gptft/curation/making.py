@@ -119,17 +119,14 @@ class Book:
 
     def __init__(self, out: Path, settings: dict) -> None:
         self.out, self.left = out, out.with_name(f"{out.stem}.left-out.jsonl")
-        about = out.with_name(f"{out.stem}.made.json")
+        self.about, self.settings = out.with_name(f"{out.stem}.made.json"), settings
         there = next((path for path in (out, self.left) if path.exists()), None)
-        if about.exists():
-            if json.loads(about.read_text(encoding="utf-8")) != settings:
-                raise UserError(f"--out {out} was made by other settings or from other files: name another")
-        elif there:
+        if there and not self.about.exists():
             raise UserError(f"--out {out}: {there} exists already: name another file")
-        else:
-            out.parent.mkdir(parents=True, exist_ok=True)
-            with atomic_write(about) as file:
-                json.dump(settings, file, indent=1)
+        before = json.loads(self.about.read_text(encoding="utf-8")) if there else settings
+        if other := [name for name in {**settings, **before} if before.get(name) != settings.get(name)]:
+            raise UserError(f"--out {out} was made of other settings ({', '.join(other)}): name another file")
+        out.parent.mkdir(parents=True, exist_ok=True)
         self.made, self.refused = self._read(self.out), self._read(self.left)
         self.done = {entry["key"] for entry in (*self.made, *self.refused)}
 
@@ -146,7 +143,10 @@ class Book:
         return [json.loads(line) for line in whole.splitlines()]
 
     def add(self, entry: dict, kept: bool) -> None:
-        """Write an entry so that it stays, whatever happens next."""
+        """Write an entry so that it stays, whatever happens next; with the first of all, what they are made of."""
+        if not self.done:
+            with atomic_write(self.about) as file:
+                json.dump(self.settings, file, indent=1)
         with open(self.out if kept else self.left, "a", encoding="utf-8") as file:
             file.write(json_line(entry))
             file.flush()

@@ -83,7 +83,7 @@ def test_prompts_of_the_users_own_are_asked_as_they_are(server, tmp_path):
     ]
     assert [request["body"]["messages"][0]["content"] for request in server.requests] == record["prompts"]
     (tmp_path / "child.toml").write_text(OWN.replace("child", "lawyer"))
-    with pytest.raises(UserError, match="was made by other settings or from other files"):
+    with pytest.raises(UserError, match="was made of other settings"):
         make(server, "--template", "child.toml")
 
 
@@ -128,8 +128,9 @@ def test_whatever_the_server_does_nothing_is_lost_and_nothing_is_made_twice(serv
             make(server, out="again.jsonl")
         except UserError as error:
             assert "401" in str(error)
-        with open(tmp_path / "again.jsonl", "a") as file:
-            file.write('{"question": "torn' if number % 2 else "")
+        if number % 2 and (tmp_path / "again.jsonl").exists():
+            with open(tmp_path / "again.jsonl", "a") as file:
+                file.write('{"question": "torn')
     server.faults = []
     make(server, out="again.jsonl")
     assert read(tmp_path / "again.jsonl") == expected
@@ -237,11 +238,19 @@ def test_bad_input_is_one_line_and_overwrites_nothing(server, tmp_path, words, m
 
 def test_other_settings_do_not_go_on_with_what_is_there(server, tmp_path):
     make(server)
-    with pytest.raises(UserError, match="was made by other settings or from other files"):
+    with pytest.raises(UserError, match="was made of other settings"):
         make(server, "--temperature", "0.1")
     (tmp_path / "lamp.md").write_text(DOCUMENT + "\nMore.")
-    with pytest.raises(UserError, match="was made by other settings or from other files"):
+    with pytest.raises(UserError, match=r"was made of other settings \(files\): name another file"):
         make(server)
+
+
+def test_a_run_that_made_nothing_stands_in_no_ones_way(server, tmp_path):
+    """A model that could not be opened left a file of settings, and the right model was refused for it."""
+    with pytest.raises(UserError, match="'gone' is no directory"):
+        main(["make-data", "--from", "lamp.md", "--model", "gone", "--out", "faq.jsonl"])
+    make(server)
+    assert read(tmp_path / "faq.jsonl") and json.loads((tmp_path / "faq.made.json").read_text())["model"] != "gone"
 
 
 def test_a_budget_ends_the_run_with_what_was_made(server, tmp_path):
