@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -21,7 +22,7 @@ RUN = "checkpoints/default"
 QUESTION = [RUN, "Write the plural.", "--input", "one new wolf"]
 QUICK = ["--max_steps", "3", "--test_samples", "5", "--max_new_tokens", "5"]
 ROWS = 5  # of the table of answers, in the excerpt
-SHOWN = ("1. ", "2. ", "template: ", "model: ", "training: ", "  exact match", "  all ", "test loss")
+SHOWN = re.compile(r"1\. |2\. |model: |training: |  metric |  exact match +\d|test loss")
 
 
 def main(argv: list[str]) -> None:
@@ -83,7 +84,7 @@ def excerpt(lines: list[str]) -> list[str]:
         elif " | " in line:  # the head of the table of answers, and its first rows
             wanted, rows = rows <= ROWS, rows + 1
         else:
-            wanted = line.startswith(SHOWN)
+            wanted = bool(SHOWN.match(line))
         if wanted:
             kept.append(line.rstrip())
         elif line.strip() and kept and kept[-1] != "...":

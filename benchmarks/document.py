@@ -93,6 +93,13 @@ def default_scores() -> str:
     )
 
 
+def default_evaluation() -> str:
+    lines = read("default")["console"]
+    first = next(number for number, line in enumerate(lines) if line.startswith("  metric "))
+    last = next(number for number in range(first, len(lines)) if not lines[number].startswith("  "))
+    return "\n".join(["```", *(line[2:].rstrip() for line in lines[first:last]), "```"])
+
+
 def default_answer() -> str:
     result = read("default")
     return f"```\n$ python -m gptft generate {result['question']}\n{result['answer']}\n```"
@@ -317,6 +324,7 @@ FIGURES: dict[str, Callable[[], str]] = {
     "decode-alone": decode_alone,
     "decode-real": decode_real,
     "default-answer": default_answer,
+    "default-evaluation": default_evaluation,
     "default-output": default_output,
     "default-scores": default_scores,
     "families": families,

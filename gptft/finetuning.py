@@ -42,12 +42,12 @@ from gptft.model import GPT
 from gptft.optim import make_optimizer
 from gptft.prompts import load_template
 from gptft.report.results import write_results
-from gptft.run.answers import ask_after, ask_before, choose_questions
+from gptft.run.comparison import Comparison, choose_questions
 from gptft.run.console import print_data, say
 from gptft.run.estimate import print_estimate, summarise
 from gptft.run.folder import choose_out_dir, open_run, refuse_used
 from gptft.run.lock import claim
-from gptft.run.rehearsal import LESS_TO_EVALUATE, one_line, rehearse
+from gptft.run.rehearsal import rehearse
 from gptft.run.resume import describe_inputs, find_checkpoint, load_run_state
 from gptft.run.signals import resumable
 from gptft.run.threads import describe_spin
@@ -110,7 +110,8 @@ def finetune(config: Config | None = None, **settings) -> Run:
             say(f"note: {out_dir / 'best'} is of a run that cannot be gone on with: it is in {aside} now")
         with atomic_write(out_dir / "config.toml") as file:
             file.write(to_toml(config))
-        rows = ask_before(config, out_dir, state, tokenizer, questions)
+        comparison = Comparison(config, out_dir, state, tokenizer, test_set, questions, to_batch)
+        comparison.before()
         torch.manual_seed(config.seed)
         if newest:
             load_run_state(state, newest, out_dir)
@@ -129,11 +130,8 @@ def finetune(config: Config | None = None, **settings) -> Run:
         model.eval()
         ledgers = close_books(datasets, train_set, state.progress, config.mask_prompt)
         summary = summarise(state, tokenizer, out_dir, ledgers)
-        if len(test_set):
-            with one_line("measuring the test loss", device, LESS_TO_EVALUATE):
-                summary["test_loss"] = measure(test_set)
-        ask_after(config, state, tokenizer, rows, questions, summary)
-        write_results(out_dir, rows, questions, summary, datasets)
+        evaluation = comparison.after(summary)
+        write_results(out_dir, comparison.rows, questions, summary, evaluation, datasets)
     return Run(model, tokenizer, summary, out_dir)
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 
 from gptft.data.shapes import prompt_parts
-from gptft.decoding import Sampling, check_lengths, decode
+from gptft.decoding import GREEDY, Sampling, check_lengths, decode
 from gptft.device import Precision
 from gptft.errors import UserError
 from gptft.model import GPT
@@ -53,6 +54,14 @@ def lowered_dtype(model: GPT, precision: Precision | None) -> torch.dtype | None
     return precision.dtype
 
 
+class Response(NamedTuple):
+    """What a model said, in how many tokens, and whether it came to its end, or was cut off for want of room."""
+
+    text: str
+    tokens: int
+    finished: bool
+
+
 def generate(
     model: GPT,
     tokenizer: Tokenizer,
@@ -73,9 +82,25 @@ def generate(
     template is applied unless `raw`. Raises UserError for a prompt beyond block_size, unless `max_input_tokens` (in
     tokens) cuts its start. `precision`: what a run trains in; None: the weights' own.
     """
+    sampling = Sampling(temperature, top_k, top_p, seed)
+    given = (raw, max_input_tokens, batch_size, sampling, precision)
+    return [response.text for response in respond(model, tokenizer, prompts, max_new_tokens, *given)]
+
+
+def respond(
+    model: GPT,
+    tokenizer: Tokenizer,
+    prompts: Sequence,
+    max_new_tokens: int = 100,
+    raw: bool = False,
+    max_input_tokens: int = 0,
+    batch_size: int = 16,
+    sampling: Sampling = GREEDY,
+    precision: Precision | None = None,
+) -> list[Response]:
+    """As `generate`, for whoever asks more than the text of each response."""
     if isinstance(prompts, str):
         raise UserError("prompts must be a list of prompts, not one text")
-    sampling = Sampling(temperature, top_k, top_p, seed)
     ids = [prompt_ids(tokenizer, prompt, raw, max_input_tokens) for prompt in prompts]
     check_lengths(model, ids)
     answers: list[list[int]] = [[] for _ in ids]
@@ -96,7 +121,10 @@ def generate(
         model.train(was_training)
     template = None if raw else tokenizer.template
     lead, tail = (template.lead, template.tail) if template else ("", "")
-    return [
-        tokenizer.decode(answer, after=prompt[-1]).removeprefix(lead).removesuffix(tail)
-        for prompt, answer in zip(ids, answers, strict=True)
-    ]
+    responses = []
+    for prompt, answer in zip(ids, answers, strict=True):
+        text = tokenizer.decode(answer, after=prompt[-1]).removeprefix(lead).removesuffix(tail)
+        # the last token of a response is never read again, so that there is room for one more
+        room = min(max_new_tokens, model.config.block_size + 1 - len(prompt))
+        responses.append(Response(text, len(answer), len(answer) < room))
+    return responses

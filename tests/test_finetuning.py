@@ -38,7 +38,8 @@ def test_a_run_leaves_the_files_of_the_contract(tmp_path, write_lines, pairs):
     """Every file and key that a run promises, and the ledger in the summary."""
     run = finetune(data=write_lines(pairs(60)), out_dir=tmp_path / "run", **QUICK)
     names = {path.name for path in (tmp_path / "run").iterdir()}
-    assert {"config.toml", "metrics.jsonl", "responses.jsonl", "summary.json", "best", "last"} <= names
+    files = {"config.toml", "metrics.jsonl", "responses.jsonl", "losses.jsonl", "evaluation.json", "summary.json"}
+    assert files | {"best", "last"} <= names
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     wanted = {
         "model_id",
@@ -73,7 +74,8 @@ def test_a_run_leaves_the_files_of_the_contract(tmp_path, write_lines, pairs):
         "remaining_time",
     } == next(row for row in rows if "loss" in row).keys()
     answers = [json.loads(line) for line in (tmp_path / "run" / "responses.jsonl").read_text().splitlines()]
-    assert len(answers) == 5 and {"record", "expected", "before", "after"} == answers[0].keys()
+    assert len(answers) == 5
+    assert {"record", "expected", "before", "after", "tokens", "finished"} == answers[0].keys()
     assert resolve(str(tmp_path / "run" / "config.toml"), {}).max_steps == 6
 
 

@@ -85,3 +85,24 @@ def test_a_place_of_ones_own_that_nothing_fills_is_named():
     tokenizer.template = Template("own", prompt="Topic: {topic}\nQ: {instruction}\nA:")
     with pytest.raises(BadRecord, match=r"it has no 'topic'.*--fields topic=KEY"):
         generation.prompt_ids(tokenizer, "What is it?")
+
+
+def test_a_response_tells_whether_it_came_to_its_end(monkeypatch):
+    """One that was cut off for want of room is no finished answer, be it max_new_tokens or the block that ends it."""
+    tokenizer = with_end_ids()
+    model = GPT.create(toy_model(vocab_size=tokenizer.n_vocab, block_size=48).config, seed=1)
+    said = tokenizer.encode("Yes it is")
+    length = len(generation.prompt_ids(tokenizer, "Hi"))
+    room = 48 + 1 - length
+    assert 3 < len(said) < room
+
+    def respond(written, new):
+        left = iter([*written, *[7] * 100])
+        monkeypatch.setattr("gptft.decoding.choose", lambda logits, *_: torch.tensor([next(left)]))
+        return generation.respond(model, tokenizer, ["Hi"], new)[0]
+
+    assert respond([*said, tokenizer.eot], 100) == ("Yes it is", len(said), True)
+    assert respond([*said, tokenizer.eot], len(said) + 1).finished  # the end is the last token that there is room for
+    assert respond(said, len(said)) == ("Yes it is", len(said), False)
+    assert respond([], 100)[1:] == (room, False)
+    assert respond([tokenizer.eot], 5) == ("", 0, True)

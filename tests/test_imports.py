@@ -50,6 +50,7 @@ EXTRAS = {
     "datasets",
     "datasketch",
     "ftfy",
+    "sacrebleu",
     "openai",
 }  # optional: imported where they are used
 CORE = {"torch", "tiktoken", "numpy", "tqdm"}

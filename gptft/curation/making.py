@@ -18,11 +18,13 @@ from typing import NamedTuple, Protocol
 from gptft.curation.asking import Prompts
 from gptft.curation.checks import look_at, normalise
 from gptft.curation.findings import KINDS, LEAVE_OUT
+from gptft.decoding import Sampling
 from gptft.errors import UserError
 from gptft.files import atomic_write, json_line
-from gptft.generation import generate, prompt_ids
+from gptft.generation import prompt_ids, respond
 from gptft.loading import load
 from gptft.text.endpoint import Answer, Refused
+from gptft.text.subsequence import longest_common
 
 WORDS = 150  # of a passage, at most, unless a paragraph is longer
 LEAST = 12  # words that a passage must have to be asked about
@@ -60,18 +62,9 @@ class Local:
         length = len(prompt_ids(self.tokenizer, prompt, raw))
         if length + max_tokens > self.model.config.block_size:
             raise Refused(f"its prompt has {length} tokens, of {self.model.config.block_size} with the answer")
-        (text,) = generate(
-            self.model,
-            self.tokenizer,
-            [prompt],
-            max_tokens,
-            raw,
-            temperature=temperature,
-            seed=seed,
-            max_input_tokens=0,
-        )
-        length = len(self.tokenizer.encode(text))
-        return Answer(text, length, length < max_tokens)
+        sampling = Sampling(temperature, seed=seed)
+        (response,) = respond(self.model, self.tokenizer, [prompt], max_tokens, raw, sampling=sampling)
+        return Answer(*response)
 
 
 class Job(NamedTuple):
@@ -246,17 +239,6 @@ def most_similar(text: str, others: Sequence[str]) -> str:
     words = normalise(text).split()
     for other in others:
         theirs = normalise(other).split()
-        if 2 * common(words, theirs) >= SIMILAR * (len(words) + len(theirs)):
+        if 2 * longest_common(words, theirs) >= SIMILAR * (len(words) + len(theirs)):
             return f"similar: to {other!r}"
     return ""
-
-
-def common(a: Sequence[str], b: Sequence[str]) -> int:
-    """The length of the longest common subsequence."""
-    before = [0] * (len(b) + 1)
-    for x in a:
-        row = [0]
-        for n, y in enumerate(b):
-            row.append(before[n] + 1 if x == y else max(before[n + 1], row[n]))
-        before = row
-    return before[-1]

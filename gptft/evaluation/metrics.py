@@ -1,27 +1,181 @@
-"""Metrics of the answers. Another one is one function here: every table, `evaluate` and summary.json then have it."""
+"""Metrics of the answers. Another one is one function here: every table, `evaluate` and a run's files then have it.
+
+A metric takes (response, expected response) and gives a score, 0 at worst and 1 at best, or None where it says nothing
+about such a record (whether JSON is valid matters where JSON is expected). Over many records it is the mean, but for
+BLEU and chrF, which are defined over a corpus. What a model thinks aloud before its answer, up to `</think>`, is no
+part of either text.
+"""
 
 from __future__ import annotations
 
-from collections import defaultdict
+import ast
+import json
+import re
+import runpy
+import string
+import warnings
+from collections import Counter
 from collections.abc import Callable, Sequence
+from decimal import Decimal, InvalidOperation
+from functools import cached_property
+from pathlib import Path
 
+import numpy as np
+
+from gptft.errors import UserError
 from gptft.text.conversation import split_reasoning
+from gptft.text.subsequence import longest_common
 
-Metric = Callable[[str, str], float]  # (response, expected response) -> a score, 0 at worst and 1 at best
+Metric = Callable[[str, str], float | None]
+METRICS: dict[str, Metric] = {}
 
 
-def exact_match(response: str, expected: str) -> float:
-    """1.0 where the texts are equal but for white space at the ends, else 0.0. What a model thinks aloud before its
-    answer, up to `</think>`, is compared in neither."""
-    return float(answer_in(response).strip() == answer_in(expected).strip())
+def metric(function: Metric) -> Metric:
+    """Register a metric under its function's name."""
+    METRICS[function.__name__] = function
+    return function
 
 
 def answer_in(text: str) -> str:
     """A response without the reasoning before it."""
-    return split_reasoning({"content": text})[1]
+    return split_reasoning({"content": text})[1].strip()
 
 
-METRICS: dict[str, Metric] = {"exact_match": exact_match}
+@metric
+def exact_match(response: str, expected: str) -> float:
+    """1.0 where the texts are equal but for white space at the ends, else 0.0."""
+    return float(answer_in(response) == answer_in(expected))
+
+
+@metric
+def normalised_match(response: str, expected: str) -> float:
+    """1.0 where the texts are equal but for case, punctuation, white space and English articles, as the SQuAD script
+    has it (Rajpurkar et al. 2016)."""
+    return float(normalised(response) == normalised(expected))
+
+
+@metric
+def token_f1(response: str, expected: str) -> float:
+    """The F1 of the words that both have, after the same normalisation (Rajpurkar et al. 2016, 2018)."""
+    said, wanted = normalised(response).split(), normalised(expected).split()
+    if not said or not wanted:
+        return float(said == wanted)
+    return f1(sum((Counter(said) & Counter(wanted)).values()), len(said), len(wanted))
+
+
+@metric
+def rouge_l(response: str, expected: str) -> float:
+    """The F1 of the longest common subsequence of words (Lin 2004). Words are runs of letters and digits of any
+    script, in lower case; of English that is what the package rouge-score counts."""
+    said, wanted = (re.findall(r"[^\W_]+", answer_in(text).lower()) for text in (response, expected))
+    return f1(longest_common(said, wanted), len(said), len(wanted))
+
+
+@metric
+def number_match(response: str, expected: str) -> float | None:
+    """1.0 where the numbers are equal, of records that expect one: behind `####`, as GSM8K writes it, or alone. Of the
+    response the number behind `####` counts, and without one the last."""
+    wanted = expected_number(expected)
+    if wanted is None:
+        return None
+    said = answer_in(response)
+    behind = said.rpartition("####")[2] if "####" in said else ""
+    found = NUMBER.findall(behind)[:1] or NUMBER.findall(said)[-1:]
+    return float(bool(found) and value_of(found[0]) == wanted)
+
+
+@metric
+def valid_json(response: str, expected: str) -> float | None:
+    """1.0 where the response is JSON, of records that expect an object or a list."""
+    if not isinstance(parsed_json(answer_in(expected)), dict | list):
+        return None
+    return float(parsed_json(answer_in(response)) is not NOT_JSON)
+
+
+@metric
+def valid_code(response: str, expected: str) -> float | None:
+    """1.0 where the response is code that Python can parse, of records that expect such; a block fenced by ``` is
+    looked into where the expected is fenced, too."""
+    wanted, said = answer_in(expected), answer_in(response)
+    if wanted.startswith("```"):
+        wanted, said = unfenced(wanted), unfenced(said)
+    if not any(isinstance(node, STATEMENTS) for node in parsed_code(wanted)):
+        return None
+    return float(bool(parsed_code(said)))
+
+
+class OfCorpus:
+    """A metric of sacrebleu's (extra `eval`): of a record its sentence score, of many that of the corpus."""
+
+    def __init__(self, name: str, **settings) -> None:
+        self.name, self.settings = name, settings
+
+    @cached_property
+    def theirs(self):
+        import sacrebleu.metrics
+
+        return getattr(sacrebleu.metrics, self.name)(**self.settings)
+
+    def __call__(self, response: str, expected: str) -> float:
+        return self.combine_all([self.statistics(response, expected)])[0].item()
+
+    def statistics(self, response: str, expected: str) -> list[float]:
+        """What a record adds to the corpus."""
+        return self.theirs._extract_corpus_statistics([answer_in(response)], [[answer_in(expected)]])[0]
+
+    def combine_all(self, sums: Sequence[Sequence[float]], count: int = 1) -> np.ndarray:
+        """The scores of corpora, 0 to 1, from the sums of their records' statistics. How many records there are is no
+        part of it."""
+        return np.array([self.theirs._compute_score_from_stats([int(x) for x in each]).score / 100 for each in sums])
+
+
+METRICS["bleu"] = OfCorpus("BLEU", effective_order=True)
+METRICS["chrf"] = OfCorpus("CHRF")
+
+
+def measurable() -> tuple[dict[str, Metric], dict[str, str]]:
+    """-> the metrics that can be measured here, and of the others why they cannot."""
+    try:
+        import sacrebleu  # noqa: F401
+    except ImportError:
+        absent = {name: "it needs sacrebleu (pip install 'gptft[eval]')" for name in METRICS if is_of_corpus(name)}
+        return {name: metric for name, metric in METRICS.items() if name not in absent}, absent
+    return dict(METRICS), {}
+
+
+def is_of_corpus(name: str) -> bool:
+    return isinstance(METRICS[name], OfCorpus)
+
+
+def load_metric(place: str) -> None:
+    """Register a metric of the user's own, `file.py:function`. It is run as it stands: only a person names one, on the
+    command line, and no config or checkpoint can. Raises UserError where there is no such function."""
+    path, _, name = place.rpartition(":")
+    if not path or not name.isidentifier():
+        raise UserError(f"--metric {place}: name a function, as file.py:function")
+    if not Path(path).is_file():
+        raise UserError(f"--metric {place}: {path}: no such file")
+    try:
+        function = runpy.run_path(path).get(name)
+    except Exception as error:
+        raise UserError(f"--metric {place}: {path} cannot be run: {type(error).__name__}: {error}") from None
+    if not callable(function):
+        raise UserError(f"--metric {place}: {path} has no function {name!r}")
+    if name in METRICS:
+        raise UserError(f"--metric {place}: there is a metric {name!r} already: name it otherwise")
+
+    def checked(response: str, expected: str) -> float | None:
+        try:
+            value = function(response, expected)
+        except Exception as error:
+            raise UserError(
+                f"--metric {place}: {type(error).__name__}: {error}, for the response {response!r}"
+            ) from None
+        if value is None or (isinstance(value, int | float) and 0 <= value <= 1):
+            return value if value is None else float(value)
+        raise UserError(f"--metric {place}: it must give a number from 0 to 1, or None, and gave {value!r}")
+
+    METRICS[name] = checked
 
 
 def describe_metric(name: str) -> str:
@@ -29,18 +183,62 @@ def describe_metric(name: str) -> str:
     return name.replace("_", " ")
 
 
-def score_rows(rows: Sequence[dict], metric: Metric) -> dict[str, dict]:
-    """Rows with `expected`, `before`, `after` and a `record` -> by family (the record's `family`, where it has one)
-    and over `all`: n, and the mean scores before and after."""
-    by_family = defaultdict(list)
-    for row in rows:
-        if isinstance(family := row["record"].get("family"), str):
-            by_family[family].append(row)
-    table = {}
-    for name, members in [*sorted(by_family.items()), ("all", rows)]:
-        means = {
-            when: sum(metric(row[when], row["expected"]) for row in members) / len(members)
-            for when in ("before", "after")
-        }
-        table[name] = {"n": len(members), **means}
-    return table
+# what the metrics share
+
+NUMBER = re.compile(r"-?\$?\d[\d,]*(?:\.\d+)?|-?\$?\.\d+")
+STATEMENTS = (
+    *(ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Import, ast.ImportFrom, ast.Assign, ast.AugAssign),
+    *(ast.AnnAssign, ast.For, ast.While, ast.If, ast.With, ast.Return, ast.Try, ast.Call),
+)
+NOT_JSON = object()
+
+
+def f1(common: int, said: int, wanted: int) -> float:
+    """The harmonic mean of precision and recall."""
+    return 2 * common / (said + wanted) if common else 0.0
+
+
+def normalised(text: str) -> str:
+    """Lower case, without punctuation and English articles, white space as single blanks."""
+    text = "".join(character for character in answer_in(text).lower() if character not in string.punctuation)
+    return " ".join(re.sub(r"\b(a|an|the)\b", " ", text).split())
+
+
+def expected_number(text: str) -> Decimal | None:
+    """The number that a record expects: behind the last `####`, or what the whole text is; None for any other text."""
+    text = answer_in(text)
+    if "####" in text:
+        found = NUMBER.findall(text.rpartition("####")[2])
+        return value_of(found[0]) if found else None
+    return value_of(text) if NUMBER.fullmatch(text) else None
+
+
+def value_of(number: str) -> Decimal | None:
+    try:
+        return Decimal(number.replace(",", "").replace("$", ""))
+    except InvalidOperation:
+        return None
+
+
+def parsed_json(text: str):
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return NOT_JSON
+
+
+def unfenced(text: str) -> str:
+    """What stands between the first two lines that begin with ```; all of a text without them."""
+    found = re.search(r"^```[^\n]*\n(.*?)^```", text + "\n", flags=re.DOTALL | re.MULTILINE)
+    return found.group(1) if found else text
+
+
+def parsed_code(text: str) -> list[ast.AST]:
+    """The nodes of Python's syntax tree; none where it is no Python, or nothing."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # an invalid escape is the answer's, and nobody asked Python about it
+            tree = ast.parse(text)
+            return list(ast.walk(tree)) if tree.body else []
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return []

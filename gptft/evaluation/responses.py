@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from gptft.data.examples import Split
 from gptft.data.shapes import Parts, recognise
 from gptft.device import Precision
-from gptft.generation import generate, prompt_ids
+from gptft.generation import Response, prompt_ids, respond
 from gptft.model import GPT
 from gptft.tokenizer import Tokenizer
 
@@ -86,11 +86,11 @@ def answer(
     max_new_tokens: int,
     batch_size: int,
     precision: Precision | None = None,
-) -> list[str]:
-    """Greedy responses to the questions; empty for those that are left out. `precision`: as `generate` takes it."""
+) -> list[Response]:
+    """Greedy responses to the questions; empty ones to those that are left out. `precision`: as `generate` takes it."""
     asked = [question.parts for question in questions if not question.left_out]
-    responses = iter(generate(model, tokenizer, asked, max_new_tokens, batch_size=batch_size, precision=precision))
-    return ["" if question.left_out else next(responses) for question in questions]
+    given = iter(respond(model, tokenizer, asked, max_new_tokens, batch_size=batch_size, precision=precision))
+    return [Response("", 0, False) if question.left_out else next(given) for question in questions]
 
 
 def describe_left_out(questions: Sequence[Question], at_most: int) -> str:

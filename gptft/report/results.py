@@ -6,31 +6,37 @@ import json
 from pathlib import Path
 
 from gptft.data.examples import Dataset
-from gptft.evaluation.metrics import METRICS
 from gptft.evaluation.responses import Question, shown_prompt
 from gptft.files import atomic_write, write_json_lines
 from gptft.report.plot import plot_losses
 from gptft.run import console
 from gptft.run.console import say
 from gptft.run.metrics_file import read_metrics
-from gptft.run.tables import response_table, score_table
+from gptft.run.tables import describe_evaluation, response_table, score_table
 
 
 def write_results(
-    out_dir: Path, rows: list[dict], questions: list[Question], summary: dict, datasets: dict[str, Dataset]
+    out_dir: Path,
+    rows: list[dict],
+    questions: list[Question],
+    summary: dict,
+    evaluation: dict,
+    datasets: dict[str, Dataset],
 ) -> None:
     """Write the run's files, and print what they hold and where they are."""
     lost = [{"split": name, **entry} for name, dataset in datasets.items() for entry in dataset.lost()]
     if lost:
         write_json_lines(out_dir / "lost.jsonl", lost)
     if rows:
-        write_json_lines(out_dir / "responses.jsonl", rows)
         say("\n" + response_table(rows, [shown_prompt(question.parts) for question in questions]))
-        for name in METRICS:
-            if name in summary:
-                say("\n" + score_table(name, summary[name]))
-    with atomic_write(out_dir / "summary.json") as file:
-        json.dump(summary, file, indent=1)
+        if "exact_match" in summary:
+            say("\n" + score_table("exact_match", summary["exact_match"]))
+    if evaluation:
+        say("\n" + describe_evaluation(evaluation))
+    for name, content in (("evaluation", evaluation), ("summary", summary)):
+        if content:
+            with atomic_write(out_dir / f"{name}.json") as file:
+                json.dump(content, file, indent=1)
     if not plot_losses(read_metrics(out_dir / "metrics.jsonl"), out_dir / "loss.png"):
         say("no loss.png: drawing it needs matplotlib (pip install 'gptft[plot]')")
     for name in ("eval_loss", "test_loss"):

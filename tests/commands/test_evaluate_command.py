@@ -1,13 +1,22 @@
 """`python -m gptft evaluate`: the loss and the scores of the answers."""
 
 import json
+import math
+import re
 
 import torch
-from cli import GOOD, GPTFT, write
+from cli import GOOD, GPTFT, tiny, write
 
-from gptft import generation, loading
+from gptft import checkpoint, generation, loading
 from gptft.evaluation.metrics import METRICS
 from gptft.prompts import TEMPLATES
+from gptft.tokenizer import Tokenizer
+
+
+def read_table(said):
+    """{metric: the cells of its line}"""
+    lines = [re.split("  +", line.strip()) for line in said.splitlines() if line.startswith("  ")]
+    return {cells[0]: cells[1:] for cells in lines if len(cells) > 1}
 
 
 def test_evaluate_measures_loss_and_exact_matches(ask, saved):
@@ -17,12 +26,13 @@ def test_evaluate_measures_loss_and_exact_matches(ask, saved):
     (said,) = generation.generate(model, tokenizer, ["Who is it?"], 5)
     records = [{"q": "Who is it?", "a": said}, {"q": "How many?", "a": "Two of them."}, {"q": "Where?", "a": "There"}]
     write("d.jsonl", "".join(json.dumps(record) + "\n" for record in records))
-    total, n = 0.0, 0
+    total, n, hits = 0.0, 0, 0
     for record in records:
         segments = TEMPLATES["qa"].segments({"instruction": record["q"], "response": record["a"]})
         ids, [(start, end)] = tokenizer.encode_segments(segments)
         with torch.no_grad():
             logits = model(torch.tensor([ids[:-1]]))[0].log_softmax(-1)
+        hits += sum(logits[t - 1].argmax().item() == ids[t] for t in range(start, end))
         total -= sum(logits[t - 1, ids[t]].item() for t in range(start, end))
         n += end - start
     words = ["evaluate", path, "--data", "d.jsonl", "--fields", "instruction=q", "response=a", "--max_new_tokens", "5"]
@@ -30,9 +40,12 @@ def test_evaluate_measures_loss_and_exact_matches(ask, saved):
     ((status, out, err),) = outputs
     assert (status, err) == (0, "")
     assert "3 records read, 3 kept" in out
-    assert f"loss {total / n:.4f} nats a target, over 3 examples" in out
+    figures = read_table(out)
+    assert figures["loss"][0] == "3" and figures["loss"][1].startswith(f"{total / n:.4f} (")
+    assert figures["perplexity"][1].startswith(f"{math.exp(total / n):.4g} (")
+    assert figures["token accuracy"][1].startswith(f"{hits / n:.1%} (")
     if said.strip():
-        assert "exact match 33.3%, over the first 3 records" in out
+        assert figures["exact match"][1].startswith("33.3% (")
 
 
 def test_evaluate_asks_with_the_template_of_the_checkpoint_be_it_plain(ask, saved):
@@ -50,7 +63,7 @@ def test_evaluate_tells_of_every_metric(ask, saved, monkeypatch):
     monkeypatch.setitem(METRICS, "is_text", lambda response, expected: 0.25)
     write("d.jsonl", GOOD)
     status, out, err = ask(GPTFT, "evaluate", saved(), "--data", "d.jsonl", "--max_new_tokens", "2")
-    assert (status, err) == (0, "") and "is text 25.0%, over the first 1 records" in out
+    assert (status, err) == (0, "") and read_table(out)["is text"] == ["1", "25.0%"]
 
 
 def test_evaluate_leaves_out_prompts_without_room_by_name(ask, saved):
@@ -62,4 +75,59 @@ def test_evaluate_leaves_out_prompts_without_room_by_name(ask, saved):
     status, out, err = ask(GPTFT, "evaluate", path, "--data", "d.jsonl", "--max_new_tokens", "30")
     assert (status, err) == (0, "")
     assert "1 of 2 prompts are left out of the score:\n  d.jsonl, line 2: its prompt of " in out
-    assert "exact match 100.0%, over 1 of the first 2 records" in out
+    assert read_table(out)["exact match"] == ["1", "100.0% (2.5% to 100.0%)"]
+
+
+def test_evaluate_compares_two_models_on_the_same_questions(ask, saved, place):
+    """Figures, files and the list of what got worse agree with one another, and with each model asked alone."""
+    path, other = saved("tuned"), saved("base", n_layer=1)
+    (said,) = generation.generate(*loading.load(path), ["Who is it?"], 8)
+    (once,) = generation.generate(*loading.load(other), ["How many?"], 8)
+    records = [{"question": "Who is it?", "answer": said or "x"}, {"question": "How many?", "answer": once or "x"}]
+    write("d.jsonl", "".join(json.dumps(record) + "\n" for record in records))
+    words = ["evaluate", path, "--data", "d.jsonl", "--max_new_tokens", "8"]
+    status, out, err = ask(GPTFT, *words, "--against", other, "--out", "kept")
+    assert (status, err) == (0, "")
+    evaluation = json.loads((place / "kept" / "evaluation.json").read_text())
+    rows = [json.loads(line) for line in (place / "kept" / "responses.jsonl").read_text().splitlines()]
+    assert [row["record"] for row in rows] == records and len(rows) == evaluation["records"] == 2
+    for name, side in ((path, "after"), (other, "before")):
+        answers = generation.generate(*loading.load(name), ["Who is it?", "How many?"], 8)
+        assert [row[side] for row in rows] == answers
+        alone = ask(GPTFT, "evaluate", name, "--data", "d.jsonl", "--max_new_tokens", "8")[1]
+        cells = read_table(out)["loss"]
+        assert read_table(alone)["loss"][1] == cells[2 if side == "after" else 1]
+        assert evaluation["lengths"][side]["tokens_longest"] == max(row["tokens"][side] for row in rows)
+    table = evaluation["metrics"]["exact_match"]["all"]
+    assert table["wins"] + table["losses"] + table["ties"] == 2
+    losses = [json.loads(line) for line in (place / "kept" / "losses.jsonl").read_text().splitlines()]
+    assert {row["line"] for row in losses} == {1, 2} and {"before", "after"} <= losses[0].keys()
+    if once.strip() and once != rows[1]["after"]:
+        assert "got worse (by token f1)" in out
+    status, out, err = ask(GPTFT, *words, "--out", "kept")
+    assert status == 2 and "--out kept exists already" in err and not out
+
+
+def test_two_models_with_other_vocabularies_have_no_losses_compared(ask, saved, tmp_path):
+    """A loss a target is of the vocabulary's own tokens: side by side the two would mislead."""
+    path = saved("tuned")
+    model, tokenizer = tiny(vocab_size=300)
+    ranks = {token: rank for token, rank in tokenizer.ranks.items() if rank < 299}
+    small = Tokenizer(ranks, tokenizer.pattern, {"<|endoftext|>": 299})
+    checkpoint.save(tmp_path / "other", model, small, step=0)
+    write("d.jsonl", GOOD)
+    words = ["evaluate", path, "--data", "d.jsonl", "--max_new_tokens", "4", "--against", tmp_path / "other"]
+    status, out, err = ask(GPTFT, *words)
+    assert (status, err) == (0, "") and "losses are not compared" in out
+    assert len(read_table(out)["loss"]) == 3 < len(read_table(out)["exact match"])  # before and after, no difference
+
+
+def test_evaluate_takes_a_metric_from_a_file(ask, saved, monkeypatch):
+    monkeypatch.setattr("gptft.evaluation.metrics.METRICS", dict(METRICS))
+    write("d.jsonl", GOOD)
+    write("own.py", "def length(response, expected):\n    return 0.5 if response is not None else None\n")
+    words = ["evaluate", saved(), "--data", "d.jsonl", "--max_new_tokens", "2", "--metric"]
+    status, out, err = ask(GPTFT, *words, "own.py:length")
+    assert (status, err) == (0, "") and read_table(out)["length"] == ["1", "50.0%"]
+    status, out, err = ask(GPTFT, *words, "own.py:lenght")
+    assert (status, out) == (2, "") and err == "gptft: --metric own.py:lenght: own.py has no function 'lenght'\n"

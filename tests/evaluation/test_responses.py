@@ -15,7 +15,7 @@ from gptft.evaluation.responses import (
     prompt_and_expected,
     shown_prompt,
 )
-from gptft.generation import generate, prompt_ids
+from gptft.generation import Response, generate, prompt_ids
 
 
 def prompt_of(tokenizer, length):
@@ -89,8 +89,8 @@ def test_what_is_left_out_is_named_by_file_and_line(questions):
 def test_the_others_are_answered_as_if_it_were_not_there(questions):
     model, tokenizer, asked, _ = questions
     alone = generate(model, tokenizer, ["How many?", "Who?"], 8)
-    assert answer(model, tokenizer, asked, 8, batch_size=2) == [alone[0], "", alone[1]]
-    assert answer(model, tokenizer, asked[1:2], 8, batch_size=2) == [""]
+    assert [each.text for each in answer(model, tokenizer, asked, 8, batch_size=2)] == [alone[0], "", alone[1]]
+    assert answer(model, tokenizer, asked[1:2], 8, batch_size=2) == [Response("", 0, False)]
 
 
 def test_a_conversations_last_answer_is_what_is_expected():

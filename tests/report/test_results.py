@@ -3,6 +3,7 @@
 import json
 
 from gptft.data.shapes import Parts
+from gptft.evaluation.compare import measure
 from gptft.evaluation.responses import Question
 from gptft.report.results import write_results
 
@@ -23,17 +24,25 @@ def test_results_are_written_and_said(tmp_path, capsys):
     summary = {**SUMMARY, "exact_match": scores}
     (tmp_path / "last").mkdir()
     (tmp_path / "last" / "model.pt").write_text("")
-    write_results(tmp_path, [row], questions, summary, {"data": Data()})
+    evaluation = measure([row])
+    write_results(tmp_path, [row], questions, summary, evaluation, {"data": Data()})
     said = capsys.readouterr().out
     assert json.loads((tmp_path / "lost.jsonl").read_text()) == {"split": "data", **next(Data().lost())}
-    assert json.loads((tmp_path / "responses.jsonl").read_text()) == row
+    assert json.loads((tmp_path / "evaluation.json").read_text()) == evaluation
     assert json.loads((tmp_path / "summary.json").read_text()) == summary
-    for part in (" = How many?", "exact match", "eval loss 1.2500 (best)", "1,234 steps in 1:01", "last/{model.pt}"):
+    for part in (
+        " = How many?",
+        "exact match",
+        "token f1",
+        "eval loss 1.2500 (best)",
+        "1,234 steps in 1:01",
+        "last/{model.pt}",
+    ):
         assert part in said
     assert "test loss" not in said
 
 
-def test_a_run_that_asked_and_lost_nothing_writes_neither_file(tmp_path, capsys):
-    write_results(tmp_path, [], [], {**SUMMARY, "eval_loss": None}, {})
-    assert not {"lost.jsonl", "responses.jsonl"} & {path.name for path in tmp_path.iterdir()}
+def test_a_run_that_measured_and_lost_nothing_writes_neither_file(tmp_path, capsys):
+    write_results(tmp_path, [], [], {**SUMMARY, "eval_loss": None}, {}, {})
+    assert not {"lost.jsonl", "evaluation.json"} & {path.name for path in tmp_path.iterdir()}
     assert "expected" not in capsys.readouterr().out

@@ -7,7 +7,7 @@ import pytest
 from gptft.evaluation.metrics import METRICS
 from gptft.evaluation.responses import answer
 from gptft.finetuning import finetune
-from gptft.run import answers
+from gptft.run import comparison
 
 QUICK = {
     "init": "tiny",
@@ -52,7 +52,7 @@ def test_over_long_test_prompts_are_named_counted_and_left_out(tmp_path, data, c
 def test_a_resumed_run_leaves_out_the_same(tmp_path, data, monkeypatch):
     """It reads the answers from before back, and asks again only what would not be asked the same."""
     asked = []
-    monkeypatch.setattr(answers, "answer", lambda *given: asked.append(given[2]) or answer(*given))
+    monkeypatch.setattr(comparison, "answer", lambda *given: asked.append(given[2]) or answer(*given))
     run = finetune(**data, out_dir=tmp_path / "run", **QUICK)
     before = [row["before"] for row in rows_of(run.path)]
     assert len(asked) == 2

@@ -1,0 +1,126 @@
+"""The test set before and after training: the loss of every record, and the answers to some of the prompts.
+
+What was measured before is written at once, so that a resumed run reads it back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from gptft.collate import Batch
+from gptft.config import Config
+from gptft.data.examples import Example, Split
+from gptft.evaluation.compare import SIDES, measure, measure_lengths
+from gptft.evaluation.losses import Losses, compare_losses, loss_rows, measure_losses, read_losses
+from gptft.evaluation.metrics import METRICS
+from gptft.evaluation.responses import Question, answer, describe_left_out, make_questions
+from gptft.files import read_json_lines, write_json_lines
+from gptft.model import GPT
+from gptft.run.console import say
+from gptft.run.rehearsal import LESS_TO_EVALUATE, one_line
+from gptft.tokenizer import Tokenizer
+from gptft.training import TrainState
+
+
+def choose_questions(config: Config, model: GPT, tokenizer: Tokenizer, test_set: Split) -> list[Question]:
+    """The test records that are asked before and after training: `test_samples` of them, by the seed."""
+    chosen = np.sort(np.random.default_rng(config.seed).permutation(len(test_set))[: config.test_samples])
+    return make_questions(model, tokenizer, test_set, chosen.tolist(), config.fields, config.max_new_tokens)
+
+
+@dataclass
+class Comparison:
+    """`rows` are the lines of responses.jsonl; `losses` are those of the test set before training."""
+
+    config: Config
+    out_dir: Path
+    state: TrainState
+    tokenizer: Tokenizer
+    test_set: Split
+    questions: list[Question]
+    to_batch: Callable[[Sequence[Example]], Batch]
+
+    def before(self) -> None:
+        """Measure the model as it is before the first step, or read back what was measured then."""
+        self.rows = [
+            {"record": question.record, "expected": question.expected, "before": "", "after": ""}
+            | {"tokens": {}, "finished": {}}
+            | ({"left_out": question.left_out} if question.left_out else {})
+            for question in self.questions
+        ]
+        if len(self.test_set):
+            path = self.out_dir / "losses.jsonl"
+            self.losses = read_losses(self._read(path), self.test_set, "before") or self._measure_losses()
+            write_json_lines(path, loss_rows(self.test_set, before=self.losses))
+        path = self.out_dir / "responses.jsonl"
+        earlier = self._read(path)
+        if list(map(what_is_asked, earlier)) == list(map(what_is_asked, self.rows)):
+            self.rows = earlier
+        elif self.rows:
+            if left_out := describe_left_out(self.questions, at_most=5):
+                say(f"{left_out}\n  (responses.jsonl says why of each)")
+            self._ask("before", "before training")
+            write_json_lines(path, self.rows)
+
+    def after(self, summary: dict) -> dict:
+        """Measure the same again -> what evaluation.json says.
+
+        The summary gets the test loss, how many prompts are left out, and of the others the scores: METRIC by family,
+        and `test_METRIC` over all, None where there is nothing to score.
+        """
+        evaluation = {}
+        summary |= {f"test_{name}": None for name in METRICS}
+        if len(self.test_set):
+            after = self._measure_losses()
+            write_json_lines(self.out_dir / "losses.jsonl", loss_rows(self.test_set, before=self.losses, after=after))
+            evaluation["likelihood"] = compare_losses(self.losses, after)
+            summary["test_loss"] = evaluation["likelihood"]["after"]["loss"]["value"]
+        if self.rows:
+            self._ask("after", "again")
+            write_json_lines(self.out_dir / "responses.jsonl", self.rows)
+            scored = [row for row in self.rows if "left_out" not in row]
+            summary["prompts_left_out"] = len(self.rows) - len(scored)
+            evaluation |= {"records": len(scored), "left_out": summary["prompts_left_out"], **measure(scored)}
+            evaluation["lengths"] = {side: measure_lengths(scored, side) for side in SIDES}
+            for name, tables in evaluation["metrics"].items():
+                families = {**tables["families"], "all": tables["all"]}
+                summary[name] = {
+                    family: {"n": table["n"]} | {side: table[side]["value"] for side in SIDES}
+                    for family, table in families.items()
+                }
+                summary[f"test_{name}"] = summary[name]["all"]["after"]
+        return evaluation
+
+    def _ask(self, side: str, when: str) -> None:
+        """Write the model's answers into the rows."""
+        if number := count_asked(self.rows):
+            say(f"answering {number} test prompts {when} ...")
+        config, state = self.config, self.state
+        given = (self.questions, config.max_new_tokens, config.eval_batch_size, state.precision)
+        for row, response in zip(self.rows, answer(state.model, self.tokenizer, *given), strict=True):
+            row[side] = response.text
+            if "left_out" not in row:
+                row.setdefault("tokens", {})[side] = response.tokens
+                row.setdefault("finished", {})[side] = response.finished
+
+    def _read(self, path: Path) -> list[dict]:
+        """What an earlier part of this run has written."""
+        return read_json_lines(path) if self.config.resume and path.exists() else []
+
+    def _measure_losses(self) -> Losses:
+        model, size = self.state.model, self.config.eval_batch_size
+        with one_line("measuring the test loss", model.device, LESS_TO_EVALUATE):
+            return measure_losses(model, self.test_set, size, self.to_batch, self.state.precision)
+
+
+def what_is_asked(row: dict) -> tuple[dict, bool]:
+    """What must be the same for a row's response to stand."""
+    return row["record"], "left_out" in row
+
+
+def count_asked(rows: list[dict]) -> int:
+    return sum("left_out" not in row for row in rows)
