@@ -33,7 +33,7 @@ from gptft.data.corpus import Corpus, close_books, stream_of
 from gptft.data.examples import Dataset, Recipe, Split, load_dataset, split, subset
 from gptft.data.readings import choose_template
 from gptft.data.streams import find_streams
-from gptft.device import Precision, keep_freed_memory, pick_device
+from gptft.device import Precision, pick_device
 from gptft.errors import UserError
 from gptft.files import atomic_write
 from gptft.generation import prompt_ids
@@ -42,15 +42,15 @@ from gptft.model import GPT
 from gptft.optim import make_optimizer
 from gptft.prompts import load_template
 from gptft.report.results import write_results
-from gptft.run.comparison import Comparison, choose_questions
+from gptft.run.comparison import Comparison, choose_questions, make_score
 from gptft.run.console import print_data, say
 from gptft.run.estimate import print_estimate, summarise
 from gptft.run.folder import choose_out_dir, open_run, refuse_used
 from gptft.run.lock import claim
 from gptft.run.rehearsal import rehearse
 from gptft.run.resume import describe_inputs, find_checkpoint, load_run_state
+from gptft.run.setup import compile_blocks, set_up_cpu
 from gptft.run.signals import resumable
-from gptft.run.threads import describe_spin
 from gptft.tokenizer import Tokenizer, embedded
 from gptft.training import TrainState, evaluate_loss, total_steps, train
 
@@ -87,6 +87,7 @@ def finetune(config: Config | None = None, **settings) -> Run:
     print_data(datasets, train_set, val_set, test_set)
     say(describe_data(datasets, config.fields, tokenizer.template))
     questions = choose_questions(config, model, tokenizer, test_set)
+    score = make_score(config, model, tokenizer, val_set)
 
     # 2. the state of training; a rehearsal of what costs most finds now what would fail later
     model = model.to(device)
@@ -119,7 +120,7 @@ def finetune(config: Config | None = None, **settings) -> Run:
 
         # 4. train: the loop says what happened, and here it is logged, shown and saved
         with open_run(out_dir, state, tokenizer, config, fingerprint, total_steps(len(train_set), config)) as run:
-            for event in train(state, objective, config, train_set, val_set, to_batch, run.should_stop):
+            for event in train(state, objective, config, train_set, val_set, to_batch, run.should_stop, score):
                 run.keep(event)
 
         # 5. the best weights, on data that was never seen
@@ -133,24 +134,6 @@ def finetune(config: Config | None = None, **settings) -> Run:
         evaluation = comparison.after(summary)
         write_results(out_dir, comparison.rows, questions, summary, evaluation, datasets)
     return Run(model, tokenizer, summary, out_dir)
-
-
-def compile_blocks(model: GPT) -> None:
-    """Compile each block with torch.compile; kinds of layers, masks and lengths make more variants of a block than
-    torch compiles by default."""
-    torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
-    for block in model.blocks:
-        block.compile()
-
-
-def set_up_cpu(config: Config, device: torch.device) -> None:
-    """Threads, and what the allocator does with freed memory."""
-    if config.threads:
-        torch.set_num_threads(config.threads)
-    if config.keep_memory and device.type == "cpu":
-        keep_freed_memory()
-    if device.type == "cpu" and (note := describe_spin(torch.get_num_threads())):
-        say(note)
 
 
 def check_inputs(config: Config) -> None:

@@ -12,19 +12,22 @@ from gptft.data.shapes import prompt_parts
 from gptft.decoding import GREEDY, Sampling, check_lengths, decode
 from gptft.device import Precision
 from gptft.errors import UserError
+from gptft.fast.shared_context import Request, log_likelihoods_shared, score
 from gptft.model import GPT
 from gptft.tokenizer import Tokenizer
 
 
 def prompt_ids(tokenizer: Tokenizer, prompt, raw: bool = False, max_input_tokens: int = 0) -> list[int]:
     """The ids that the model is given for a prompt: a text, a record (a dict), a conversation (a list), or the `Parts`
-    of a record that is recognised already, by --fields perhaps.
+    of a record that is recognised already, by --fields perhaps. A list of ids stays as it is.
 
     The tokenizer's template is applied unless `raw`. `max_input_tokens` above 0 keeps the last that many, for the end
     of a prompt is where the template asks for the answer; a beginning-of-text stays before them, and is counted.
     """
     template = tokenizer.template
-    if raw or template is None:
+    if isinstance(prompt, list) and prompt and isinstance(prompt[0], int):
+        ids = prompt
+    elif raw or template is None:
         if not isinstance(prompt, str):
             raise UserError("a record or a conversation needs a prompt template; this tokenizer has none")
         ids = ([] if tokenizer.bos is None else [tokenizer.bos]) + tokenizer.encode(prompt)
@@ -97,13 +100,16 @@ def respond(
     batch_size: int = 16,
     sampling: Sampling = GREEDY,
     precision: Precision | None = None,
+    until: Sequence[str] = (),
 ) -> list[Response]:
-    """As `generate`, for whoever asks more than the text of each response."""
+    """As `generate`, for whoever asks more than the text of each response. `until`: texts that end a response, too; it
+    is cut before the first of them, and has the tokens that were made."""
     if isinstance(prompts, str):
         raise UserError("prompts must be a list of prompts, not one text")
     ids = [prompt_ids(tokenizer, prompt, raw, max_input_tokens) for prompt in prompts]
     check_lengths(model, ids)
     answers: list[list[int]] = [[] for _ in ids]
+    ended: set[int] = set()  # the prompts whose response has come to one of `until`
     order = sorted(range(len(ids)), key=lambda n: len(ids[n]))  # like lengths together: less padding
     was_training, lowered = model.training, lowered_dtype(model, precision)
     model.eval()
@@ -117,6 +123,9 @@ def respond(
                 for pairs in decode(model, batch, max_new_tokens, stops, n_vocab, sampling, chosen, lowered, holes):
                     for row, token in pairs:
                         answers[chosen[row]].append(token)
+                    ended.update(n for n in chosen if n not in ended and holds_one(tokenizer, answers[n], until))
+                    if all(chosen[row] in ended for row, _ in pairs):
+                        break
     finally:
         model.train(was_training)
     template = None if raw else tokenizer.template
@@ -126,5 +135,69 @@ def respond(
         text = tokenizer.decode(answer, after=prompt[-1]).removeprefix(lead).removesuffix(tail)
         # the last token of a response is never read again, so that there is room for one more
         room = min(max_new_tokens, model.config.block_size + 1 - len(prompt))
-        responses.append(Response(text, len(answer), len(answer) < room))
+        cut = min((at for end in until if (at := text.find(end)) >= 0), default=None)
+        responses.append(Response(text[:cut], len(answer), len(answer) < room or cut is not None))
     return responses
+
+
+def holds_one(tokenizer: Tokenizer, answer: Sequence[int], ends: Sequence[str]) -> bool:
+    """Whether the last token has brought one of the texts: it stands within as many tokens as it has bytes."""
+    return any(end in tokenizer.decode(answer[-len(end.encode()) :], after=0) for end in ends)
+
+
+class Likelihood(NamedTuple):
+    """log p of a continuation after its context, in nats, and whether greedy decoding would give it."""
+
+    value: float
+    greedy: bool
+
+
+def log_likelihoods(
+    model: GPT, requests: Sequence[Request], batch_size: int = 16, precision: Precision | None = None
+) -> list[Likelihood]:
+    """How likely each continuation is after its context: `requests` are (context, continuation), ids, none empty.
+
+    Continuations of one context are measured together (`fast.shared_context`). Raises UserError for a request that has
+    more tokens than the model's block_size and one, of which the last is never read.
+    """
+    for number, (context, continuation) in enumerate(requests, 1):
+        if not len(context) or not len(continuation):
+            raise UserError(f"request {number}: context and continuation must have a token each")
+        if len(context) + len(continuation) > model.config.block_size + 1:
+            raise UserError(
+                f"request {number} has {len(context) + len(continuation)} tokens, and the model reads "
+                f"{model.config.block_size}"
+            )
+    shared = len({tuple(context) for context, _ in requests}) < len(requests)
+    measure = log_likelihoods_shared if shared else log_likelihoods_plain
+    was_training, lowered = model.training, lowered_dtype(model, precision)
+    model.eval()
+    try:
+        with precision.autocast() if lowered else contextlib.nullcontext():
+            return [Likelihood(*found) for found in measure(model, requests, batch_size)]
+    finally:
+        model.train(was_training)
+
+
+@torch.no_grad()
+def log_likelihoods_plain(model: GPT, requests: Sequence[Request], batch_size: int) -> list[tuple[float, bool]]:
+    """Every request by itself: a row is its context and its continuation, padded on the right."""
+    found: list[tuple[float, bool]] = [(0.0, False)] * len(requests)
+    order = sorted(range(len(requests)), key=lambda n: -sum(map(len, requests[n])))
+    for start in range(0, len(order), batch_size):
+        chosen = order[start : start + batch_size]
+        T = sum(map(len, requests[chosen[0]])) - 1
+        idx = torch.zeros(len(chosen), T, dtype=torch.long)
+        places, targets = [], []
+        for row, number in enumerate(chosen):
+            context, continuation = requests[number]
+            ids = [*context, *continuation]
+            idx[row, : len(ids) - 1] = torch.tensor(ids[:-1])
+            places += range(row * T + len(context) - 1, row * T + len(ids) - 1)
+            targets += continuation
+        h = model.hidden(idx.to(model.device), scored=torch.tensor(places, device=model.device))  # (n, C)
+        values, greedy = score(model.head(h), torch.tensor(targets, device=model.device))
+        sizes = [len(requests[number][1]) for number in chosen]
+        for number, value, right in zip(chosen, values.split(sizes), greedy.split(sizes), strict=True):
+            found[number] = (value.double().cpu().sum().item(), bool(right.all()))
+    return found

@@ -45,12 +45,14 @@ class Step:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The validation loss after `step`, in nats a target, and whether it is the lowest so far."""
+    """The validation loss after `step`, in nats a target, the `score` where a metric decides, and whether it is the
+    best so far."""
 
     step: int
     epoch: float
     eval_loss: float
     improved: bool = False
+    score: float | None = None
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,7 @@ class Progress:
     window: int = 0  # completed windows of the current pass
     evaluated: int = -1  # the step of the last evaluation
     best_loss: float = math.inf
+    best_score: float = -math.inf  # where a metric decides what is best; `best_loss` is then the loss there
     best_step: int = 0
     waited: int = 0  # evaluations since the best one
     seconds: float = 0.0  # spent in steps
@@ -128,8 +131,10 @@ def train(
     val_set: Split,
     to_batch: ToBatch,
     should_stop: Callable[[], bool] = lambda: False,
+    score: Callable[[], float] | None = None,
 ) -> Iterator[Event]:
-    """Train until the last step, an early stop, or `should_stop`; yields Step, Evaluation and Stopped events.
+    """Train until the last step, an early stop, or `should_stop`; yields Step, Evaluation and Stopped events. The best
+    step is that of the highest `score`, where there is one, else of the lowest validation loss.
 
     Raises NonFinite, with the weights as they were after the last good step, when a loss or gradient is not finite.
     """
@@ -148,7 +153,7 @@ def train(
         due = progress.step % eval_every == 0 or progress.step >= total
         if len(val_set) and due and progress.evaluated != progress.step:
             try:
-                yield evaluate(state, objective, config, val_set, to_batch, per_epoch, should_stop)
+                yield evaluate(state, objective, config, val_set, to_batch, per_epoch, should_stop, score)
             except Interrupted:
                 yield Stopped(progress.step, "interrupt")
                 return
@@ -291,19 +296,22 @@ def evaluate(
     to_batch: ToBatch,
     per_epoch: int,
     should_stop: Callable[[], bool],
+    score: Callable[[], float] | None,
 ) -> Evaluation:
-    """Measure the validation loss and note it in the progress. Raises NonFinite, and Interrupted as `evaluate_loss`
-    does."""
+    """Measure the validation loss and note it in the progress; where the scores are alike the lower loss is better.
+    Raises NonFinite, and Interrupted as `evaluate_loss` does."""
     progress = state.progress
     loss = evaluate_loss(objective, val_set, config.eval_batch_size, to_batch, state.precision, should_stop)
     if not math.isfinite(loss):
         raise NonFinite(f"step {progress.step}: the validation loss is {loss}", 1)
-    improved = loss < progress.best_loss
+    reached = -math.inf if score is None else score()
+    improved = (reached, -loss) > (progress.best_score, -progress.best_loss)
     progress.evaluated = progress.step
     progress.waited = 0 if improved else progress.waited + 1
     if improved:
-        progress.best_loss, progress.best_step = loss, progress.step
-    return Evaluation(progress.step, progress.epoch + progress.window / per_epoch, loss, improved)
+        progress.best_loss, progress.best_score, progress.best_step = loss, reached, progress.step
+    epoch = progress.epoch + progress.window / per_epoch
+    return Evaluation(progress.step, epoch, loss, improved, None if score is None else reached)
 
 
 @torch.no_grad()

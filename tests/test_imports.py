@@ -20,6 +20,7 @@ ROWS = [
     ["curation"],
     ["export"],
     ["generation"],
+    ["fast"],
     ["training"],
     ["decoding"],
     ["loading"],
@@ -51,6 +52,7 @@ EXTRAS = {
     "datasketch",
     "ftfy",
     "sacrebleu",
+    "lm_eval",
     "openai",
 }  # optional: imported where they are used
 CORE = {"torch", "tiktoken", "numpy", "tqdm"}

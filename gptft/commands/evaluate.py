@@ -31,7 +31,7 @@ WORSE = 5  # records that got worse, shown
 def add_arguments(parser: Parser) -> None:
     """The model, the data, and how many records are answered."""
     add_model(parser)
-    parser.add_fields("data", "data", "fields", "bad_records", required=("data",), data="files to measure on")
+    parser.add_fields("data", "data", "fields", "bad_records", data="files to measure on")
     group = parser.group("evaluation")
     group.add_argument("--against", default="", help=f"a model to compare with: {MODEL}")
     group.add_argument(
@@ -49,6 +49,24 @@ def add_arguments(parser: Parser) -> None:
     group.add_argument(
         "--metric", nargs="+", default=[], help="further metrics, as file.py:function of (response, expected) -> 0 to 1"
     )
+    group = parser.group("benchmarks")
+    group.add_argument(
+        "--tasks",
+        default="",
+        help="tasks of EleutherAI's harness (extra eval) by name, with commas between; NAME=FILE takes the data from a "
+        "file: hellaswag, truthfulqa_mc1, truthfulqa_mc2, gsm8k",
+    )
+    group.add_argument(
+        "--limit", type=whole_number(at_least=0), default=0, help="of each task the first so many; 0: all"
+    )
+    group.add_argument(
+        "--num_fewshot", type=whole_number(at_least=0), help="examples in the prompt; by default the task's own number"
+    )
+    group.add_argument(
+        "--apply_chat_template", action="store_true", help="ask in the model's template, as a user would"
+    )
+    group.add_argument("--include_path", default="", help="a folder of your own tasks for the harness")
+    group = parser.group("the results")
     group.add_argument("--out", default="", help="a new folder for evaluation.json, responses.jsonl and losses.jsonl")
 
 
@@ -57,6 +75,10 @@ def run(options: Namespace) -> None:
     out = Path(options.out) if options.out else None
     if out and out.exists():
         raise UserError(f"--out {out} exists already: name another folder")
+    if options.tasks:
+        return run_benchmarks(options, out)
+    if "data" not in options.settings:
+        raise UserError("--data is missing: name the files to measure on, or benchmarks with --tasks")
     from gptft.evaluation.compare import measure, measure_lengths
     from gptft.evaluation.losses import compare_losses, loss_rows
     from gptft.evaluation.metrics import load_metric
@@ -93,6 +115,34 @@ def run(options: Namespace) -> None:
         write_json_lines(out / "losses.jsonl", loss_rows(after.examples, **losses))
         with atomic_write(out / "evaluation.json") as file:
             json.dump(evaluation, file, indent=1)
+
+
+def run_benchmarks(options: Namespace, out: Path | None) -> None:
+    """Print the harness's table, and keep its results."""
+    for name in ("against", "metric"):
+        if getattr(options, name):
+            raise UserError(f"--{name} is of --data, and --tasks have metrics of their own")
+    from gptft.evaluation.harness import harness_model
+    from gptft.evaluation.tasks import run_tasks
+    from gptft.files import atomic_write
+
+    config = resolve("", {**options.settings, "init": options.model})
+    model, tokenizer = load_model(options, config.device)
+    results = run_tasks(
+        harness_model(model, tokenizer, options.batch_size),
+        [spec.strip() for spec in options.tasks.split(",") if spec.strip()],
+        options.include_path,
+        limit=options.limit or None,
+        num_fewshot=options.num_fewshot,
+        apply_chat_template=options.apply_chat_template,
+    )
+    from lm_eval.utils import make_table
+
+    print(make_table(results))
+    if out:
+        out.mkdir(parents=True)
+        with atomic_write(out / "benchmarks.json") as file:
+            json.dump(results, file, indent=1, default=str)
 
 
 class Side(NamedTuple):

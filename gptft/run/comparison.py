@@ -8,15 +8,18 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 
 import numpy as np
 
 from gptft.collate import Batch
 from gptft.config import Config
 from gptft.data.examples import Example, Split
+from gptft.device import Precision, pick_device
+from gptft.errors import UserError, nearest
 from gptft.evaluation.compare import SIDES, measure, measure_lengths
 from gptft.evaluation.losses import Losses, compare_losses, loss_rows, measure_losses, read_losses
-from gptft.evaluation.metrics import METRICS
+from gptft.evaluation.metrics import METRICS, measurable
 from gptft.evaluation.responses import Question, answer, describe_left_out, make_questions
 from gptft.files import read_json_lines, write_json_lines
 from gptft.model import GPT
@@ -30,6 +33,32 @@ def choose_questions(config: Config, model: GPT, tokenizer: Tokenizer, test_set:
     """The test records that are asked before and after training: `test_samples` of them, by the seed."""
     chosen = np.sort(np.random.default_rng(config.seed).permutation(len(test_set))[: config.test_samples])
     return make_questions(model, tokenizer, test_set, chosen.tolist(), config.fields, config.max_new_tokens)
+
+
+def make_score(config: Config, model: GPT, tokenizer: Tokenizer, val_set: Split) -> Callable[[], float] | None:
+    """What --best_by asks for: the mean of a metric over the answers to validation prompts; None for the loss.
+
+    Raises UserError for an unknown metric, and where there is no validation prompt that it speaks of.
+    """
+    name = config.best_by
+    if name == "loss":
+        return None
+    known, absent = measurable()
+    if name not in known:
+        why = absent.get(name, f"there is no such metric{nearest(name, ['loss', *known])}")
+        raise UserError(f"--best_by {name}: {why}")
+    questions = [each for each in choose_questions(config, model, tokenizer, val_set) if not each.left_out]
+    questions = [each for each in questions if known[name](each.expected, each.expected) is not None]
+    if not questions:
+        raise UserError(f"--best_by {name}: there is no validation prompt to measure it on; see --val_fraction")
+    precision = Precision(config.precision, pick_device(config.device))
+
+    def score() -> float:
+        given = answer(model, tokenizer, questions, config.max_new_tokens, config.eval_batch_size, precision)
+        pairs = zip(given, questions, strict=True)
+        return fmean(known[name](response.text, question.expected) for response, question in pairs)
+
+    return score
 
 
 @dataclass

@@ -29,7 +29,8 @@ class Bar:
             self.bar.update()
         else:
             best = "  (best so far)" if event.improved else ""
-            say(f"  step {event.step:>6}  epoch {event.epoch:6.2f}  validation loss {event.eval_loss:.4f}{best}")
+            score = "" if event.score is None else f"  score {event.score:.1%}"
+            say(f"  step {event.step:>6}  epoch {event.epoch:6.2f}  validation loss {event.eval_loss:.4f}{score}{best}")
 
     def close(self) -> None:
         self.bar.close()

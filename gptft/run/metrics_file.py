@@ -22,6 +22,7 @@ class Metrics:
     def write(self, event: Step | Evaluation) -> None:
         if isinstance(event, Evaluation):
             row = {"step": event.step, "epoch": event.epoch, "eval_loss": event.eval_loss}
+            row |= {} if event.score is None else {"score": event.score}
         elif event.step % self.log_every:
             return
         else:

@@ -36,6 +36,7 @@ def describe_inputs(config: Config, state: TrainState, tokenizer: Tokenizer, tra
         "training data": train_set.digest(),
         "validation data": val_set.digest(),
         **{name: getattr(config, name) for name in FIXED},
+        **({} if config.best_by == "loss" else {"best_by": config.best_by}),  # a run of an earlier version has none
         "settings": {name: getattr(config, name) for name in FREE}
         | {"precision": state.precision.name}  # what "auto" came to
         | optimizer_settings(state.optimizer.param_groups),
@@ -66,8 +67,8 @@ def find_checkpoint(out_dir: Path, fingerprint: dict) -> Path | None:
         return None
     saved = checkpoint.load_tensors(path / "resume.pt")
     was = saved["fingerprint"]
-    for name, value in fingerprint.items():
-        if name not in ("machine", "settings") and was.get(name) != value:
+    for name in {**fingerprint, **was}:
+        if name not in ("machine", "settings") and was.get(name) != fingerprint.get(name):
             raise UserError(f"--resume: the {name} changed since {path} was saved; start anew in another --out_dir")
     # a run of an earlier version kept the optimizer's settings alone
     settings = was.get("settings") or optimizer_settings(saved["state"]["optimizer"]["param_groups"])
@@ -103,4 +104,4 @@ def load_run_state(state: TrainState, path: Path, out_dir: Path) -> None:
             why = "is damaged" if best_step is None else f"was of step {best_step}, which is taken anew"
             say(f"note: {out_dir / 'best'} {why}: it is in {aside} now")
         if progress.best_step:  # those that stood before are overwritten; the start's can be had again
-            progress.best_loss, progress.best_step = math.inf, 0
+            progress.best_loss, progress.best_score, progress.best_step = math.inf, -math.inf, 0

@@ -32,7 +32,7 @@ def test_a_wrong_flag_is_one_line_and_status_2(words, parts, place):
         (["generate", "m", "hi", "--max_new_tokens", "0"], ["--max_new_tokens", "at least 1, not '0'"]),
         (["generate", "m", "hi", "--max_input_tokens", "-3"], ["--max_input_tokens", "at least 0, not '-3'"]),
         (["chat", "m", "--top_k", "two"], ["--top_k", "must be a whole number of at least 0, not 'two'"]),
-        (["evaluate", "m"], ["required: --data"]),
+        (["evaluate", "m"], ["--data is missing", "--tasks"]),
         (["inspect", "--data", "x.json", "--rows", "0"], ["--rows", "at least 1, not '0'"]),
         (["prepare", "--data", "x.json", "--template", "qa"], ["required: --out"]),
         (["inspect", "--data", "x.json", "--fields", "instruction"], ["fields must be a table of KEY=VALUE"]),
@@ -77,5 +77,5 @@ def test_every_command_takes_adapters_and_another_place_of_their_base(ask, adapt
     is_one_line(err, "its base", str(base), "cannot be loaded", "no such directory", "--base")
     assert ask(GPTFT, "generate", path, "Hello", "--max_new_tokens", 5, *moved)[:2] == (0, expected + "\n")
     assert expected in ask(GPTFT, "chat", path, "--max_new_tokens", 5, *moved, stdin="Hello\n")[1]
-    assert "nats a target" in ask(GPTFT, "evaluate", path, "--data", "d.jsonl", *moved)[1]
+    assert "token accuracy" in ask(GPTFT, "evaluate", path, "--data", "d.jsonl", *moved)[1]
     assert "template qa" in ask(GPTFT, "inspect", "--init", path, "--data", "d.jsonl", *moved)[1]
