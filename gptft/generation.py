@@ -12,7 +12,7 @@ from gptft.data.shapes import prompt_parts
 from gptft.decoding import GREEDY, Sampling, check_lengths, decode
 from gptft.device import Precision
 from gptft.errors import UserError
-from gptft.fast.shared_context import Request, log_likelihoods_shared, score
+from gptft.fast.shared_context import Request, log_likelihoods_shared, score, sharing_pays
 from gptft.model import GPT
 from gptft.tokenizer import Tokenizer
 
@@ -101,9 +101,11 @@ def respond(
     sampling: Sampling = GREEDY,
     precision: Precision | None = None,
     until: Sequence[str] = (),
+    numbers: Sequence[int] | None = None,
 ) -> list[Response]:
     """As `generate`, for whoever asks more than the text of each response. `until`: texts that end a response, too; it
-    is cut before the first of them, and has the tokens that were made."""
+    is cut before the first of them, and has the tokens that were made. `numbers`: which stream of random numbers each
+    prompt draws from, where these prompts are some of many; None: 0, 1, 2, ..."""
     if isinstance(prompts, str):
         raise UserError("prompts must be a list of prompts, not one text")
     ids = [prompt_ids(tokenizer, prompt, raw, max_input_tokens) for prompt in prompts]
@@ -120,7 +122,8 @@ def respond(
             # a stream of random numbers belongs to a prompt, not to its place in a batch
             stops, n_vocab, holes = stop_ids(tokenizer), tokenizer.n_vocab, tokenizer.holes
             with precision.autocast() if lowered else contextlib.nullcontext():
-                for pairs in decode(model, batch, max_new_tokens, stops, n_vocab, sampling, chosen, lowered, holes):
+                streams = [n if numbers is None else numbers[n] for n in chosen]
+                for pairs in decode(model, batch, max_new_tokens, stops, n_vocab, sampling, streams, lowered, holes):
                     for row, token in pairs:
                         answers[chosen[row]].append(token)
                     ended.update(n for n in chosen if n not in ended and holds_one(tokenizer, answers[n], until))
@@ -168,8 +171,7 @@ def log_likelihoods(
                 f"request {number} has {len(context) + len(continuation)} tokens, and the model reads "
                 f"{model.config.block_size}"
             )
-    shared = len({tuple(context) for context, _ in requests}) < len(requests)
-    measure = log_likelihoods_shared if shared else log_likelihoods_plain
+    measure = log_likelihoods_shared if sharing_pays(requests, batch_size) else log_likelihoods_plain
     was_training, lowered = model.training, lowered_dtype(model, precision)
     model.eval()
     try:
@@ -199,5 +201,5 @@ def log_likelihoods_plain(model: GPT, requests: Sequence[Request], batch_size: i
         values, greedy = score(model.head(h), torch.tensor(targets, device=model.device))
         sizes = [len(requests[number][1]) for number in chosen]
         for number, value, right in zip(chosen, values.split(sizes), greedy.split(sizes), strict=True):
-            found[number] = (value.double().cpu().sum().item(), bool(right.all()))
+            found[number] = (value.cpu().double().sum().item(), bool(right.all()))
     return found

@@ -79,6 +79,26 @@ def test_each_context_is_read_once(monkeypatch):
     assert seen == [4 * 2]
 
 
+def test_a_context_with_thousands_of_continuations_is_no_table_of_their_square(monkeypatch):
+    """Whole texts have the beginning-of-text alone as their context: all of a task stood in one row, and its mask would
+    have taken terabytes."""
+    model, seen = toy_model(), []
+    hidden = model.hidden
+    monkeypatch.setattr(
+        model, "hidden", lambda idx, *args, **more: seen.append(tuple(idx.shape)) or hidden(idx, *args, **more)
+    )
+    asked = [([7], [n % 61] * 20) for n in range(300)]
+    alone = log_likelihoods_plain(model, asked, 16)
+    seen.clear()
+    assert [value for value, _ in log_likelihoods_shared(model, asked, 16)] == pytest.approx(
+        [value for value, _ in alone], rel=1e-6
+    )
+    assert len(seen) >= 300 / 16 and max(T for _, T in seen) <= 513
+    seen.clear()
+    log_likelihoods(model, asked, 16)  # a token that is shared saves nothing
+    assert max(T for _, T in seen) == 20
+
+
 def test_requests_that_cannot_be_measured_are_named():
     model = toy_model()
     for asked, message in (

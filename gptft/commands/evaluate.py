@@ -103,6 +103,10 @@ def run(options: Namespace) -> None:
         likelihood = compare_losses(*losses.values()) | {"before": before}
     else:
         likelihood = compare_losses(*losses.values())
+    if out:  # before a metric of the user's own may fail
+        out.mkdir(parents=True)
+        write_json_lines(out / "responses.jsonl", rows)
+        write_json_lines(out / "losses.jsonl", loss_rows(after.examples, **losses))
     evaluation = {"likelihood": likelihood, "records": len(rows)}
     if rows:
         evaluation |= measure(rows, tuple(sides)) | {"lengths": {name: measure_lengths(rows, name) for name in sides}}
@@ -110,18 +114,15 @@ def run(options: Namespace) -> None:
     if options.against and (worse := describe_worse(rows, WORSE)):
         print(worse)
     if out:
-        out.mkdir(parents=True)
-        write_json_lines(out / "responses.jsonl", rows)
-        write_json_lines(out / "losses.jsonl", loss_rows(after.examples, **losses))
         with atomic_write(out / "evaluation.json") as file:
             json.dump(evaluation, file, indent=1)
 
 
 def run_benchmarks(options: Namespace, out: Path | None) -> None:
     """Print the harness's table, and keep its results."""
-    for name in ("against", "metric"):
-        if getattr(options, name):
-            raise UserError(f"--{name} is of --data, and --tasks have metrics of their own")
+    for name in ("against", "metric", "data"):
+        if getattr(options, name, None) or name in options.settings:
+            raise UserError(f"--{name} and --tasks: measure one after the other")
     from gptft.evaluation.harness import harness_model
     from gptft.evaluation.tasks import run_tasks
     from gptft.files import atomic_write
@@ -135,6 +136,7 @@ def run_benchmarks(options: Namespace, out: Path | None) -> None:
         limit=options.limit or None,
         num_fewshot=options.num_fewshot,
         apply_chat_template=options.apply_chat_template,
+        fewshot_as_multiturn=bool(options.apply_chat_template and tokenizer.template and tokenizer.template.multi_turn),
     )
     from lm_eval.utils import make_table
 

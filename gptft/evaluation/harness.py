@@ -107,18 +107,25 @@ class Answers:
                 numbers = list(same)
                 for start in range(0, len(numbers), self.batch_size):
                     chosen = numbers[start : start + self.batch_size]
-                    answers = self._generate([asked[n][0] for n in chosen], asked[chosen[0]][1])
+                    answers = self._generate([asked[n][0] for n in chosen], asked[chosen[0]][1], chosen)
                     for n, text in zip(chosen, answers, strict=True):
                         texts[n] = text
                         self.cache_hook.add_partial("generate_until", asked[n], text)
                     bar.update(len(chosen))
         return texts
 
-    def _generate(self, contexts: Sequence[str], settings: dict) -> list[str]:
-        new, until = int(settings.get("max_gen_toks", NEW_TOKENS)), settings.get("until") or []
+    def _generate(self, contexts: Sequence[str], settings: dict, numbers: Sequence[int]) -> list[str]:
+        """`numbers`: of the contexts among all, so that each draws its own random numbers, in whatever batch."""
+        from lm_eval.models.utils import normalize_gen_kwargs
+
+        settings = normalize_gen_kwargs(settings, NEW_TOKENS)
+        new = settings["max_gen_toks"]
         if not 0 < new < self.max_length:
             raise UserError(f"the task asks for {new} new tokens, and the model reads {self.max_length} in all")
-        temperature = float(settings.get("temperature", 1.0 if settings.get("do_sample") else 0.0))
+        sampling = Sampling()
+        if settings["do_sample"]:
+            temperature = settings.get("temperature") or 1.0
+            sampling = Sampling(temperature, settings.get("top_k") or 0, settings.get("top_p") or 1.0)
         made = respond(
             self.model,
             self.vocabulary,
@@ -126,9 +133,10 @@ class Answers:
             new,
             raw=True,
             batch_size=self.batch_size,
-            sampling=Sampling(temperature),
+            sampling=sampling,
             precision=self.precision,
-            until=[end for end in ([until] if isinstance(until, str) else until) if end],
+            until=[end for end in settings["until"] if end],
+            numbers=numbers,
         )
         # the harness decodes a response as a text of its own, which has no space put before it
         stripped = self.vocabulary.engine.strips

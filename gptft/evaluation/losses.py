@@ -12,6 +12,7 @@ import torch
 from torch.nn import functional as F
 
 from gptft.collate import Batch, by_length
+from gptft.data.build import group_of
 from gptft.data.examples import Example, Split
 from gptft.device import Precision
 from gptft.evaluation.intervals import intervals
@@ -37,7 +38,7 @@ def compare_losses(*sides: Losses) -> dict:
         parts = [
             np.stack([side.sums if what == "loss" else side.hits, side.targets], 1).astype(float) for side in sides
         ]
-        found = intervals(parts, lambda sums, _: sums[:, 0] / sums[:, 1])
+        found = intervals(parts, lambda sums, _: sums[:, 0] / sums[:, 1], math.inf if what == "loss" else 1.0)
         for name, interval in zip(names, found, strict=False):
             made[name][what] = interval._asdict()
             if what == "loss":
@@ -69,7 +70,7 @@ def measure_losses(
             with precision.autocast():
                 logits = model.head(model.hidden(batch.idx, batch.layout, scored=batch.scored)).float()  # (n, V)
             wanted = batch.targets.flatten()[batch.scored]  # (n,)
-            each = F.cross_entropy(logits, wanted, reduction="none").double().cpu().numpy()
+            each = F.cross_entropy(logits, wanted, reduction="none").cpu().double().numpy()
             right = (logits.argmax(-1) == wanted).cpu().numpy()
             row = (batch.scored // batch.idx.size(1)).cpu().numpy()  # whose target it is
             numbers = np.array(chosen)
@@ -82,12 +83,12 @@ def measure_losses(
 
 
 def loss_rows(examples: Split, **sides: Losses) -> list[dict]:
-    """A row for each example, those hardest for the last side first: its number in the split, its file and line, its
-    targets, and under each side's name its loss (nats a target) and its hits."""
+    """A row for each example, those hardest for the last side first: its number in the split, its file and line, a
+    hash of its ids, its targets, and under each side's name its loss (nats a target) and its hits."""
     rows = []
     for number in range(len(examples)):
         file, line = examples.dataset.name(int(examples.indices[number]))
-        row = {"example": number, "file": file, "line": line}
+        row = {"example": number, "file": file, "line": line, "ids": f"{group_of(examples[number].ids):016x}"}
         for name, losses in sides.items():
             targets = int(losses.targets[number])
             row |= {"targets": targets, name: float(losses.sums[number] / max(targets, 1))}
@@ -102,7 +103,7 @@ def read_losses(rows: Sequence[dict], examples: Split, side: str) -> Losses | No
     if sorted(by_number, key=str) != sorted(range(len(examples)), key=str) or any(side not in row for row in rows):
         return None
     ordered = [by_number[number] for number in range(len(examples))]
-    if [(row["file"], row["line"]) for row in ordered] != [examples[i].record for i in range(len(examples))]:
+    if [row.get("ids") for row in ordered] != [f"{group_of(examples[i].ids):016x}" for i in range(len(examples))]:
         return None
     targets = np.array([row["targets"] for row in ordered])
     sums = np.array([row[side] for row in ordered]) * targets

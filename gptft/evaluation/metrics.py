@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import ast
 import json
+import numbers
 import re
 import runpy
 import string
+import unicodedata
 import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -67,7 +69,9 @@ def token_f1(response: str, expected: str) -> float:
 def rouge_l(response: str, expected: str) -> float:
     """The F1 of the longest common subsequence of words (Lin 2004). Words are runs of letters and digits of any
     script, in lower case; of English that is what the package rouge-score counts."""
-    said, wanted = (re.findall(r"[^\W_]+", answer_in(text).lower()) for text in (response, expected))
+    said, wanted = words_of(response), words_of(expected)
+    if not said and not wanted:
+        return exact_match(response, expected)
     return f1(longest_common(said, wanted), len(said), len(wanted))
 
 
@@ -97,9 +101,10 @@ def valid_code(response: str, expected: str) -> float | None:
     """1.0 where the response is code that Python can parse, of records that expect such; a block fenced by ``` is
     looked into where the expected is fenced, too."""
     wanted, said = answer_in(expected), answer_in(response)
-    if wanted.startswith("```"):
+    fenced = wanted.startswith("```")
+    if fenced:
         wanted, said = unfenced(wanted), unfenced(said)
-    if not any(isinstance(node, STATEMENTS) for node in parsed_code(wanted)):
+    if not is_code(wanted, fenced):
         return None
     return float(bool(parsed_code(said)))
 
@@ -126,7 +131,8 @@ class OfCorpus:
     def combine_all(self, sums: Sequence[Sequence[float]], count: int = 1) -> np.ndarray:
         """The scores of corpora, 0 to 1, from the sums of their records' statistics. How many records there are is no
         part of it."""
-        return np.array([self.theirs._compute_score_from_stats([int(x) for x in each]).score / 100 for each in sums])
+        scores = [self.theirs._compute_score_from_stats([int(x) for x in each]).score / 100 for each in sums]
+        return np.round(scores, 12)  # sacrebleu's 100 may be a little more
 
 
 METRICS["bleu"] = OfCorpus("BLEU", effective_order=True)
@@ -171,7 +177,7 @@ def load_metric(place: str) -> None:
             raise UserError(
                 f"--metric {place}: {type(error).__name__}: {error}, for the response {response!r}"
             ) from None
-        if value is None or (isinstance(value, int | float) and 0 <= value <= 1):
+        if value is None or (isinstance(value, numbers.Real) and 0 <= value <= 1):
             return value if value is None else float(value)
         raise UserError(f"--metric {place}: it must give a number from 0 to 1, or None, and gave {value!r}")
 
@@ -186,16 +192,26 @@ def describe_metric(name: str) -> str:
 # what the metrics share
 
 NUMBER = re.compile(r"-?\$?\d[\d,]*(?:\.\d+)?|-?\$?\.\d+")
+# what no sentence and no formula looks like, and what some do
 STATEMENTS = (
-    *(ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Import, ast.ImportFrom, ast.Assign, ast.AugAssign),
-    *(ast.AnnAssign, ast.For, ast.While, ast.If, ast.With, ast.Return, ast.Try, ast.Call),
+    *(ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Import, ast.ImportFrom, ast.AugAssign, ast.For),
+    *(ast.While, ast.If, ast.With, ast.Return, ast.Try),
 )
+WEAKER = (ast.Assign, ast.AnnAssign, ast.Call)
 NOT_JSON = object()
 
 
 def f1(common: int, said: int, wanted: int) -> float:
     """The harmonic mean of precision and recall."""
     return 2 * common / (said + wanted) if common else 0.0
+
+
+def words_of(text: str) -> list[str]:
+    """Runs of letters, digits and the marks upon them."""
+    text = answer_in(text).lower()
+    if text.isascii():
+        return re.findall(r"[a-z0-9]+", text)
+    return "".join(c if unicodedata.category(c)[0] in "LNM" else " " for c in text).split()
 
 
 def normalised(text: str) -> str:
@@ -207,9 +223,9 @@ def normalised(text: str) -> str:
 def expected_number(text: str) -> Decimal | None:
     """The number that a record expects: behind the last `####`, or what the whole text is; None for any other text."""
     text = answer_in(text)
-    if "####" in text:
-        found = NUMBER.findall(text.rpartition("####")[2])
-        return value_of(found[0]) if found else None
+    if "####" in text:  # in Markdown that is a heading, too
+        found = NUMBER.fullmatch(text.rpartition("####")[2].strip())
+        return value_of(found.group()) if found else None
     return value_of(text) if NUMBER.fullmatch(text) else None
 
 
@@ -231,6 +247,15 @@ def unfenced(text: str) -> str:
     """What stands between the first two lines that begin with ```; all of a text without them."""
     found = re.search(r"^```[^\n]*\n(.*?)^```", text + "\n", flags=re.DOTALL | re.MULTILINE)
     return found.group(1) if found else text
+
+
+def is_code(text: str, fenced: bool) -> bool:
+    """Whether a text that Python can parse is meant as code: `x = 5` and `Paris (France)` need not be, alone."""
+    nodes = parsed_code(text)
+    weaker = [node for node in nodes if isinstance(node, WEAKER)]
+    calls = [node for node in weaker if isinstance(node, ast.Call) and node.func.end_lineno == 1]
+    called = any(text.encode()[node.func.end_col_offset :][:1] == b"(" for node in calls)  # without a gap
+    return any(isinstance(node, STATEMENTS) for node in nodes) or called or len(weaker) > (0 if fenced else 1)
 
 
 def parsed_code(text: str) -> list[ast.AST]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import bz2
 import csv
+import io
 import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -19,11 +20,11 @@ def read_text(path: Path) -> str:
 
 def hellaswag(path: Path) -> Iterator[dict]:
     """Six lines a task: the context, the number of the right ending, four endings."""
-    lines = read_text(path).splitlines()
+    lines = read_text(path).removesuffix("\n").split("\n") if path.stat().st_size else []
     if len(lines) % 6:
         raise ValueError(f"{len(lines):,} lines are no tasks of six lines each")
     for start in range(0, len(lines), 6):
-        context, label, *endings = lines[start : start + 6]
+        context, label, *endings = (line.removesuffix("\r") for line in lines[start : start + 6])
         if label not in {"0", "1", "2", "3"}:
             raise ValueError(f"line {start + 2}: {label[:40]!r} is no number of an ending")
         yield {"query": context, "choices": endings, "label": int(label)}
@@ -31,7 +32,7 @@ def hellaswag(path: Path) -> Iterator[dict]:
 
 def truthfulqa(path: Path) -> Iterator[dict]:
     """The table of the authors: question, best, correct and incorrect answers, these parted by semicolons."""
-    rows = csv.DictReader(read_text(path).splitlines(keepends=True), strict=True)
+    rows = csv.DictReader(io.StringIO(read_text(path), newline=""), strict=True)
     for row in rows:
         right, wrong = (
             [answer.strip() for answer in row[key].split(";") if answer.strip()]
@@ -47,7 +48,7 @@ def truthfulqa(path: Path) -> Iterator[dict]:
 
 def gsm8k(path: Path) -> Iterator[dict]:
     """A JSON line a task: question and answer."""
-    for line in read_text(path).splitlines():
+    for line in filter(str.strip, read_text(path).split("\n")):  # other ends of lines may stand in a text
         row = json.loads(line)
         yield {"question": row["question"], "answer": row["answer"]}
 
@@ -75,22 +76,13 @@ def task_of(spec: str) -> str | dict:
     path = Path(file)
     if not path.is_file():
         raise UserError(f"--tasks {spec}: {file}: no such file")
-    try:
-        rows = list(read(path))
-    except KeyError as error:
-        raise UserError(f"--tasks {spec}: {file} has no {error}: it is no file of {name}") from None
-    except (ValueError, OSError, csv.Error) as error:
-        raise UserError(f"--tasks {spec}: {file} is no file of {name}: {error}") from None
-    if not rows:
-        raise UserError(f"--tasks {spec}: {file}: there is no task in it")
-
-    splits, more = {split: rows}, {}
+    splits, more = {split: read_rows(spec, read, path)}, {}
     if name == "hellaswag":  # the texts of such a file are cleaned already
         more = {"process_docs": None, "training_split": None}
     if name == "gsm8k":  # its prompt has examples out of the training file, which lies beside that of the test
         beside = path.with_name(path.name.replace("test", "train"))
         if beside != path and beside.is_file():
-            splits["train"] = list(read(beside))
+            splits["train"] = read_rows(spec, read, beside)
         else:
             more = {"training_split": None, "fewshot_split": None, "num_fewshot": 0}
 
@@ -100,6 +92,19 @@ def task_of(spec: str) -> str | dict:
         return {name: datasets.Dataset.from_list(rows) for name, rows in splits.items()}
 
     return harness_config(name) | more | {"custom_dataset": load}
+
+
+def read_rows(spec: str, read: Callable[[Path], Iterator[dict]], path: Path) -> list[dict]:
+    """The tasks of a file. Raises UserError where it is no such file."""
+    try:
+        rows = list(read(path))
+    except KeyError as error:
+        raise UserError(f"--tasks {spec}: {path} has no {error}: it is no file of such tasks") from None
+    except (ValueError, TypeError, AttributeError, OSError, EOFError, csv.Error) as error:
+        raise UserError(f"--tasks {spec}: {path} is no file of such tasks: {error}") from None
+    if not rows:
+        raise UserError(f"--tasks {spec}: {path}: there is no task in it")
+    return rows
 
 
 def harness_config(name: str) -> dict:
@@ -129,5 +134,7 @@ def run_tasks(lm, specs: Sequence[str], include_path: str = "", **how) -> dict:
     try:
         return simple_evaluate(lm, tasks=tasks, task_manager=manager, **how)
     except (ConnectionError, FileNotFoundError, ValueError) as error:
+        if isinstance(error, ValueError) and "Couldn't find" not in str(error):  # no matter of the data
+            raise
         files = ", ".join(f"{name}=FILE" for name in LOCAL)
         raise UserError(f"--tasks {','.join(specs)}: {error}; without a network there are {files}", 1) from error

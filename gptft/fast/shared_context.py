@@ -18,6 +18,8 @@ from gptft.attention import Layout
 from gptft.model import GPT
 
 Request = tuple[Sequence[int], Sequence[int]]  # (context, continuation), ids
+Row = tuple[tuple[int, ...], list[int]]  # a context and the numbers of its requests
+LONGEST = 512  # tokens of continuations in a row
 
 
 @dataclass
@@ -34,12 +36,9 @@ class SharedContext(Layout):
 
 @torch.no_grad()
 def log_likelihoods_shared(model: GPT, requests: Sequence[Request], batch_size: int) -> list[tuple[float, bool]]:
-    """As the plain one. `batch_size`: requests in a pass, at most, but for those of one context."""
-    groups: dict[tuple[int, ...], list[int]] = {}
-    for number, (context, _) in enumerate(requests):
-        groups.setdefault(tuple(context), []).append(number)
+    """As the plain one. `batch_size`: requests in a pass, at most."""
     # like lengths together: less padding
-    rows = sorted(groups.items(), key=lambda row: -length_of(row, requests))
+    rows = sorted(rows_of(requests, batch_size), key=lambda row: -length_of(row, requests))
     found: list[tuple[float, bool]] = [(0.0, False)] * len(requests)
     start = 0
     while start < len(rows):
@@ -53,15 +52,38 @@ def log_likelihoods_shared(model: GPT, requests: Sequence[Request], batch_size: 
     return found
 
 
-def length_of(row: tuple[tuple[int, ...], list[int]], requests: Sequence[Request]) -> int:
+def rows_of(requests: Sequence[Request], batch_size: int) -> list[Row]:
+    """The requests by context: at most `batch_size` and LONGEST tokens of continuations in a row, for what each sees of
+    the others is a table of its length squared."""
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for number, (context, _) in enumerate(requests):
+        groups.setdefault(tuple(context), []).append(number)
+    rows: list[Row] = []
+    for context, numbers in groups.items():
+        room = 0
+        for number in numbers:
+            size = len(requests[number][1])
+            if size > room or len(rows[-1][1]) >= batch_size:
+                rows.append((context, []))
+                room = max(LONGEST, size)
+            rows[-1][1].append(number)
+            room -= size
+    return rows
+
+
+def sharing_pays(requests: Sequence[Request], batch_size: int) -> bool:
+    """Whether a fifth of the tokens at least need not be read: below that, the mask costs what is saved."""
+    alone = sum(len(context) + len(continuation) - 1 for context, continuation in requests)
+    return sum(length_of(row, requests) for row in rows_of(requests, batch_size)) <= 0.8 * alone
+
+
+def length_of(row: Row, requests: Sequence[Request]) -> int:
     """Tokens of a row; the last of a continuation is never read."""
     context, numbers = row
     return len(context) + sum(len(requests[number][1]) - 1 for number in numbers)
 
 
-def measure(
-    model: GPT, rows: Sequence[tuple[tuple[int, ...], list[int]]], requests: Sequence[Request]
-) -> list[tuple[int, tuple[float, bool]]]:
+def measure(model: GPT, rows: Sequence[Row], requests: Sequence[Request]) -> list[tuple[int, tuple[float, bool]]]:
     """One pass over some rows -> (number of the request, its result)."""
     B, T = len(rows), max(length_of(row, requests) for row in rows)
     idx, pos = torch.zeros(B, T, dtype=torch.long), torch.zeros(B, T, dtype=torch.long)

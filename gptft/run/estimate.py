@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import torch
@@ -62,6 +63,7 @@ def summarise(state: TrainState, tokenizer: Tokenizer, out_dir: Path, ledgers: d
         "data_share": progress.data_seconds / seconds,
         "train_loss": progress.loss_sum / max(progress.targets, 1),
         "eval_loss": progress.best_loss if progress.evaluated >= 0 else None,
+        **({"best_score": progress.best_score} if progress.best_score > -math.inf else {}),  # where --best_by asks
         "test_loss": None,
         "test_exact_match": None,
         "parameters": parameters,

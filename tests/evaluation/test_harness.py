@@ -106,6 +106,29 @@ def test_answers_are_the_same_and_end_where_the_task_says(both):
         assert not until or not any(stop in text for text in found)
 
 
+def test_settings_mean_what_the_harness_takes_them_for(both):
+    """`do_sample: false` is greedy whatever the temperature, as many tasks have it; other names of the length count."""
+    ours, theirs = both
+    plain = ours.generate_until(instances("generate_until", [(t, {"max_gen_toks": 8}) for t in texts(5, 4)]), True)
+    odd = {"do_sample": False, "temperature": 1.0, "max_new_tokens": 8, "until": []}
+    asked = instances("generate_until", [(text, odd) for text in texts(5, 4)])
+    assert ours.generate_until(asked, True) == plain == theirs.generate_until(asked, True)
+
+
+def test_samples_of_one_prompt_differ_and_do_not_depend_on_the_batch(both):
+    """Every batch began with the same random numbers: 64 samples for pass@k were 16, each four times."""
+    ours, _ = both
+    settings = {"do_sample": True, "temperature": 1.5, "max_gen_toks": 8, "until": []}
+    asked = instances("generate_until", [("press the lamp", settings)] * 12)
+    first = ours.generate_until(asked, True)
+    assert len(set(first)) > 8
+    ours.batch_size, before = 3, ours.batch_size
+    try:
+        assert ours.generate_until(asked, True) == first
+    finally:
+        ours.batch_size = before
+
+
 def test_a_chat_prompt_is_that_of_transformers(both):
     ours, theirs = both
     turns = [{"role": "user", "content": "How?"}]
@@ -151,14 +174,21 @@ def test_a_file_that_is_none_of_the_task_is_one_line(tmp_path):
     write(tmp_path / "label.txt", HELLASWAG.replace("\n1\n", "\nx\n"))
     write(tmp_path / "other.csv", "Question,Answer\na,b\n")
     write(tmp_path / "broken.jsonl", '{"question": "a"\n')
+    write(tmp_path / "cut.csv", "Question,Best Answer,Correct Answers,Incorrect Answers\na,b\n")
+    write(tmp_path / "list.jsonl", "[1]\n")
+    write(tmp_path / "test.jsonl", '{"question": "a\u2028b", "answer": "#### 1"}\n\n')
+    write(tmp_path / "train.jsonl", "{")
     write(tmp_path / "empty.txt", "")
     for spec, message in (
         ("hellaswag={}/gone.txt", "no such file"),
         ("hellaswag={}/short.txt", "13 lines are no tasks of six lines each"),
         ("hellaswag={}/label.txt", "line 2: 'x' is no number of an ending"),
         ("hellaswag={}/empty.txt", "there is no task in it"),
-        ("truthfulqa_mc1={}/other.csv", "has no 'Correct Answers': it is no file of truthfulqa_mc1"),
-        ("gsm8k={}/broken.jsonl", "it is no file of gsm8k|is no file of gsm8k: Expecting"),
+        ("truthfulqa_mc1={}/other.csv", "has no 'Correct Answers': it is no file of such tasks"),
+        ("truthfulqa_mc2={}/cut.csv", "cut.csv is no file of such tasks"),
+        ("gsm8k={}/broken.jsonl", "broken.jsonl is no file of such tasks: Expecting"),
+        ("gsm8k={}/list.jsonl", "list.jsonl is no file of such tasks"),
+        ("gsm8k={}/test.jsonl", "train.jsonl is no file of such tasks"),
         ("arc_easy={}/short.txt", "of files there are hellaswag, truthfulqa_mc1, truthfulqa_mc2, gsm8k"),
     ):
         with pytest.raises(UserError, match=message):
@@ -187,7 +217,8 @@ def test_the_command_prints_the_harness_table_and_keeps_its_results(tmp_path, ca
     assert "|hellaswag|" in said and "acc_norm" in said and (tmp_path / "kept" / "benchmarks.json").exists()
     for words, message in (
         (["--tasks", "helaswag"], "--tasks helaswag: the harness has no such task"),
-        (["--tasks", "hellaswag=tasks.txt", "--against", "tiny"], "--against is of --data"),
+        (["--tasks", "hellaswag=tasks.txt", "--against", "tiny"], "--against and --tasks: measure one after the other"),
+        (["--tasks", "hellaswag=tasks.txt", "--data", "d.jsonl"], "--data and --tasks: measure one after the other"),
         ([], "--data is missing: name the files to measure on, or benchmarks with --tasks"),
     ):
         with pytest.raises(UserError, match=message):

@@ -96,6 +96,7 @@ def test_rouge_l_is_that_of_rouge_score():
         if response.isascii() and expected.isascii():
             ours = rouge_l(response, expected)
             assert ours == pytest.approx(theirs.score(expected, response)["rougeL"].fmeasure, abs=1e-12), response
+    assert rouge_l("नमस्ते", "नमस्ते!") == 1.0 and rouge_l("+", "+") == 1.0 and rouge_l("+", "-") == 0.0
     assert rouge_l("Москва", "москва!") == 1.0 and theirs.score("москва!", "Москва")["rougeL"].fmeasure == 0.0
 
 
@@ -136,6 +137,7 @@ def test_a_metric_without_its_package_is_said_to_be_not_measured(monkeypatch):
         ("7", "seven", None),
         ("7", "It weighs 7 grams.", None),
         ("7", "####", None),
+        ("7", "#### Steps\n1. Mix.\n2. Bake 7 loaves.", None),  # a heading of Markdown
     ],
 )
 def test_numbers_are_equal_by_value(response, expected, score):
@@ -175,9 +177,13 @@ def test_json_is_asked_for_where_json_is_expected(response, expected, score):
         ("```python\nprint(1)\n```\nIt prints.", "```\nprint(2)\n```", 1.0),
         ("```python\nprint(1\n```", "```\nprint(2)\n```", 0.0),
         ("Use this: print(1)", "print(1)", 0.0),
-        ("", "x = 1", 0.0),
-        ("x = '\\d'", "x = 1", 1.0),  # Python warns of the escape, which is the answer's own affair
-        ("(" * 10_000, "x = 1", 0.0),
+        ("", "import re", 0.0),
+        ("x = '\\d'", "import re", 1.0),  # Python warns of the escape, which is the answer's own affair
+        ("(" * 10_000, "import re", 0.0),
+        ("x = 1\ny = 2", "x = 1\nprint(x)", 1.0),
+        ("x = 2", "```\nx = 1\n```", 1.0),
+        ("5", "x = 5", None),  # algebra
+        ("It is Paris", "Paris (France)", None),
         ("Two", "Two", None),
         ("a - b", "well-known", None),
         ("x = 1", "It is (mostly) so.", None),
