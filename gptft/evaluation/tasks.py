@@ -3,19 +3,19 @@ somebody's data. `NAME=FILE` names one."""
 
 from __future__ import annotations
 
-import bz2
 import csv
 import io
 import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from gptft.data.compressed import opened
 from gptft.errors import UserError, nearest
 
 
 def read_text(path: Path) -> str:
-    data = path.read_bytes()
-    return (bz2.decompress(data) if path.suffix == ".bz2" else data).decode("utf-8")
+    with opened(path) as file:
+        return file.read().decode("utf-8")
 
 
 def hellaswag(path: Path) -> Iterator[dict]:
