@@ -11,12 +11,28 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks import common, core_lines, gguf_memory, lint, lora_real, results, scaling, smollm2, stream, threads
+from benchmarks import (
+    common,
+    core_lines,
+    gguf_memory,
+    judge,
+    lint,
+    lora_real,
+    mislabelled,
+    mistakes,
+    results,
+    scaling,
+    smollm2,
+    stream,
+    threads,
+)
 from benchmarks.default import excerpt
 from benchmarks.families import EXERCISED, HUB_IDS, TITLES
 from benchmarks.results import markdown, read, read_given, shown
 from gptft.curation import findings
 from gptft.errors import UserError, nearest
+from gptft.evaluation.metrics import describe_metric
+from gptft.evaluation.mistakes import DEFINITIONS
 from gptft.files import atomic_write
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -94,10 +110,11 @@ def default_scores() -> str:
 
 
 def default_evaluation() -> str:
-    lines = read("default")["console"]
-    first = next(number for number, line in enumerate(lines) if line.startswith("  metric "))
-    last = next(number for number in range(first, len(lines)) if not lines[number].startswith("  "))
-    return "\n".join(["```", *(line[2:].rstrip() for line in lines[first:last]), "```"])
+    return "\n".join(["```", *smollm2.evaluation_lines(read("default")["console"]), "```"])
+
+
+def smollm2_evaluation() -> str:
+    return "\n".join(["```", *read("smollm2")["summary"]["evaluation"], "```"])
 
 
 def default_answer() -> str:
@@ -305,6 +322,10 @@ def lint_kinds() -> str:
     return markdown(["kind", "what it is", "under `--fix`"], rows)
 
 
+def mistakes_kinds() -> str:
+    return markdown(["mistake", "what it is"], [[describe_metric(name), what] for name, what in DEFINITIONS.items()])
+
+
 WHERE = (
     "decode",
     "decode-real",
@@ -313,6 +334,7 @@ WHERE = (
     "lora",
     "lora-real",
     "lora_real",
+    "mislabelled",
     "sft",
     "sft-real",
     "smollm2",
@@ -328,8 +350,11 @@ FIGURES: dict[str, Callable[[], str]] = {
     "default-output": default_output,
     "default-scores": default_scores,
     "families": families,
+    "judge": lambda: judge.table(read("judge")),
+    "judge-replies": lambda: judge.describe_replies(read("judge")),
     "llamacpp": llamacpp,
     "smollm2-answers": lambda: smollm2.answers_table(read("smollm2")),
+    "smollm2-evaluation": smollm2_evaluation,
     "smollm2-scores": lambda: smollm2.describe_scores(read("smollm2")),
     "smollm2-llamacpp": lambda: smollm2.describe_llamacpp(read("smollm2")),
     "scaling": lambda: scaling.table(read("scaling")),
@@ -345,10 +370,17 @@ FIGURES: dict[str, Callable[[], str]] = {
     "lora-real": lora_real_quality,
     "lora-real-speed": lora_real_speed,
     "lora-speed": lora_speed,
+    "mistakes-kinds": mistakes_kinds,
+    "mistakes-asked": lambda: f"{read('mistakes')['settings']['asked']:,}",
+    "mistakes-clean": lambda: mistakes.describe_clean(read("mistakes")),
+    "mistakes-planted": lambda: mistakes.planted_table(read("mistakes")),
+    "mistakes-labelled": lambda: mistakes.labelled_table(read("mistakes")),
+    "mistakes-real": lambda: mistakes.real_table(read("mistakes")),
     "sft": sft,
     "sft-gate": sft_gate,
     "sft-padding": sft_padding,
     "sft-ratios": sft_ratios,
+    "mislabelled": lambda: mislabelled.describe(read("mislabelled")),
     "sft-real": sft_real,
     "small": small,
     "threads": busy_neighbour,

@@ -22,7 +22,7 @@ EPOCHS = 2
 SEEDS = (123, 1, 2)
 HOW = {"full": {}, **{f"LoRA, rank {rank}": {"lora_rank": rank} for rank in (4, 16, 64)}}
 RATES = [1e-6, 3e-6, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2]
-FIRST = {"full": (1e-5, 3e-5, 1e-4), "LoRA": (1e-4, 3e-4, 1e-3)}  # of the rates, where the sweep begins
+FIRST = {"full": (1e-5, 3e-5, 1e-4), "LoRA": (3e-4, 1e-3, 3e-3)}  # of the rates, where the sweep begins
 
 
 def work(task: dict) -> dict:

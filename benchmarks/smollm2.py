@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import json
 import shutil
+from itertools import takewhile
 from pathlib import Path
 
 from benchmarks import common, real, results
 from benchmarks.default import python
 
-ASKED, SHOWN, NEW = 24, 6, 40
+ASKED, SHOWN, NEW = 100, 6, 40
 TRAIN = [
     "--epochs",
     "1",
@@ -92,9 +93,19 @@ def summarise(run: Path, console: list[str]) -> dict:
             for row in rows
             if "left_out" not in row
         ],
+        "evaluation": evaluation_lines(console),
         "lint": next((line for line in console if line.startswith("lint: ")), ""),
         "template": next((line for line in console if line.startswith("template: ")), ""),
     }
+
+
+def evaluation_lines(console: list[str]) -> list[str]:
+    """Of what a run printed the table of its evaluation, and what it says under it."""
+    first = next(number for number, line in enumerate(console) if line.startswith("  metric "))
+    lines = [line[2:].rstrip() for line in takewhile(lambda line: line[:2] in ("", "  "), console[first:])]
+    while not lines[-1]:
+        lines.pop()
+    return lines
 
 
 def question_of(record: dict) -> str:

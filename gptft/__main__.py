@@ -2,7 +2,21 @@
 
 from __future__ import annotations
 
-from gptft.commands import chat, evaluate, export, generate, inspect, lint, make_data, merge, prepare, scaling, train
+from gptft.commands import (
+    chat,
+    evaluate,
+    export,
+    generate,
+    inspect,
+    lint,
+    make_data,
+    merge,
+    prepare,
+    rank,
+    report,
+    scaling,
+    train,
+)
 from gptft.commands.common import run, run_command
 from gptft.errors import UserError, nearest
 
@@ -11,10 +25,12 @@ COMMANDS = {
     "generate": generate,
     "chat": chat,
     "evaluate": evaluate,
+    "rank": rank,
     "inspect": inspect,
     "lint": lint,
     "make-data": make_data,
     "prepare": prepare,
+    "report": report,
     "scaling": scaling,
     "merge": merge,
     "export": export,

@@ -151,6 +151,7 @@ class Config:
     save_every: int = setting(500, "steps between resumable checkpoints; 0: only at the end")
     keep: int = setting(1, "how many step-NNNNNN checkpoints are kept")
     log_every: int = setting(1, "steps between lines in metrics.jsonl")
+    loggers: tuple[str, ...] = setting((), "what else gets the metrics, in the run's folder", ("tensorboard",))
 
     # the machine
     device: str = setting("auto", "auto (cuda, else mps, else cpu), cpu, cuda, cuda:N or mps")

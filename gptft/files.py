@@ -133,6 +133,26 @@ def read_json_lines(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
 
 
+def append_json_line(path: Path, row: dict) -> None:
+    """Add a row to a .jsonl file so that it stays, whatever happens next."""
+    with open(path, "a", encoding="utf-8") as file:
+        file.write(json_line(row))
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read_appended(path: Path) -> list[dict]:
+    """The rows of a .jsonl file that grows row by row; a last line that was cut short is taken away."""
+    if not path.exists():
+        return []
+    data = path.read_bytes()
+    whole = data[: data.rfind(b"\n") + 1]
+    if whole != data:
+        with open(path, "r+b") as file:
+            file.truncate(len(whole))
+    return [json.loads(line) for line in whole.splitlines()]
+
+
 def read_json(path: Path) -> dict:
     """The JSON object in a file. Raises UserError."""
     try:

@@ -18,12 +18,7 @@ import torch
 
 from gptft import checkpoint, loading
 from gptft.adapters.frozen import kind_for
-from gptft.adapters.lora import (
-    LoraConfig,
-    adapters_of,
-    add_lora,
-    merge_lora,
-)
+from gptft.adapters.lora import LoraConfig, adapters_of, add_lora, merge_lora
 from gptft.architecture import PRESETS
 from gptft.collate import collate
 from gptft.config import Config, check, check_names, resolve, to_toml
@@ -41,12 +36,14 @@ from gptft.loss import Objective
 from gptft.model import GPT
 from gptft.optim import make_optimizer
 from gptft.prompts import load_template
+from gptft.report.page import last_report, refresh_report
 from gptft.report.results import write_results
 from gptft.run.comparison import Comparison, choose_questions, make_score
 from gptft.run.console import print_data, say
 from gptft.run.estimate import print_estimate, summarise
 from gptft.run.folder import choose_out_dir, open_run, refuse_used
 from gptft.run.lock import claim
+from gptft.run.loggers import check_loggers
 from gptft.run.rehearsal import rehearse
 from gptft.run.resume import describe_inputs, find_checkpoint, load_run_state
 from gptft.run.setup import compile_blocks, set_up_cpu
@@ -76,8 +73,7 @@ def finetune(config: Config | None = None, **settings) -> Run:
     )
     if not config.data:
         raise UserError("--data is missing: name the files to train on")
-    device = pick_device(config.device)
-    set_up_cpu(config, device)
+    set_up_cpu(config, device := pick_device(config.device))
     out_dir = choose_out_dir(config)
     check_inputs(config)
 
@@ -98,21 +94,22 @@ def finetune(config: Config | None = None, **settings) -> Run:
     if config.compile:
         compile_blocks(model)
     to_batch = partial(collate, pad_id=tokenizer.eot, mask_prompt=config.mask_prompt)
-    prompts = [prompt_ids(tokenizer, question.parts) for question in questions if not question.left_out]
+    asked = [each.parts for each in questions + (score.questions if score else []) if not each.left_out]
+    prompts = [prompt_ids(tokenizer, parts) for parts in asked]
     rehearse(state, objective, config, train_set, val_set, to_batch, prompts, test_set)
     print_estimate(state, config, train_set, val_set)
 
     # 3. from here on there is something to keep; the model is asked before it is trained, also by a resumed run
     fingerprint = describe_inputs(config, state, tokenizer, train_set, val_set)
-    with claim(out_dir), resumable(out_dir):
+    with claim(out_dir), resumable(out_dir), last_report(out_dir):
         refuse_used(out_dir, config.resume)  # again: another run may have begun and ended since this one was started
         newest = find_checkpoint(out_dir, fingerprint) if config.resume else None
         if newest is None and (aside := checkpoint.set_aside(out_dir / "best")):
             say(f"note: {out_dir / 'best'} is of a run that cannot be gone on with: it is in {aside} now")
         with atomic_write(out_dir / "config.toml") as file:
             file.write(to_toml(config))
-        comparison = Comparison(config, out_dir, state, tokenizer, test_set, questions, to_batch)
-        comparison.before()
+        comparison = Comparison(config, out_dir, state, tokenizer, test_set, questions, to_batch, val_set)
+        comparison.before(goes_on=newest is not None)
         torch.manual_seed(config.seed)
         if newest:
             load_run_state(state, newest, out_dir)
@@ -120,14 +117,15 @@ def finetune(config: Config | None = None, **settings) -> Run:
 
         # 4. train: the loop says what happened, and here it is logged, shown and saved
         with open_run(out_dir, state, tokenizer, config, fingerprint, total_steps(len(train_set), config)) as run:
-            for event in train(state, objective, config, train_set, val_set, to_batch, run.should_stop, score):
+            events = train(state, objective, config, train_set, val_set, to_batch, run.should_stop, score)
+            for event in refresh_report(out_dir, events):
                 run.keep(event)
 
         # 5. the best weights, on data that was never seen
         measure = partial(
             evaluate_loss, objective, batch_size=config.eval_batch_size, to_batch=to_batch, precision=state.precision
         )
-        restore_best(state, config, tokenizer, out_dir, lambda: measure(val_set))
+        restore_best(state, config, tokenizer, out_dir, lambda: (measure(val_set), score() if score else -math.inf))
         model.eval()
         ledgers = close_books(datasets, train_set, state.progress, config.mask_prompt)
         summary = summarise(state, tokenizer, out_dir, ledgers)
@@ -137,7 +135,8 @@ def finetune(config: Config | None = None, **settings) -> Run:
 
 
 def check_inputs(config: Config) -> None:
-    """Refuse a missing file or a faulty template at once, before a model is loaded, downloaded perhaps."""
+    """Refuse a missing file or package or a faulty template at once, before a model is loaded, downloaded perhaps."""
+    check_loggers(config)
     for name in ("data", "val_data", "test_data"):
         if name == "data" and config.stream:
             find_streams(config.data)
@@ -192,23 +191,24 @@ def frozen_kind(config: Config) -> str:
 
 
 def restore_best(
-    state: TrainState, config: Config, tokenizer: Tokenizer, out_dir: Path, measure: Callable[[], float]
+    state: TrainState, config: Config, tokenizer: Tokenizer, out_dir: Path, measure: Callable[[], tuple[float, float]]
 ) -> None:
     """Give the model its best weights: those in `best`, verified; where no step was better than the start, the start's;
-    where they are lost, the last, whose validation loss is then measured. What was not in `best` is kept there.
-    Without a validation loss the last weights stay."""
+    where they are lost, the last, whose validation loss and score are then measured. What was not in `best` is kept
+    there. Without a validation loss the last weights stay."""
     progress, best = state.progress, out_dir / "best"
     checkpoint.recover(best)
     if best.exists():
         checkpoint.load_weights(state.model, best)
     elif progress.evaluated >= 0 and progress.best_step == 0 and math.isfinite(progress.best_loss):
-        say("note: no step lowered the validation loss: the best model is the one that training started from")
+        what = "lowered the validation loss" if config.best_by == "loss" else f"raised the answers' {config.best_by}"
+        say(f"note: no step {what}: the best model is the one that training started from")
         start, _ = load_start(config)
         state.model.load_state_dict(start.state_dict())
         checkpoint.save(best, state.model, tokenizer, 0)
     elif progress.evaluated >= 0:
         say("note: the best weights of this run are lost: the last are taken for them")
-        progress.best_loss, progress.best_step = measure(), progress.step
+        (progress.best_loss, progress.best_score), progress.best_step = measure(), progress.step
         checkpoint.save(best, state.model, tokenizer, progress.step)
 
 

@@ -29,7 +29,8 @@ ToBatch = Callable[[Sequence[Example]], Batch]  # `collate` with the run's pad i
 @dataclass(frozen=True)
 class Step:
     """One optimizer step. `loss`: nats a target over the window; times in seconds; `flops`: FLOP/s on real tokens;
-    `data_share`: of the time, what the loop waited for its data; `epoch`: passes over the data, of a stream, shards."""
+    `data_share`: of the time, what the loop waited for its data; `epoch`: passes over the data, of a stream, shards;
+    `trained`: the window's batches, each with the losses of its targets."""
 
     step: int
     epoch: float
@@ -41,6 +42,7 @@ class Step:
     flops: float
     data_share: float
     remaining_time: float
+    trained: list[tuple[Batch, Tensor]] = field(default_factory=list, compare=False)
 
 
 @dataclass(frozen=True)
@@ -213,6 +215,7 @@ def train(
             flops=flops / seconds,
             data_share=waited / seconds,
             remaining_time=pace * (total - step),
+            trained=list(zip(batches, losses, strict=True)),
         )
         batches = following
 
@@ -280,8 +283,7 @@ def keep_books(
     if progress.window == per_epoch:
         progress.epoch, progress.window = progress.epoch + 1, 0
     progress.seconds, progress.data_seconds = progress.seconds + seconds, progress.data_seconds + waited
-    progress.flops += flops
-    progress.loss_sum += loss_sum
+    progress.flops, progress.loss_sum = progress.flops + flops, progress.loss_sum + loss_sum
     progress.targets += sum(batch.n_targets for batch in batches)
     progress.tokens += tokens
     progress.examples += sum(len(batch.records) for batch in batches)

@@ -42,16 +42,17 @@ class ChatServer:
         if fault in ("no choices", "null"):
             self.send(handler, 200, {"choices": []} if fault == "no choices" else None)
             return
-        if fault != "cut" and fault != "slow":
+        if fault not in ("cut", "slow", "no content"):
             self.answered += 1
         text = self.answer(self.answered, body["messages"][-1]["content"])
-        reason = "length" if fault == "length" else "stop"
+        reason = "length" if fault in ("length", "all thought") else "stop"
+        message = {"role": "assistant", "content": None if fault in ("all thought", "no content") else text}
         value = {
             "id": "1",
             "object": "chat.completion",
             "created": 0,
             "model": body["model"],
-            "choices": [{"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": reason}],
+            "choices": [{"index": 0, "message": message, "finish_reason": reason}],
             "usage": {"prompt_tokens": 5, "completion_tokens": 7, "total_tokens": 12},
         }
         if fault == "no usage":

@@ -106,7 +106,7 @@ def all_flags():
 
 @pytest.mark.parametrize("name", DOCUMENTS)
 def test_flags_that_are_shown_exist(name):
-    others = {"--check", "--no-deps"}  # of other programs: ruff, pip
+    others = {"--check", "--no-deps", "--dist"}  # of other programs: ruff, pip, pytest
     assert set(re.findall(r"(?<![\w-])--[a-z][\w-]*", read(name))) <= all_flags() | others
 
 

@@ -40,6 +40,7 @@ def test_a_run_leaves_the_files_of_the_contract(tmp_path, write_lines, pairs):
     run = finetune(data=write_lines(pairs(60)), out_dir=tmp_path / "run", **QUICK)
     names = {path.name for path in (tmp_path / "run").iterdir()}
     files = {"config.toml", "metrics.jsonl", "responses.jsonl", "losses.jsonl", "evaluation.json", "summary.json"}
+    files |= {"report.html", "tokens.jsonl"}
     assert files | {"best", "last"} <= names
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     wanted = {
@@ -76,7 +77,8 @@ def test_a_run_leaves_the_files_of_the_contract(tmp_path, write_lines, pairs):
     } == next(row for row in rows if "loss" in row).keys()
     answers = [json.loads(line) for line in (tmp_path / "run" / "responses.jsonl").read_text().splitlines()]
     assert len(answers) == 5
-    assert {"record", "expected", "before", "after", "tokens", "finished"} == answers[0].keys()
+    kept = {"record", "expected", "before", "after", "tokens", "finished", "max_new_tokens", "mistakes"}
+    assert kept == answers[0].keys()
     assert resolve(str(tmp_path / "run" / "config.toml"), {}).max_steps == 6
 
 

@@ -95,7 +95,7 @@ def test_readme_begins_with_the_two_commands():
     block = re.findall(r"```sh\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.S)
     lines = "\n".join(block).splitlines()[:2]
     assert all(line.startswith("pip install -c constraints.txt ") for line in lines)
-    assert lines[0].endswith("python train.py") and lines[1].endswith("pytest")
+    assert lines[0].endswith("python train.py") and lines[1].endswith("python -m pytest -n auto --dist loadfile")
     assert "torch==2.13.0" in (ROOT / "constraints.txt").read_text()
 
 

@@ -33,6 +33,7 @@ def run(options: Namespace) -> None:
     """Print the chosen examples, or write them as a page."""
     config = resolve("", {**options.settings, "val_fraction": 0, "test_fraction": 0})
     from gptft.collate import collate
+    from gptft.evaluation.tokens import row_tokens
     from gptft.finetuning import check_inputs, load_data, load_start
     from gptft.report import viewer
     from gptft.run.console import describe_ledger
@@ -47,7 +48,7 @@ def run(options: Namespace) -> None:
     shown = []
     for row, number in enumerate(chosen):
         file, line = batch.records[row]
-        shown.append((f"example {number}: {file}, line {line}", viewer.row_tokens(batch, row, tokenizer)))
+        shown.append((f"example {number}: {file}, line {line}", row_tokens(batch, row, tokenizer)))
     if options.html:
         with atomic_write(options.html) as file:
             file.write(viewer.as_html(shown))

@@ -19,11 +19,11 @@ class Prompts(NamedTuple):
 
     def ask(self, file: str, text: str) -> str:
         """The prompt for a question."""
-        return _filled(self.question, file=file, text=text)
+        return fill(self.question, file=file, text=text)
 
     def answer_to(self, question: str, file: str, text: str) -> str:
         """The prompt for its answer."""
-        return _filled(self.answer, file=file, text=text, question=question)
+        return fill(self.answer, file=file, text=text, question=question)
 
 
 PROMPTS = {
@@ -37,8 +37,9 @@ PROMPTS = {
 NEEDED = {"question": ("text",), "answer": ("question", "text")}  # without which nothing can be made of a passage
 
 
-def _filled(prompt: str, **values: str) -> str:
-    """In one go, and these names alone: a passage may hold braces, and so may a prompt."""
+def fill(prompt: str, /, **values: str) -> str:
+    """A prompt with its fields filled in, in one go, and these names alone: a passage may hold braces, and so may a
+    prompt."""
     return re.sub(rf"\{{({'|'.join(values)})\}}", lambda found: values[found[1]], prompt)
 
 
@@ -51,17 +52,24 @@ def read_prompts(word: str) -> Prompts:
         raise UserError(
             f"--template {word}: it is neither known ({known}) nor a .toml file with a question and an answer"
         )
+    return Prompts(**read_texts(word, "--template", NEEDED))
+
+
+def read_texts(path: str, flag: str, needed: dict[str, tuple[str, ...]], given: dict[str, str] | None = None) -> dict:
+    """The texts of a .toml file: {key: text} for each key of `needed`, whose fields it must hold. `given`: the texts of
+    keys that the file may leave out. Raises UserError naming the flag, the file and the key."""
     try:
-        values = tomllib.loads(Path(word).read_text(encoding="utf-8-sig"))
+        values = tomllib.loads(Path(path).read_text(encoding="utf-8-sig"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise UserError(f"--template {word}: {getattr(error, 'strerror', None) or error}") from None
+        raise UserError(f"{flag} {path}: {getattr(error, 'strerror', None) or error}") from None
     for key in values:
-        if key not in NEEDED:
-            raise UserError(f"--template {word}: there is no key {key!r}{nearest(key, NEEDED)}")
-    for key, names in NEEDED.items():
+        if key not in needed:
+            raise UserError(f"{flag} {path}: there is no key {key!r}{nearest(key, needed)}")
+    values = {**(given or {}), **values}
+    for key, names in needed.items():
         if not isinstance(values.get(key), str):
-            raise UserError(f"--template {word}: the key {key!r} must hold a text")
+            raise UserError(f"{flag} {path}: the key {key!r} must hold a text")
         for name in names:
             if f"{{{name}}}" not in values[key]:
-                raise UserError(f"--template {word}: {key!r} must hold {{{name}}}")
-    return Prompts(values["question"].strip(), values["answer"].strip())
+                raise UserError(f"{flag} {path}: {key!r} must hold {{{name}}}")
+    return {key: values[key].strip() for key in needed}

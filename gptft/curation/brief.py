@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 
 from gptft.curation.findings import count_kinds
+from gptft.curation.lengths import count_lengths
 from gptft.curation.lint import Report, look_through, measure_words
 from gptft.data.cache import cache_directory, key_of
 from gptft.data.compressed import kind_of
@@ -23,7 +24,8 @@ AT_MOST = 50_000  # records of each group that are looked at, so that no run wai
 def describe_data(datasets: dict[str, Dataset], fields: dict[str, str], template: Template | ChatTemplate) -> str:
     """How many findings of which kinds the linter has in the files of a run, near duplicates and leaks apart, which
     take longer; of a corpus, in the first records of its sources. The same files are looked through once: what was
-    found is cached under the hash of their content."""
+    found is cached under the hash of their content. The ledgers keep it, and how long the examples are, for the
+    summary of the run."""
     groups = {group: dataset.surveyed for group, dataset in datasets.items()}
     files = {
         group: [[kind_of(path), sha256_file(path)] for path in map(Path, names)] for group, names in groups.items()
@@ -41,6 +43,9 @@ def describe_data(datasets: dict[str, Dataset], fields: dict[str, str], template
         with contextlib.suppress(OSError), atomic_write(cached) as file:
             json.dump([counts, records, stopped], file)
     stopped |= any(dataset.in_part for dataset in datasets.values())
+    datasets["data"].ledger["findings"] = {"kinds": counts, "records": records, "in_part": stopped}
+    for dataset in datasets.values():
+        dataset.ledger["lengths"] = count_lengths(dataset)
     what = ", ".join(f"{count:,} {kind}" for kind, count in counts.items())
     where = f"{'the first ' * stopped}{records:,} record{'s' * (records != 1)}"
     return f"lint: {f'{what}; python -m gptft lint shows them' if what else 'nothing found'}, in {where}"

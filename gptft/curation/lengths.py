@@ -12,6 +12,7 @@ from gptft.collate import plan
 from gptft.curation.entries import Entry
 from gptft.curation.findings import Finding
 from gptft.data.build import truncate
+from gptft.data.examples import Dataset, Split
 from gptft.errors import BadRecord
 from gptft.tokenizer import Tokenizer
 
@@ -96,6 +97,15 @@ def histogram(lengths: np.ndarray) -> dict:
     while bins and not bins[0][2]:
         bins.pop(0)
     return {"median": int(np.median(lengths)), "longest": int(lengths.max()), "bins": bins}
+
+
+def count_lengths(dataset: Dataset) -> dict[str, dict]:
+    """Histograms of a data set's examples as they are trained on: tokens of prompt and response."""
+    examples = Split(dataset, np.arange(len(dataset)))
+    return {
+        "prompt": histogram(examples.lengths - examples.target_counts),
+        "response": histogram(examples.target_counts),
+    }
 
 
 def find_outliers(entries: Sequence[Entry], lengths: dict[str, Sequence[int]], unit: str) -> Iterator[Finding]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import random
 import re
 from collections.abc import Iterator, Sequence
@@ -20,7 +19,7 @@ from gptft.curation.checks import look_at, normalise
 from gptft.curation.findings import KINDS, LEAVE_OUT
 from gptft.decoding import Sampling
 from gptft.errors import UserError
-from gptft.files import atomic_write, json_line
+from gptft.files import append_json_line, atomic_write, read_appended
 from gptft.generation import prompt_ids, respond
 from gptft.loading import load
 from gptft.text.endpoint import Answer, Refused
@@ -49,11 +48,11 @@ class Model(Protocol):
 class Local:
     """A model that `load` opens, asked in its own template; one without a template is given the text as it is."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, flag: str = "--model", device="cpu") -> None:
         self.name = name
-        self.model, self.tokenizer = load(name)
+        self.model, self.tokenizer = load(name, device)
         if self.tokenizer is None:
-            raise UserError(f"--model {name} has no tokenizer")
+            raise UserError(f"{flag} {name} has no tokenizer")
 
     def answer(self, messages: list[dict], max_tokens: int, temperature: float = 0.0, seed: int = 0) -> Answer:
         """The answer to a conversation. Raises Refused for one that is too long."""
@@ -120,30 +119,15 @@ class Book:
         if other := [name for name in {**settings, **before} if before.get(name) != settings.get(name)]:
             raise UserError(f"--out {out} was made of other settings ({', '.join(other)}): name another file")
         out.parent.mkdir(parents=True, exist_ok=True)
-        self.made, self.refused = self._read(self.out), self._read(self.left)
+        self.made, self.refused = read_appended(self.out), read_appended(self.left)
         self.done = {entry["key"] for entry in (*self.made, *self.refused)}
-
-    @staticmethod
-    def _read(path: Path) -> list[dict]:
-        """The entries of a file; a last line that was cut short is taken away, and made again."""
-        if not path.exists():
-            return []
-        data = path.read_bytes()
-        whole = data[: data.rfind(b"\n") + 1]
-        if whole != data:
-            with open(path, "r+b") as file:
-                file.truncate(len(whole))
-        return [json.loads(line) for line in whole.splitlines()]
 
     def add(self, entry: dict, kept: bool) -> None:
         """Write an entry so that it stays, whatever happens next; with the first of all, what they are made of."""
         if not self.done:
             with atomic_write(self.about) as file:
                 json.dump(self.settings, file, indent=1)
-        with open(self.out if kept else self.left, "a", encoding="utf-8") as file:
-            file.write(json_line(entry))
-            file.flush()
-            os.fsync(file.fileno())
+        append_json_line(self.out if kept else self.left, entry)
         (self.made if kept else self.refused).append(entry)
         self.done.add(entry["key"])
 

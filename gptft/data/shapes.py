@@ -110,7 +110,7 @@ def prompt_parts(template: Template | ChatTemplate, prompt: str | list | dict) -
     if isinstance(prompt, Parts):
         return prompt
     if isinstance(prompt, list):
-        return Parts(messages=_asked_messages(prompt))
+        return Parts(messages=asked_messages(prompt))
     places = template.places() if isinstance(template, Template) else {"instruction"}
     if isinstance(prompt, str):
         only = next(iter(places)) if len(places) == 1 else "instruction"
@@ -122,7 +122,7 @@ def prompt_parts(template: Template | ChatTemplate, prompt: str | list | dict) -
     if "instruction" not in prompt:
         keys = used_keys(prompt)
         if len(keys) == 1 and "messages" in keys.values():
-            return Parts(messages=_asked_messages(prompt[next(iter(keys))]))
+            return Parts(messages=asked_messages(prompt[next(iter(keys))]))
         return recognise(prompt)
     # a record as it was trained on may hold its answer, and the whole of it as `text`: neither is asked
     asked = {*places, "instruction", "input", "system"}
@@ -133,7 +133,7 @@ def prompt_parts(template: Template | ChatTemplate, prompt: str | list | dict) -
     return parts
 
 
-def _asked_messages(messages) -> list[dict]:
+def asked_messages(messages) -> list[dict]:
     """A conversation that is asked to be gone on with, each message in its usual form."""
     if not isinstance(messages, list) or not messages:
         raise BadRecord("a conversation must be a list of messages")

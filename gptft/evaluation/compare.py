@@ -13,12 +13,14 @@ import numpy as np
 from gptft.evaluation import intervals
 from gptft.evaluation.intervals import sign_test
 from gptft.evaluation.metrics import Metric, OfCorpus, measurable
+from gptft.evaluation.topic import topic_scores
 
 SIDES = ("before", "after")
 
 
 def measure(rows: Sequence[dict], sides: Sequence[str] = SIDES) -> dict:
-    """-> {"metrics": {name: {"all": a table, "families": {family: a table}}}, "not_measured": {name: why}}.
+    """-> {"metrics": {name: {"all": a table, "families": {family: a table}}}, "not_measured": {name: why}},
+    and where records are marked as off topic "topic": {"deflected": a table, "wrongly_deflected": a table}.
 
     A table has `n` and for each side its score with `low` and `high`, the bounds of 95%; with two sides the
     `difference` with its own bounds, whether it `differs`, the records that the second side wins, loses and ties, and
@@ -31,15 +33,21 @@ def measure(rows: Sequence[dict], sides: Sequence[str] = SIDES) -> dict:
         if not scored:
             absent[name] = "no record expects such a response"
             continue
-        families = defaultdict(list)
-        for row, scores in scored if not isinstance(metric, OfCorpus) else ():
-            if isinstance(family := row["record"].get("family"), str):
-                families[family].append((row, scores))
-        tables[name] = {
-            "all": table(metric, scored, sides),
-            "families": {family: table(metric, members, sides) for family, members in sorted(families.items())},
-        }
-    return {"metrics": tables, "not_measured": absent}
+        tables[name] = by_family(metric, scored, sides)
+    topic = {what: table(None, scored, sides) for what, scored in topic_scores(rows, sides).items()}
+    return {"metrics": tables, "not_measured": absent} | ({"topic": topic} if topic else {})
+
+
+def by_family(metric: Metric, scored: Sequence[tuple[dict, list[float]]], sides: Sequence[str]) -> dict:
+    """The table of all rows, and those of the families."""
+    families = defaultdict(list)
+    for row, scores in scored if not isinstance(metric, OfCorpus) else ():
+        if isinstance(family := row["record"].get("family"), str):
+            families[family].append((row, scores))
+    return {
+        "all": table(metric, scored, sides),
+        "families": {family: table(metric, members, sides) for family, members in sorted(families.items())},
+    }
 
 
 def score(metric: Metric, row: dict, sides: Sequence[str]) -> list[float]:
@@ -48,7 +56,7 @@ def score(metric: Metric, row: dict, sides: Sequence[str]) -> list[float]:
     return [] if None in scores else scores
 
 
-def table(metric: Metric, scored: Sequence[tuple[dict, list[float]]], sides: Sequence[str]) -> dict:
+def table(metric: Metric | None, scored: Sequence[tuple[dict, list[float]]], sides: Sequence[str]) -> dict:
     """One metric over some records, as `measure` says."""
     if isinstance(metric, OfCorpus):
         parts = [[metric.statistics(row[side], row["expected"]) for row, _ in scored] for side in sides]

@@ -64,7 +64,7 @@ def intervals(sides: Sequence[np.ndarray], combine: Combine = mean, most: float 
     if len(sides) == 2:
         value = found[1].value - found[0].value
         differ = int((sides[0] != sides[1]).any(1).sum())
-        if not differ or (differ == n and combine is mean and abs(value) == 1.0):
+        if most == 1.0 and (not differ or (differ == n and combine is mean and abs(value) == 1.0)):
             found.append(where_all_agree(value, n, -1.0))
         elif differ < LEAST:
             found.append(Interval(value, None, None))

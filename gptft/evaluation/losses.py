@@ -4,7 +4,7 @@ records are the hardest."""
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +17,7 @@ from gptft.data.examples import Example, Split
 from gptft.device import Precision
 from gptft.evaluation.intervals import intervals
 from gptft.model import GPT
+from gptft.training import ToBatch
 
 
 @dataclass(frozen=True)
@@ -54,24 +55,21 @@ def compare_losses(*sides: Losses) -> dict:
 @torch.no_grad()
 def measure_losses(
     model: GPT,
-    examples: Split,
+    examples: Split | Sequence[Example],
     batch_size: int,
-    to_batch: Callable[[Sequence[Example]], Batch],
+    to_batch: ToBatch,
     precision: Precision,
 ) -> Losses:
     """The losses of all examples; they do not depend on the batch size. Dropout is off, and training mode is as before
     afterwards."""
     sums, targets, hits = (np.zeros(len(examples), dtype) for dtype in (float, int, int))
+    lengths = examples.lengths if isinstance(examples, Split) else np.array([len(each.ids) for each in examples])
     was_training = model.training
     model.eval()
     try:
-        for chosen in by_length(examples.lengths, batch_size):
+        for chosen in by_length(lengths, batch_size):
             batch = to_batch([examples[i] for i in chosen]).to(model.device)
-            with precision.autocast():
-                logits = model.head(model.hidden(batch.idx, batch.layout, scored=batch.scored)).float()  # (n, V)
-            wanted = batch.targets.flatten()[batch.scored]  # (n,)
-            each = F.cross_entropy(logits, wanted, reduction="none").cpu().double().numpy()
-            right = (logits.argmax(-1) == wanted).cpu().numpy()
+            each, right = score_targets(model, batch, precision)
             row = (batch.scored // batch.idx.size(1)).cpu().numpy()  # whose target it is
             numbers = np.array(chosen)
             sums[numbers] = np.bincount(row, each, len(chosen))
@@ -80,6 +78,15 @@ def measure_losses(
     finally:
         model.train(was_training)
     return Losses(sums, targets, hits)
+
+
+def score_targets(model: GPT, batch: Batch, precision: Precision) -> tuple[np.ndarray, np.ndarray]:
+    """(n,) of the batch's `scored`: each target's loss in nats, and whether it was the likeliest token."""
+    with precision.autocast():
+        logits = model.head(model.hidden(batch.idx, batch.layout, scored=batch.scored)).float()  # (n, V)
+    wanted = batch.targets.flatten()[batch.scored]  # (n,)
+    each = F.cross_entropy(logits, wanted, reduction="none").cpu().double().numpy()
+    return each, (logits.argmax(-1) == wanted).cpu().numpy()
 
 
 def loss_rows(examples: Split, **sides: Losses) -> list[dict]:

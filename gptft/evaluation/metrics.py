@@ -82,10 +82,7 @@ def number_match(response: str, expected: str) -> float | None:
     wanted = expected_number(expected)
     if wanted is None:
         return None
-    said = answer_in(response)
-    behind = said.rpartition("####")[2] if "####" in said else ""
-    found = NUMBER.findall(behind)[:1] or NUMBER.findall(said)[-1:]
-    return float(bool(found) and value_of(found[0]) == wanted)
+    return float(said_number(response) == wanted)
 
 
 @metric
@@ -229,6 +226,14 @@ def expected_number(text: str) -> Decimal | None:
     return value_of(text) if NUMBER.fullmatch(text) else None
 
 
+def said_number(text: str) -> Decimal | None:
+    """The number that a response comes to: the first behind the last `####`, else the last of all; None for none."""
+    said = answer_in(text)
+    behind = said.rpartition("####")[2] if "####" in said else ""
+    found = NUMBER.findall(behind)[:1] or NUMBER.findall(said)[-1:]
+    return value_of(found[0]) if found else None
+
+
 def value_of(number: str) -> Decimal | None:
     try:
         return Decimal(number.replace(",", "").replace("$", ""))
@@ -252,7 +257,9 @@ def unfenced(text: str) -> str:
 def is_code(text: str, fenced: bool) -> bool:
     """Whether a text that Python can parse is meant as code: `x = 5` and `Paris (France)` need not be, alone."""
     nodes = parsed_code(text)
-    weaker = [node for node in nodes if isinstance(node, WEAKER)]
+    # `Fruit: Apple` is an annotation to Python, and a table in words to anybody else
+    noted = {id(node) for node in nodes if isinstance(node, ast.AnnAssign) and node.value is None}
+    weaker = [node for node in nodes if isinstance(node, WEAKER) and id(node) not in noted]
     calls = [node for node in weaker if isinstance(node, ast.Call) and node.func.end_lineno == 1]
     called = any(text.encode()[node.func.end_col_offset :][:1] == b"(" for node in calls)  # without a gap
     return any(isinstance(node, STATEMENTS) for node in nodes) or called or len(weaker) > (0 if fenced else 1)

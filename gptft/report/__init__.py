@@ -1,1 +1,1 @@
-"""What people look at: the token viewer and plots."""
+"""What people look at: a run's page, the token viewer, plots."""

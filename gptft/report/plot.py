@@ -20,12 +20,12 @@ def plot_losses(rows: Sequence[dict], path: Path) -> bool:
     axes = figure.subplots()
     if training:
         axes.plot(*zip(*training, strict=True), color="#9ecae1", linewidth=0.8, label="training, each step")
-        axes.plot(*zip(*_smooth(training), strict=True), color="#2171b5", label="training, smoothed")
+        axes.plot(*zip(*smooth(training), strict=True), color="#2171b5", label="training, smoothed")
     if validation:
         axes.plot(*zip(*validation, strict=True), color="#d94801", marker="o", markersize=4, label="validation")
         step, loss = min(validation, key=lambda point: point[1])
         axes.annotate(f"best {loss:.3g}", (step, loss), textcoords="offset points", xytext=(0, 8), ha="right")
-    values = [loss for _, loss in (*_smooth(training), *validation)]
+    values = [loss for _, loss in (*smooth(training), *validation)]
     if values and 0 < 20 * min(values) < max(values):
         axes.set_yscale("log")  # else all but the first steps would lie on the axis
     else:
@@ -39,7 +39,7 @@ def plot_losses(rows: Sequence[dict], path: Path) -> bool:
     return True
 
 
-def _smooth(points: list[tuple[int, float]]) -> list[tuple[int, float]]:
+def smooth(points: list[tuple[int, float]]) -> list[tuple[int, float]]:
     """Exponential moving average over about a thirtieth of the run, without the start's bias."""
     decay = 1 - 1 / max(1, len(points) / 30)
     mean, weight, out = 0.0, 0.0, []

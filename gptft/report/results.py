@@ -8,10 +8,12 @@ from pathlib import Path
 from gptft.data.examples import Dataset
 from gptft.evaluation.responses import Question, shown_prompt
 from gptft.files import atomic_write, write_json_lines
+from gptft.report.page import write_report
 from gptft.report.plot import plot_losses
 from gptft.run import console
 from gptft.run.console import say
 from gptft.run.metrics_file import read_metrics
+from gptft.run.record_losses import describe_stubborn, write_training_losses
 from gptft.run.tables import describe_evaluation, response_table, score_table
 
 
@@ -33,12 +35,15 @@ def write_results(
             say("\n" + score_table("exact_match", summary["exact_match"]))
     if evaluation:
         say("\n" + describe_evaluation(evaluation))
+    if stubborn := describe_stubborn(write_training_losses(out_dir)):
+        say("\n" + stubborn)
     for name, content in (("evaluation", evaluation), ("summary", summary)):
         if content:
             with atomic_write(out_dir / f"{name}.json") as file:
                 json.dump(content, file, indent=1)
     if not plot_losses(read_metrics(out_dir / "metrics.jsonl"), out_dir / "loss.png"):
         say("no loss.png: drawing it needs matplotlib (pip install 'gptft[plot]')")
+    write_report(out_dir)
     for name in ("eval_loss", "test_loss"):
         if summary[name] is not None:
             say(f"{name.replace('_', ' ')} {summary[name]:.4f}" + (" (best)" if name == "eval_loss" else ""))

@@ -3,66 +3,11 @@
 from __future__ import annotations
 
 import html
-import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 
-from gptft.collate import IGNORE, Batch
-from gptft.tokenizer import Tokenizer
+from gptft.evaluation.tokens import KINDS, Token
+from gptft.text.printable import printable
 
-KINDS = {
-    "target": "a target: the model learns to predict it",
-    "masked": "context only: read, not scored (-100)",
-    "padding": "padding: neither read nor scored",
-}
-
-
-@dataclass(frozen=True)
-class Token:
-    """One token of a row: its position, id, text and kind (a key of KINDS)."""
-
-    position: int
-    id: int
-    text: str
-    kind: str
-
-
-def row_tokens(batch: Batch, row: int, tokenizer: Tokenizer) -> list[Token]:
-    """The tokens of one row of a batch.
-
-    Position t of `idx` predicts position t + 1, so the token at t + 1 is a target where targets[t] is one. The last
-    token of an example is only ever a target: it is not in `idx`.
-    """
-    idx, targets, length = batch.idx[row].tolist(), batch.targets[row].tolist(), batch.lengths[row]
-    tokens = [Token(0, idx[0], token_text(tokenizer, idx[0]), "masked")]
-    for t, target in enumerate(targets):
-        if target != IGNORE:
-            i, kind = target, "target"
-        elif t + 1 < len(idx):
-            i, kind = idx[t + 1], "masked" if t + 1 < length else "padding"
-        else:
-            continue
-        tokens.append(Token(t + 1, i, token_text(tokenizer, i), kind))
-    return tokens
-
-
-def token_text(tokenizer: Tokenizer, i: int) -> str:
-    """A token as text; one that is a part of a character shows its bytes."""
-    if i in tokenizer.special_ids:
-        return next(name for name, value in tokenizer.specials.items() if value == i)
-    content = tokenizer.token_bytes(i)
-    try:
-        return content.decode()
-    except UnicodeDecodeError:
-        return "".join(f"\\x{byte:02x}" for byte in content)
-
-
-def printable(text: str) -> str:
-    """Control characters as escapes, but for tab and newline: data could otherwise steer the terminal."""
-    return CONTROL.sub(lambda match: f"\\x{ord(match[0]):02x}", text)
-
-
-CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 COLOURS = {"target": "\x1b[30;42m", "masked": "\x1b[90m", "padding": "\x1b[31m"}
 MARKS = {"target": ("[", "]"), "masked": ("", ""), "padding": ("~", "~")}  # where there is no colour
 

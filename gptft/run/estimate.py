@@ -15,6 +15,7 @@ from gptft.model import count_parameters, training_flops
 from gptft.optim import unused_settings
 from gptft.run import console
 from gptft.run.console import say
+from gptft.run.machine import describe_versions, measure_ceiling
 from gptft.run.memory import peak_memory
 from gptft.tokenizer import Tokenizer
 from gptft.training import TrainState, total_steps
@@ -72,5 +73,7 @@ def summarise(state: TrainState, tokenizer: Tokenizer, out_dir: Path, ledgers: d
         "peak_memory_bytes": peak_memory(state.model.device),
         "precision": state.precision.name,
         "device": str(state.model.device),
+        "machine_flops": measure_ceiling(state.precision),
+        "versions": describe_versions(state.model.device),
         "ledger": ledgers,
     }

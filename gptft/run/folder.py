@@ -14,7 +14,9 @@ from gptft.device import is_out_of_memory
 from gptft.errors import NonFinite, SourceFailed, UserError
 from gptft.run import console
 from gptft.run.console import say
+from gptft.run.loggers import open_loggers
 from gptft.run.metrics_file import Metrics
+from gptft.run.record_losses import MOST, TrainingLosses
 from gptft.run.rehearsal import LESS_TO_EVALUATE, LESS_TO_TRAIN
 from gptft.run.signals import Interruption, catch_signals, how_to_resume
 from gptft.tokenizer import Tokenizer
@@ -62,14 +64,19 @@ def refuse_used(out_dir: Path, resume: bool) -> None:
 
 
 class Keeper:
-    """Keeps what the loop's events tell: lines of metrics.jsonl, the progress bar, and checkpoints."""
+    """Keeps what the loop's events tell: lines of metrics.jsonl, other loggers, the progress bar, checkpoints."""
 
     def __init__(
         self, out_dir: Path, state: TrainState, tokenizer: Tokenizer, config: Config, fingerprint: dict, total: int
     ) -> None:
         self.out_dir, self.state, self.tokenizer, self.config = out_dir, state, tokenizer, config
         self.fingerprint = fingerprint
-        self.metrics = Metrics(out_dir / "metrics.jsonl", state.progress, config.log_every)
+        self.logs = [
+            Metrics(out_dir / "metrics.jsonl", state.progress, config.log_every),
+            *open_loggers(config, out_dir, state.progress),
+        ]
+        if total * config.batch_size * config.grad_accum <= MOST and not config.stream:
+            self.logs.append(TrainingLosses(out_dir, state.progress))
         self.bar = console.Bar(total, state.progress.step)
         self.signals: list[int] = []
 
@@ -88,7 +95,8 @@ class Keeper:
                 )
             say(f"stopped early at step {event.step}: {self.config.patience} evaluations without improvement")
             return
-        self.metrics.write(event)
+        for log in self.logs:
+            log.write(event)
         self.bar.show(event)
         if isinstance(event, Evaluation) and event.improved and event.step:  # the start is on the user's disk already
             self.save("best", resumable=False)
@@ -96,6 +104,10 @@ class Keeper:
         if isinstance(event, Step) and every and event.step % every == 0:
             self.save(f"step-{event.step:06}")
             checkpoint.prune(self.out_dir, self.config.keep, event.step)
+
+    def close(self) -> None:
+        for each in (*self.logs, self.bar):
+            each.close()
 
     def save(self, name: str, resumable: bool = True) -> Path:
         """Write a checkpoint of the state as it is; `resumable`: with all that going on takes."""
@@ -126,7 +138,7 @@ def open_run(
     last good state is.
     """
     keeper = Keeper(out_dir, state, tokenizer, config, fingerprint, total)
-    with contextlib.closing(keeper.metrics), contextlib.closing(keeper.bar), catch_signals() as keeper.signals:
+    with contextlib.closing(keeper), catch_signals() as keeper.signals:
         try:
             yield keeper
         except NonFinite as error:

@@ -1,32 +1,26 @@
-"""metrics.jsonl: what the loop's events tell, a line each, and each step once."""
+"""What the loop's events tell, a line each, and each step once: metrics.jsonl."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 from gptft.files import atomic_write
 from gptft.training import Evaluation, Progress, Step
 
 
-class Metrics:
-    """`metrics.jsonl`: a line a logged step, a line an evaluation; each step stands there once, resumed or not."""
+class StepFile:
+    """A file that a run adds lines to; each step stands there once, resumed or not. What of an earlier part of the run
+    does not count is taken out: a killed run may have logged more than it saved, and that will come again."""
 
-    def __init__(self, path: Path, progress: Progress, log_every: int) -> None:
-        self.path, self.log_every = path, log_every
-        kept = [row for row in read_metrics(path) if row["step"] <= last_step_that_counts(row, progress)]
+    def __init__(self, path: Path, counts: Callable[[dict], bool]) -> None:
+        kept = [row for row in read_metrics(path) if counts(row)]
         with atomic_write(path) as file:
             file.writelines(json.dumps(row) + "\n" for row in kept)
         self.file = open(path, "a", encoding="utf-8")
 
-    def write(self, event: Step | Evaluation) -> None:
-        if isinstance(event, Evaluation):
-            row = {"step": event.step, "epoch": event.epoch, "eval_loss": event.eval_loss}
-            row |= {} if event.score is None else {"score": event.score}
-        elif event.step % self.log_every:
-            return
-        else:
-            row = vars(event)
+    def add(self, row: dict) -> None:
         self.file.write(json.dumps(row) + "\n")
         self.file.flush()
 
@@ -34,13 +28,30 @@ class Metrics:
         self.file.close()
 
 
-def last_step_that_counts(row: dict, progress: Progress) -> int:
-    """A killed run may have logged more than it saved: what comes after this step will come again."""
-    return progress.evaluated if "eval_loss" in row else progress.step
+class Metrics(StepFile):
+    """`metrics.jsonl`: a line a logged step, a line an evaluation."""
+
+    def __init__(self, path: Path, progress: Progress, log_every: int) -> None:
+        super().__init__(path, lambda row: row["step"] <= (progress.evaluated if "eval_loss" in row else progress.step))
+        self.log_every = log_every
+
+    def write(self, event: Step | Evaluation) -> None:
+        if row := row_of(event, self.log_every):
+            self.add(row)
+
+
+def row_of(event: Step | Evaluation, log_every: int) -> dict | None:
+    """What is logged of an event; None where nothing is."""
+    if isinstance(event, Evaluation):
+        row = {"step": event.step, "epoch": event.epoch, "eval_loss": event.eval_loss}
+        return row | ({} if event.score is None else {"score": event.score})
+    if event.step % log_every:
+        return None
+    return {key: value for key, value in vars(event).items() if key != "trained"}
 
 
 def read_metrics(path: Path) -> list[dict]:
-    """The rows of a metrics.jsonl; a last line that was cut off is left out."""
+    """The rows of such a file; a last line that was cut off is left out."""
     rows = []
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
         try:

@@ -36,7 +36,7 @@ def describe_inputs(config: Config, state: TrainState, tokenizer: Tokenizer, tra
         "training data": train_set.digest(),
         "validation data": val_set.digest(),
         **{name: getattr(config, name) for name in FIXED},
-        **({} if config.best_by == "loss" else {"best_by": config.best_by}),  # a run of an earlier version has none
+        **({} if config.best_by == "loss" else best_by(config)),  # a run of an earlier version has none
         "settings": {name: getattr(config, name) for name in FREE}
         | {"precision": state.precision.name}  # what "auto" came to
         | optimizer_settings(state.optimizer.param_groups),
@@ -47,6 +47,11 @@ def describe_inputs(config: Config, state: TrainState, tokenizer: Tokenizer, tra
             "processor": processor_name(model.device),
         },
     }
+
+
+def best_by(config: Config) -> dict:
+    """What a score of the validation answers is of: with others it would not be the best of the same."""
+    return {name: getattr(config, name) for name in ("best_by", "test_samples", "max_new_tokens")}
 
 
 def optimizer_settings(groups: list[dict]) -> dict:

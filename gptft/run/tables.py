@@ -53,8 +53,9 @@ def describe_evaluation(evaluation: dict) -> str:
             found = likelihood.get("difference", {}).get(name)
             cells += [difference(found, show) if found else "", *[""] * len(MATCHES)]
         lines.append([describe_metric(name), f"{likelihood['n']:,}", *cells])
-    for name, tables in metrics.items():
-        table = tables["all"]
+    shown = {describe_metric(name): tables["all"] for name, tables in metrics.items()}
+    shown |= {TOPIC[what]: table for what, table in evaluation.get("topic", {}).items()}
+    for name, table in shown.items():
         cells = [bounds(table[side], percent) for side in ("before", "after") if side in table]
         if two:
             cells += [
@@ -62,15 +63,85 @@ def describe_evaluation(evaluation: dict) -> str:
                 *(f"{table[key]:,}" for key in ("wins", "losses", "ties")),
             ]
             cells.append(f"p {table['sign_test']:.3f}" if table["sign_test"] >= 0.001 else "p < 0.001")
-        lines.append([describe_metric(name), f"{table['n']:,}", *cells])
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    said = []
-    for cells in lines:
-        said.append("  " + "  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip())
+        lines.append([name, f"{table['n']:,}", *cells])
+    said = [columns(lines)] if lines[1:] else []
     said += [
         f"  not measured: {describe_metric(name)}: {why}" for name, why in evaluation.get("not_measured", {}).items()
     ]
+    said += describe_mistakes(evaluation.get("mistakes", {}))
+    if "forgetting" in evaluation:
+        said += ["", describe_forgetting(evaluation["forgetting"], likelihood)]
     return "\n".join(said)
+
+
+def describe_mistakes(counts: dict) -> list[str]:
+    """How many answers have each kind of mistake, as `mistake_counts.count_mistakes` has them: a line a kind that any
+    answer has; of two sides how many are mended and how many are new. Nothing where nothing was looked at."""
+    found = {name: row for name, row in counts.items() if row["examples"]}
+    if not found:
+        return []
+    keys = [name for name in next(iter(found.values())) if name != "examples"]
+    width = max(map(len, found))
+    lines = [f"  {'mistake'.ljust(width)}" + "".join(f"  {'answers' if name == 'n' else name:>7}" for name in keys)]
+    for name, row in found.items():
+        title = describe_metric(name).ljust(width)
+        lines.append(f"  {title}" + "".join(f"  {row[key]:>7,}" for key in keys))
+    return ["", *lines]
+
+
+def describe_forgetting(found: dict, likelihood: dict | None) -> str:
+    """What `forgetting.measure_forgetting` found, a line each; and whether a gain on the test set was paid for."""
+    lines = [["what it knew", "n", "before", "after", "difference in loss"]]
+    kinds = {"general": "perplexity, general text", "own_answers": "perplexity, its own answers"}
+    for kind, name in kinds.items():
+        if kind not in found:  # the template is no place for a question alone
+            continue
+        sides = [bounds(found[kind][side]["perplexity"], number) for side in ("before", "after")]
+        lines.append([name, f"{found[kind]['n']:,}", *sides, difference(found[kind]["difference"]["loss"], number)])
+    if "kl" in found:
+        lines.append(
+            ["KL from what it was, nats a token", f"{found['kl']['n']:,}", "", bounds(found["kl"], number), ""]
+        )
+    paid = describe_price(found, likelihood)
+    return columns(lines) + (f"\n  {paid}" if paid else "")
+
+
+def describe_price(found: dict, likelihood: dict | None) -> str:
+    """Whether the general text has become less likely, and whether a gain on the test set was paid for by that; empty
+    where nothing shows it."""
+    paid, gained = found["general"]["difference"]["loss"], (likelihood or {}).get("difference", {}).get("loss")
+    if not paid["differs"] or paid["value"] <= 0:
+        return ""
+    sides = [number(found["general"][side]["perplexity"]["value"]) for side in SIDES]
+    rise = f"the perplexity on the general text went from {' to '.join(sides)}."
+    if gained and gained["differs"] and gained["value"] < 0:
+        return f"The gain on the test set was paid for elsewhere: {rise}"
+    return f"It has lost elsewhere, too: {rise}"
+
+
+def describe_samples(samples: dict[str, dict], generations: int, temperature: float) -> str:
+    """What `samples.measure_samples` found, by side: a line for each figure of each metric."""
+    sides = list(samples)
+    lines = [
+        [
+            f"{generations:,} responses a record at temperature {temperature:g}",
+            "n",
+            *(sides if sides[1:] else ["score"]),
+        ]
+    ]
+    for name, found in samples[sides[0]].items():
+        for figure in found:
+            if figure != "n":
+                cells = [bounds(samples[side][name][figure], percent) for side in sides]
+                lines.append([f"{describe_metric(name)}, {figure}", f"{found['n']:,}", *cells])
+    return columns(lines)
+
+
+def columns(lines: Sequence[Sequence[str]]) -> str:
+    """Cells under each other, indented."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    said = ["  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)) for cells in lines]
+    return "\n".join(f"  {line}".rstrip() for line in said)
 
 
 def describe_worse(rows: Sequence[dict], at_most: int) -> str:
@@ -87,6 +158,7 @@ def describe_worse(rows: Sequence[dict], at_most: int) -> str:
     return "\n".join(said).rstrip()
 
 
+TOPIC = {"deflected": "off topic, deflected", "wrongly_deflected": "on topic, deflected (wrongly: less is better)"}
 MATCHES = ("won", "lost", "tied", "sign test")
 
 

@@ -34,17 +34,31 @@ class Refused(Exception):
     """A conversation that the model cannot take, a text that is too long for one; others may pass."""
 
 
-class Endpoint:
-    """A model behind a URL. `budget`: tokens that may be used in all; 0: as many as it takes."""
+class Failing(UserError):
+    """The server fails again and again: for this conversation, or for all of them."""
 
-    def __init__(self, url: str, model: str, budget: int = 0, timeout: float = 120.0, tries: int = TRIES) -> None:
+
+class Endpoint:
+    """A model behind a URL. `budget`: tokens that may be used in all; 0: as many as it takes. `flag`: what named it."""
+
+    def __init__(
+        self,
+        url: str,
+        model: str,
+        budget: int = 0,
+        timeout: float = 120.0,
+        tries: int = TRIES,
+        flag: str = "--endpoint",
+    ) -> None:
+        self.flag = flag
         try:
             import openai
         except ImportError:
-            raise need_extra("openai", "make", f"--endpoint {url}") from None
+            raise need_extra("openai", "make", f"{flag} {url}") from None
         if not url.startswith(("http://", "https://")):
-            raise UserError(f"--endpoint {url}: a URL begins with http:// or https://")
+            raise UserError(f"{flag} {url}: a URL begins with http:// or https://")
         self.url, self.model, self.budget, self.tries, self.used = url, model, budget, tries, 0
+        self.answered = False  # ever, perhaps in an earlier run: so what it refuses is the conversation
         self.openai = openai
         # servers of one's own ask for no key, and the client insists on one
         key = os.environ.get(KEY) or "none"
@@ -56,7 +70,7 @@ class Endpoint:
 
     def answer(self, messages: list[dict], max_tokens: int, temperature: float = 0.0, seed: int = 0) -> Answer:
         """The answer to a conversation. Raises Refused where the server has answered others and refuses this one;
-        UserError where it refuses everything, where it fails again and again, and where the budget is used up."""
+        Failing where it fails again and again, and UserError where it refuses everything or the budget is used up."""
         if self.budget and self.used >= self.budget:
             raise UserError(f"the budget of {self.budget:,} tokens is used up", 1)
         wait = 1.0
@@ -68,30 +82,33 @@ class Endpoint:
             except self.openai.RateLimitError as error:
                 problem, asked = error, _retry_after(error)
             except self.openai.APIStatusError as error:
-                if self.used and error.status_code in (400, 413, 422):
+                if self.answered and error.status_code in (400, 413, 422):
                     raise Refused(f"{error.status_code}: {_one_line(error)}") from None
-                raise UserError(f"--endpoint {self.url}: {error.status_code}: {_one_line(error)}", 1) from None
+                raise UserError(f"{self.flag} {self.url}: {error.status_code}: {_one_line(error)}", 1) from None
             except (self.openai.APIError, ValueError) as error:  # a reply that is no JSON
                 problem, asked = error, 0.0
             if number < self.tries:
                 time.sleep(min(max(wait, asked), LONGEST_WAIT))
                 wait *= 2
-        raise UserError(f"--endpoint {self.url}: {_one_line(problem)}, {self.tries} times in a row", 1)
+        raise Failing(f"{self.flag} {self.url}: {_one_line(problem)}, {self.tries} times in a row", 1)
 
     def _ask(self, messages: list[dict], max_tokens: int, temperature: float, seed: int) -> Answer:
         reply = self.client.chat.completions.create(
             model=self.model, messages=messages, max_tokens=max_tokens, temperature=temperature, seed=seed
         )
         choices = getattr(reply, "choices", None)
-        if not choices or not isinstance(getattr(choices[0].message, "content", None), str):
+        text = getattr(choices[0].message, "content", None) if choices else None
+        cut = bool(choices) and choices[0].finish_reason == "length"
+        if text is None and cut:  # all its tokens went into thinking, which servers may keep apart
+            text = ""
+        if not isinstance(text, str):
             raise Nonsense("the reply holds no answer")
-        text = choices[0].message.content
         usage = getattr(reply, "usage", None)
         # a server that does not count is taken to use a token for every four bytes, which is rather too many
         said = sum(len(message["content"].encode()) for message in messages) + len(text.encode())
         tokens = getattr(usage, "total_tokens", None) or said // 4 + 1
-        self.used += tokens
-        return Answer(text, tokens, choices[0].finish_reason != "length")
+        self.used, self.answered = self.used + tokens, True
+        return Answer(text, tokens, not cut)
 
 
 def _retry_after(error) -> float:

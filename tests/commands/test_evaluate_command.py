@@ -5,7 +5,7 @@ import math
 import re
 
 import torch
-from cli import GOOD, GPTFT, tiny, write
+from cli import GOOD, GPTFT, TRAIN, tiny, write
 
 from gptft import checkpoint, generation, loading
 from gptft.evaluation.metrics import METRICS
@@ -132,3 +132,86 @@ def test_evaluate_takes_a_metric_from_a_file(ask, saved, monkeypatch):
     assert (status, err) == (0, "") and read_table(out)["length"] == ["1", "50.0%"]
     status, out, err = ask(GPTFT, *words, "own.py:lenght")
     assert (status, out) == (2, "") and err == "gptft: --metric own.py:lenght: own.py has no function 'lenght'\n"
+
+
+def test_several_answers_are_drawn_and_what_they_are_worth_is_told(ask, saved, place):
+    """Another batch draws the same; of one greedy model all answers are the same, and that is refused."""
+    path = saved()
+    write("d.jsonl", GOOD)
+    words = [
+        "evaluate",
+        path,
+        "--data",
+        "d.jsonl",
+        "--max_new_tokens",
+        "6",
+        "--generations",
+        "3",
+        "--temperature",
+        "1.5",
+    ]
+    status, out, err = ask(GPTFT, *words, "--out", "kept")
+    assert (status, err) == (0, "")
+    rows = [json.loads(line) for line in (place / "kept" / "responses.jsonl").read_text().splitlines()]
+    assert all(len(row["samples"]["after"]) == 3 for row in rows)
+    assert any(len(set(row["samples"]["after"])) > 1 for row in rows)
+    found = json.loads((place / "kept" / "evaluation.json").read_text())["samples"]["after"]["exact_match"]
+    assert list(found) == ["n", "pass@1", "pass@2", "pass@3", "majority", "agreement"] and found["n"] == len(rows)
+    figures = read_table(out)
+    assert figures["3 responses a record at temperature 1.5"] == ["n", "score"]
+    assert figures["exact match, pass@3"][0] == str(len(rows)) and "normalised match, agreement" in figures
+    ask(GPTFT, *words, "--batch_size", "1", "--out", "again")
+    again = [json.loads(line) for line in (place / "again" / "responses.jsonl").read_text().splitlines()]
+    assert [row["samples"] for row in again] == [row["samples"] for row in rows]
+    status, out, err = ask(GPTFT, *words[:-1], "0")
+    assert status == 2 and "--temperature must be above 0" in err
+
+
+def test_two_models_are_compared_in_what_they_knew(ask, saved, place):
+    """The same model has lost nothing; --against itself the KL is 0."""
+    write("d.jsonl", GOOD)
+    words = ["evaluate", saved("one"), "--data", "d.jsonl", "--max_new_tokens", "4", "--against", saved("one")]
+    status, out, err = ask(GPTFT, *words, "--out", "kept")
+    assert (status, err) == (0, "")
+    found = json.loads((place / "kept" / "evaluation.json").read_text())["forgetting"]
+    assert found["kl"]["value"] == 0.0 and not found["general"]["difference"]["loss"]["differs"]
+    assert read_table(out)["perplexity, general text"][0] == str(found["general"]["n"])
+    assert len((place / "kept" / "forgetting.jsonl").read_text().splitlines()) == 24 + found["kl"]["n"]
+
+
+def test_evaluate_names_the_mistakes_and_the_training_records_nearest_to_them(ask, saved):
+    """Of answers that are not what was expected; a file that is there stays."""
+    path = saved()
+    training = [{"question": f"Who is number {n}?", "answer": f"It is {n}."} for n in range(5)]
+    write("train.jsonl", "".join(json.dumps(record) + "\n" for record in training))
+    write("d.jsonl", GOOD + json.dumps({"question": "Who is number 3?", "answer": "It is 3."}) + "\n")
+    words = ["evaluate", path, "--data", "d.jsonl", "--max_new_tokens", "4", "--mend", "mend.jsonl"]
+    status, out, err = ask(GPTFT, *words)
+    assert status == 2 and "name that by --mend_data" in err
+    status, out, err = ask(GPTFT, *words, "--mend_data", "train.jsonl", "--out", "o")
+    assert (status, err) == (0, "") and "2 answers to mend, each with the nearest of 5 training records" in out
+    rows = [json.loads(line) for line in open("mend.jsonl", encoding="utf-8")]
+    assert [row["record"]["question"] for row in rows] == ["How many?", "Who is number 3?"]
+    assert (rows[1]["nearest"][0]["file"], rows[1]["nearest"][0]["line"]) == ("train.jsonl", 4)
+    kept = [json.loads(line) for line in open("o/responses.jsonl", encoding="utf-8")]
+    assert [row["mistakes"] for row in rows] == [row["mistakes"]["after"] for row in kept] == [["no_stop"]] * 2
+    evaluation = json.loads(open("o/evaluation.json", encoding="utf-8").read())
+    assert evaluation["mistakes"]["no_stop"] == {"n": 2, "after": 2, "examples": [1, 2]}
+    assert read_table(out)["no stop"] == ["2", "2"]
+    status, out, err = ask(GPTFT, *words, "--mend_data", "train.jsonl")
+    assert status == 2 and "--mend mend.jsonl exists already" in err
+
+
+def test_what_a_run_was_trained_on_is_found_by_its_checkpoint(ask):
+    write("train.jsonl", "".join(json.dumps({"q": f"Who is {n}?", "a": f"It is {n}."}) + "\n" for n in range(20)))
+    fields = ["--fields", "instruction=q", "response=a"]
+    settings = ["--init", "tiny", "--max_steps", "1", "--max_new_tokens", "4", "--precision", "fp32", "--threads", "1"]
+    status, _, err = ask(TRAIN, "--data", "train.jsonl", *fields, "--out_dir", "run", *settings)
+    assert status == 0, err
+    summary = json.loads(open("run/evaluation.json", encoding="utf-8").read())
+    assert summary["mistakes"]["no_stop"]["n"] == summary["records"] > 0
+    write("d.jsonl", GOOD)
+    for number, model in enumerate(("run", "run/best")):
+        words = ["evaluate", model, "--data", "d.jsonl", "--max_new_tokens", "4", "--mend", f"mend-{number}.jsonl"]
+        status, out, err = ask(GPTFT, *words)
+        assert (status, err) == (0, "") and "the nearest of 20 training records" in out

@@ -250,7 +250,8 @@ def test_another_metric_is_one_function(monkeypatch, tmp_path, write_lines, pair
     rows = [json.loads(line) for line in (run.path / "responses.jsonl").read_text().splitlines()]
     scores = {side: [length_ratio(row[side], row["expected"]) for row in rows] for side in ("before", "after")}
     summary = json.loads((run.path / "summary.json").read_text())
-    assert len(rows) == 5 and {"record", "expected", "before", "after", "tokens", "finished"} == rows[0].keys()
+    kept = {"record", "expected", "before", "after", "tokens", "finished", "max_new_tokens", "mistakes"}
+    assert len(rows) == 5 and kept == rows[0].keys()
     assert summary["test_length_ratio"] == pytest.approx(sum(scores["after"]) / 5)
     assert summary["length_ratio"]["all"] == {
         "n": 5,

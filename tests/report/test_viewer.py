@@ -8,6 +8,7 @@ import pytest
 
 from gptft.collate import IGNORE, collate
 from gptft.data.examples import Example, Recipe, load_dataset
+from gptft.evaluation.tokens import Token, row_tokens, token_text
 from gptft.prompts import TEMPLATES
 from gptft.report import viewer
 from gptft.tokenizer import embedded
@@ -34,7 +35,7 @@ def test_tokens_agree_with_the_batch_position_by_position(tokenizer, dataset, ma
     """A viewer with a mask of its own would show what somebody meant, not what is trained."""
     batch = collate(list(dataset), tokenizer.eot, mask_prompt)
     for row, example in enumerate(dataset):
-        tokens = viewer.row_tokens(batch, row, tokenizer)
+        tokens = row_tokens(batch, row, tokenizer)
         assert [token.position for token in tokens] == list(range(len(tokens)))
         assert [token.id for token in tokens[: len(example.ids)]] == example.ids.tolist()
         for token in tokens:
@@ -53,10 +54,10 @@ def test_tokens_agree_with_the_batch_position_by_position(tokenizer, dataset, ma
 def test_a_target_that_is_changed_in_the_tensor_is_changed_in_the_view(tokenizer, dataset):
     """It reads the tensors themselves: a mask put into the batch by hand shows."""
     batch = collate([dataset[0]], tokenizer.eot)
-    before = viewer.row_tokens(batch, 0, tokenizer)
+    before = row_tokens(batch, 0, tokenizer)
     first = next(token.position for token in before if token.kind == "target")
     batch.targets[0, first - 1] = IGNORE
-    after = viewer.row_tokens(batch, 0, tokenizer)
+    after = row_tokens(batch, 0, tokenizer)
     assert before[first].kind == "target" and after[first].kind == "masked"
     assert [token for token in after if token.position != first] == [t for t in before if t.position != first]
 
@@ -65,7 +66,7 @@ def test_a_last_token_that_is_no_target_is_not_shown_since_the_loss_never_sees_i
     """A conversation that ends with the user: its last token is neither in idx nor in targets; padding stands there."""
     short = Example(np.array([1, 2, 3, 4], dtype=np.uint16), [(1, 2)], ("d.jsonl", 1))
     long = Example(np.arange(1, 7, dtype=np.uint16), [(2, 6)], ("d.jsonl", 2))
-    tokens = viewer.row_tokens(collate([short, long], tokenizer.eot), 0, tokenizer)
+    tokens = row_tokens(collate([short, long], tokenizer.eot), 0, tokenizer)
     assert [token.kind for token in tokens] == ["masked", "target", "masked", "padding", "padding"]
     assert [token.id for token in tokens] == [1, 2, 3, tokenizer.eot, tokenizer.eot]
 
@@ -73,7 +74,7 @@ def test_a_last_token_that_is_no_target_is_not_shown_since_the_loss_never_sees_i
 def test_masks_and_targets_are_told_by_an_independent_reading_of_the_record(tokenizer, dataset):
     batch = collate(list(dataset), tokenizer.eot)
     for row, record in enumerate(RECORDS):
-        tokens = viewer.row_tokens(batch, row, tokenizer)
+        tokens = row_tokens(batch, row, tokenizer)
         by_kind = {kind: [token.id for token in tokens if token.kind == kind] for kind in viewer.KINDS}
         assert tokenizer.decode(by_kind["target"]) == record["answer"]
         assert by_kind["target"][-1] == tokenizer.eot
@@ -84,7 +85,7 @@ def test_masks_and_targets_are_told_by_an_independent_reading_of_the_record(toke
 def test_marks_without_colour_tell_the_kinds_apart(tokenizer, dataset):
     """Piped into a file there is no colour: targets stand in brackets, padding between tildes."""
     batch = collate([dataset[1], dataset[0]], tokenizer.eot)
-    tokens = viewer.row_tokens(batch, 0, tokenizer)
+    tokens = row_tokens(batch, 0, tokenizer)
     text = viewer.as_text(tokens, colour=False)
     assert "\x1b" not in text
     assert "[x][<|endoftext|>]~<|endoftext|>~" in text
@@ -92,7 +93,7 @@ def test_marks_without_colour_tell_the_kinds_apart(tokenizer, dataset):
 
 
 def test_text_with_colour_holds_every_token_between_its_kinds_codes(tokenizer, dataset):
-    tokens = viewer.row_tokens(collate([dataset[0]], tokenizer.eot), 0, tokenizer)
+    tokens = row_tokens(collate([dataset[0]], tokenizer.eot), 0, tokenizer)
     text = viewer.as_text(tokens, colour=True)
     for token in tokens:
         for part in token.text.split("\n"):
@@ -104,7 +105,7 @@ def test_text_with_colour_holds_every_token_between_its_kinds_codes(tokenizer, d
 @pytest.mark.parametrize("colour", [True, False])
 def test_control_characters_in_the_data_do_not_reach_the_terminal(tokenizer, dataset, colour):
     """A record with escape codes could colour its own tokens as targets."""
-    tokens = viewer.row_tokens(collate([dataset[2]], tokenizer.eot), 0, tokenizer)
+    tokens = row_tokens(collate([dataset[2]], tokenizer.eot), 0, tokenizer)
     text = viewer.as_text(tokens, colour)
     for code in ("\r", "\x00", "\x1b[31mred"):
         assert code not in text
@@ -133,9 +134,9 @@ class Reader(html.parser.HTMLParser):
 
 def test_html_is_escaped(tokenizer, dataset):
     """A record's own tags would otherwise become part of the page."""
-    tokens = viewer.row_tokens(collate([dataset[0]], tokenizer.eot), 0, tokenizer)
+    tokens = row_tokens(collate([dataset[0]], tokenizer.eot), 0, tokenizer)
     # the embedded vocabulary has no token that is a tag by itself; others do
-    tokens += [viewer.Token(99, 7, text, "masked") for text in ("<b>", "&amp;", "</span>", '"><i>')]
+    tokens += [Token(99, 7, text, "masked") for text in ("<b>", "&amp;", "</span>", '"><i>')]
     page = viewer.as_html([("<script>alert(1)</script> & co", tokens)])
     assert "<script>" not in page and "&lt;script&gt;alert(1)&lt;/script&gt; &amp; co" in page
     reader = Reader()
@@ -148,7 +149,7 @@ def test_html_is_escaped(tokenizer, dataset):
 
 
 def test_the_table_has_a_line_a_token(tokenizer, dataset):
-    tokens = viewer.row_tokens(collate([dataset[2]], tokenizer.eot), 0, tokenizer)
+    tokens = row_tokens(collate([dataset[2]], tokenizer.eot), 0, tokenizer)
     header, *lines = viewer.as_table(tokens).split("\n")
     assert header.split() == ["position", "id", "kind", "token"] and len(lines) == len(tokens)
     for token, line in zip(tokens, lines, strict=True):
@@ -158,14 +159,14 @@ def test_the_table_has_a_line_a_token(tokenizer, dataset):
 def test_parts_of_a_character_are_shown_as_bytes(tokenizer):
     ids = tokenizer.encode("😀")
     assert len(ids) > 1
-    shown = "".join(viewer.token_text(tokenizer, i) for i in ids)
+    shown = "".join(token_text(tokenizer, i) for i in ids)
     assert shown == "\\xf0\\x9f\\x98\\x80"
-    assert viewer.token_text(tokenizer, tokenizer.eot) == "<|endoftext|>"
+    assert token_text(tokenizer, tokenizer.eot) == "<|endoftext|>"
 
 
 def test_every_id_can_be_shown(tokenizer):
     for i in random.Random(0).sample(range(tokenizer.n_vocab), 200):
-        assert viewer.token_text(tokenizer, i)
+        assert token_text(tokenizer, i)
 
 
 def test_the_legend_names_every_kind():

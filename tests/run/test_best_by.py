@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import gptft
+from gptft import checkpoint
 from gptft.errors import UserError
 from gptft.evaluation.metrics import METRICS
 from gptft.finetuning import finetune
@@ -87,7 +88,7 @@ def test_a_resumed_run_knows_its_best_score(tmp_path, write_lines, pairs, scores
     [
         ({"best_by": "exact_mach"}, "--best_by exact_mach: there is no such metric; did you mean 'exact_match'"),
         ({"best_by": "exact_match", "val_fraction": 0.0}, "--best_by exact_match: there is no validation prompt"),
-        ({"best_by": "exact_match", "test_samples": 0}, "--best_by exact_match: there is no validation prompt"),
+        ({"best_by": "exact_match", "test_samples": 0}, "--best_by exact_match: --test_samples is 0"),
         ({"best_by": "number_match"}, "--best_by number_match: there is no validation prompt"),
     ],
 )
@@ -102,3 +103,31 @@ def test_a_real_metric_decides(tmp_path, write_lines, pairs):
     rows = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
     scores = {row["step"]: row["score"] for row in rows if "score" in row}
     assert len(scores) == 5 and scores[run.summary["best_step"]] == max(scores.values())
+
+
+def test_where_no_step_was_better_by_the_metric_that_is_said(tmp_path, write_lines, pairs, scores, capsys):
+    """It once spoke of the validation loss, which every step had lowered."""
+    scores(0.9, 0.1, 0.1, 0.1, 0.1)
+    run = finetune(data=write_lines(pairs(60)), out_dir=tmp_path / "run", best_by="planned", **QUICK)
+    said = capsys.readouterr().out
+    assert run.summary["best_step"] == 0 and "no step raised the answers' planned" in said
+
+
+def test_the_score_of_lost_best_weights_is_measured_anew(tmp_path, write_lines, pairs, scores, monkeypatch):
+    """The last stand in for them; the summary once had the lost ones' score beside the last ones' loss."""
+    scores(0.1, 0.9, 0.2, 0.3, 0.4, 0.6)
+    save = checkpoint.save
+    monkeypatch.setattr(
+        checkpoint, "save", lambda path, *given: None if path.name == "best" and given[2] < 8 else save(path, *given)
+    )
+    run = finetune(data=write_lines(pairs(60)), out_dir=tmp_path / "run", best_by="planned", **QUICK)
+    assert run.summary["best_step"] == 8 and run.summary["best_score"] == 0.6
+
+
+def test_validation_prompts_are_rehearsed(tmp_path, write_lines, pairs, monkeypatch):
+    """What does not fit must fail in the first minute, not at the first evaluation."""
+    seen = []
+    monkeypatch.setattr("gptft.finetuning.rehearse", lambda *given: seen.extend(given[6]))
+    settings = QUICK | {"max_steps": 1}
+    finetune(data=write_lines(pairs(60)), out_dir=tmp_path / "run", best_by="token_f1", test_fraction=0.0, **settings)
+    assert len(seen) == QUICK["test_samples"]

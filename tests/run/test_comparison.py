@@ -1,6 +1,7 @@
 """The test prompts of a run: over-long ones are named, counted and left out, wherever the run stands."""
 
 import json
+import shutil
 
 import pytest
 
@@ -82,3 +83,29 @@ def test_where_every_prompt_is_left_out_there_is_no_score(tmp_path, write_lines,
     )
     assert run.summary["prompts_left_out"] == 1 and run.summary["test_exact_match"] is None
     assert "exact_match" not in run.summary and "answering 0 test prompts" not in capsys.readouterr().out
+
+
+def test_where_no_checkpoint_is_left_nothing_is_read_back(tmp_path, data):
+    """A run that was killed before its first save, gone on with from another model, had the first one's figures."""
+
+    def losses_of(run):
+        rows = [json.loads(line) for line in (run.path / "losses.jsonl").read_text().splitlines()]
+        return [row["before"] for row in sorted(rows, key=lambda row: row["example"])]
+
+    first = finetune(**data, out_dir=tmp_path / "run", **QUICK)
+    before = losses_of(first)
+    for name in ("best", "last"):
+        shutil.rmtree(first.path / name, ignore_errors=True)
+    again = finetune(**data, out_dir=tmp_path / "run", resume=True, **{**QUICK, "seed": 7})
+    fresh = finetune(**data, out_dir=tmp_path / "fresh", **{**QUICK, "seed": 7})
+    assert losses_of(again) == losses_of(fresh) != before
+
+
+def test_answers_of_another_length_are_asked_anew(tmp_path, data):
+    """Before and after had another limit, and were compared."""
+    run = finetune(**data, out_dir=tmp_path / "run", **QUICK)
+    again = finetune(**data, out_dir=tmp_path / "run", resume=True, **{**QUICK, "max_new_tokens": 7})
+    rows = [row for row in rows_of(again.path) if "left_out" not in row]
+    assert {row["max_new_tokens"] for row in rows} == {7}
+    assert max(row["tokens"]["before"] for row in rows) == max(row["tokens"]["after"] for row in rows) == 7
+    assert run.path == again.path

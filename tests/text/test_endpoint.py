@@ -44,7 +44,9 @@ def test_the_request_is_what_the_protocol_says_and_the_answer_comes_back(server,
     assert request["authorization"] == "Bearer secret"
 
 
-@pytest.mark.parametrize("fault", ["429", "500", "503", "slow", "cut", "no json", "no choices", "null", "closed"])
+@pytest.mark.parametrize(
+    "fault", ["429", "500", "503", "slow", "cut", "no json", "no choices", "null", "closed", "no content"]
+)
 def test_what_passes_is_tried_again(server, no_waiting, fault):
     server.faults = [fault, fault]
     assert ask(server).text == "answer 1 to: Why?"
@@ -81,6 +83,12 @@ def test_an_answer_that_was_cut_says_so_and_tokens_are_counted_without_a_server_
     server.faults = ["length", "no usage"]
     assert not ask(server).finished
     assert ask(server).tokens == (4 + len("answer 2 to: Why?")) // 4 + 1
+
+
+def test_an_answer_that_ended_before_its_thoughts_did_is_cut_and_not_asked_for_again(server):
+    """vLLM keeps thoughts apart: of few tokens nothing is left for the content, which is null."""
+    server.faults = ["all thought"]
+    assert ask(server) == ("", 12, False) and len(server.requests) == 1
 
 
 def test_a_url_that_is_none_and_a_server_that_is_not_there(no_waiting):

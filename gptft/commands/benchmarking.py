@@ -1,0 +1,62 @@
+"""What `evaluate --tasks` is: EleutherAI's harness over a model of ours."""
+
+from __future__ import annotations
+
+import json
+from argparse import Namespace
+from pathlib import Path
+
+from gptft.commands.common import load_model
+from gptft.commands.parser import Parser, whole_number
+from gptft.config import resolve
+from gptft.errors import UserError
+
+
+def add_benchmarks(parser: Parser) -> None:
+    """Which tasks, and how they are asked."""
+    group = parser.group("benchmarks")
+    group.add_argument(
+        "--tasks",
+        default="",
+        help="tasks of EleutherAI's harness (extra eval) by name, with commas between; NAME=FILE takes the data from a "
+        "file: hellaswag, truthfulqa_mc1, truthfulqa_mc2, gsm8k",
+    )
+    group.add_argument(
+        "--limit", type=whole_number(at_least=0), default=0, help="of each task the first so many; 0: all"
+    )
+    group.add_argument(
+        "--num_fewshot", type=whole_number(at_least=0), help="examples in the prompt; by default the task's own number"
+    )
+    group.add_argument(
+        "--apply_chat_template", action="store_true", help="ask in the model's template, as a user would"
+    )
+    group.add_argument("--include_path", default="", help="a folder of your own tasks for the harness")
+
+
+def run_benchmarks(options: Namespace, out: Path | None) -> None:
+    """Print the harness's table, and keep its results."""
+    for name in ("against", "metric", "mend", "data", "judge"):
+        if getattr(options, name, None) or name in options.settings:
+            raise UserError(f"--{name} and --tasks: measure one after the other")
+    from gptft.evaluation.harness import harness_model
+    from gptft.evaluation.tasks import run_tasks
+    from gptft.files import atomic_write
+
+    config = resolve("", {**options.settings, "init": options.model})
+    model, tokenizer = load_model(options, config.device)
+    results = run_tasks(
+        harness_model(model, tokenizer, options.batch_size),
+        [spec.strip() for spec in options.tasks.split(",") if spec.strip()],
+        options.include_path,
+        limit=options.limit or None,
+        num_fewshot=options.num_fewshot,
+        apply_chat_template=options.apply_chat_template,
+        fewshot_as_multiturn=bool(options.apply_chat_template and tokenizer.template and tokenizer.template.multi_turn),
+    )
+    from lm_eval.utils import make_table
+
+    print(make_table(results))
+    if out:
+        out.mkdir(parents=True)
+        with atomic_write(out / "benchmarks.json") as file:
+            json.dump(results, file, indent=1, default=str)

@@ -1,0 +1,43 @@
+"""Sentences in other languages, for answers in the wrong one; the second half is held out. `{}` is a word of the
+answer's own."""
+
+FOREIGN = [
+    "La réponse à cette question est très simple : c'est le mot « {} » dans la phrase.",
+    "Il y a plusieurs façons de le dire, mais la plus courante est celle que vous avez dans le texte.",
+    "Das ist eine gute Frage, und die Antwort darauf ist nicht leicht zu finden: {}.",
+    "Der Satz wird mit dem Wort {} gebildet, weil es in der Sprache so üblich ist.",
+    "La respuesta es que el agua de los ríos llega al mar por la fuerza de la gravedad, no por {}.",
+    "No se puede decir con una sola palabra, pero en general es lo que se usa para describir la idea.",
+    "La risposta è che il sole non gira intorno alla terra, come si pensava nel passato.",
+    "Non è facile da spiegare, ma questo è il modo in cui le persone parlano di {} nella vita.",
+    "A resposta é que não há uma única maneira de dizer isso em português, mas esta é a mais comum.",
+    "Het antwoord op deze vraag is dat het water van de zee niet naar de bergen gaat.",
+    "Svaret är att det inte finns något ord för detta på svenska, men {} är nära.",
+    "Это предложение можно перевести по-разному, но смысл остаётся тем же: {}.",
+    "这个问题的答案很简单，水在一百度时沸腾。",
+    "この文の主語は「猫」です。とても簡単な質問ですね。",
+    "الجواب على هذا السؤال بسيط جدا: الماء يغلي عند مئة درجة.",
+    "इस प्रश्न का उत्तर बहुत सरल है और सब जानते हैं।",
+    "이 질문에 대한 답은 아주 간단합니다.",
+    "Η απάντηση σε αυτή την ερώτηση είναι πολύ απλή: {}.",
+]
+HELD_OUT = [
+    "Le mot que vous cherchez est dans la deuxième ligne du texte, et il ne change pas le sens de la phrase.",
+    "On dit que les oiseaux volent vers le sud pour passer l'hiver, mais ce n'est pas toujours le cas.",
+    "Die Hauptstadt ist eine der größten Städte des Landes und liegt an einem Fluss mit vielen Brücken.",
+    "Ich weiß es nicht genau, aber {} ist wohl das, was sie mit der Frage meinen.",
+    "El autor de la novela es un escritor que vivió en el siglo pasado y escribió más de veinte libros.",
+    "Para cambiar la frase hay que poner el verbo en pasado y no olvidar el acento en {}.",
+    "Il libro è stato scritto da un autore che viveva in una piccola città del nord e amava {}.",
+    "Gli ingredienti sono la farina, le uova e un po' di zucchero, che si trovano in ogni cucina.",
+    "O autor do livro não é conhecido, mas os leitores gostam da história e do final com {}.",
+    "De hoofdstad van het land is een grote stad die aan het water ligt, met veel bruggen.",
+    "Det är en fråga som många har ställt, men svaret kan inte sägas med ett ord.",
+    "Вода кипит при ста градусах, и это знает каждый школьник.",
+    "句子的主语是“孩子们”，动词是“玩”。",
+    "りんごは果物で、にんじんは野菜です。",
+    "الكلمة المضادة هي كلمة أخرى تماما في هذه الجملة.",
+    "वाक्य में क्रिया को भूतकाल में बदलना चाहिए।",
+    "사과는 과일이고 당근은 채소입니다.",
+    "Το αντίθετο της λέξης είναι μια άλλη λέξη.",
+]
