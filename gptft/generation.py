@@ -14,6 +14,7 @@ from gptft.device import Precision
 from gptft.errors import UserError
 from gptft.fast.shared_context import Request, log_likelihoods_shared, score, sharing_pays
 from gptft.model import GPT
+from gptft.text.progress import progress
 from gptft.tokenizer import Tokenizer
 
 
@@ -116,7 +117,8 @@ def respond(
     was_training, lowered = model.training, lowered_dtype(model, precision)
     model.eval()
     try:
-        for start in range(0, len(order), batch_size):
+        starts = range(0, len(order), batch_size)
+        for start in progress(starts, "batches", quiet=len(starts) < 2, desc="answering", delay=1):
             chosen = order[start : start + batch_size]
             batch = [ids[n] for n in chosen]
             # a stream of random numbers belongs to a prompt, not to its place in a batch

@@ -35,7 +35,7 @@ def add_benchmarks(parser: Parser) -> None:
 
 def run_benchmarks(options: Namespace, out: Path | None) -> None:
     """Print the harness's table, and keep its results."""
-    for name in ("against", "metric", "mend", "data", "judge"):
+    for name in ("against", "metric", "mend", "data", "judge", "generations"):
         if getattr(options, name, None) or name in options.settings:
             raise UserError(f"--{name} and --tasks: measure one after the other")
     from gptft.evaluation.harness import harness_model

@@ -7,7 +7,6 @@ is left out is written beside it, with the reason. A run that was interrupted go
 
 from __future__ import annotations
 
-import sys
 from argparse import Namespace
 from pathlib import Path
 
@@ -49,12 +48,11 @@ def run(options: Namespace) -> None:
     out = Path(options.out)
     if out.suffix != ".jsonl":
         raise UserError(f"--out {out}: name a .jsonl file")
-    from tqdm import tqdm
-
     from gptft.curation.asking import PROMPTS, read_prompts
     from gptft.curation.making import Book, Local, jobs_from_documents, make_from_documents, make_from_seeds
     from gptft.files import sha256_file
     from gptft.text.endpoint import Endpoint
+    from gptft.text.progress import progress
 
     prompts = read_prompts(options.template)
     paths = [Path(name) for name in options.sources or [options.seeds]]
@@ -72,7 +70,7 @@ def run(options: Namespace) -> None:
     book = Book(out, settings)
     model = Endpoint(options.endpoint, options.model, options.budget) if options.endpoint else Local(options.model)
     total = len(jobs) if jobs else options.count
-    with tqdm(total=total, initial=min(total, len(book.done)), disable=not sys.stderr.isatty(), unit=" records") as bar:
+    with progress(total=total, initial=min(total, len(book.done)), unit="records") as bar:
         if jobs:
             made = make_from_documents(model, jobs, book, options.temperature, prompts)
         else:

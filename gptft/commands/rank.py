@@ -8,7 +8,6 @@ of Bradley and Terry, with bounds of 95%.
 from __future__ import annotations
 
 import json
-import sys
 from argparse import Namespace
 from itertools import combinations
 from pathlib import Path
@@ -105,8 +104,6 @@ def pick_metric(options: Namespace, judged: bool) -> tuple:
 def decide_all(options: Namespace, asked: list, prompts: list, answers: dict, deciders: list) -> dict:
     """Play all matches by each who decides, and print what they come to -> what ranking.json holds, and under
     "matches" every match by each."""
-    from tqdm import tqdm
-
     from gptft.evaluation.judge_check import agreement, check, plant
     from gptft.evaluation.matches import by_metric, play
     from gptft.evaluation.metrics import METRICS
@@ -119,6 +116,7 @@ def decide_all(options: Namespace, asked: list, prompts: list, answers: dict, de
         ranking_values,
         title,
     )
+    from gptft.text.progress import progress
 
     planted = plant([prompt.asked for prompt in asked], options.judge_check)
     total = len(prompts) * len(list(combinations(answers, 2)))
@@ -126,7 +124,7 @@ def decide_all(options: Namespace, asked: list, prompts: list, answers: dict, de
     for name, decide, judge in deciders:
         checks = {"pair": check(judge, planted, "pair")} if judge else {}
         matches = play(prompts, answers, decide)
-        played[name] = list(tqdm(matches, total=total, disable=not sys.stderr.isatty(), unit=" matches"))
+        played[name] = list(progress(matches, total=total, unit="matches"))
         decided = [match for match in played[name] if match]
         if judge:
             print(describe_judge(judge, checks))

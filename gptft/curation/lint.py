@@ -7,12 +7,9 @@ are not reported record by record.
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-
-from tqdm import tqdm
 
 from gptft.curation.checks import look_at, look_at_text
 from gptft.curation.duplicates import find_exact, find_near
@@ -22,6 +19,7 @@ from gptft.curation.lengths import Measured, find_outliers
 from gptft.data.readings import choose_template
 from gptft.data.sources import TextFile
 from gptft.errors import UserError
+from gptft.text.progress import progress
 from gptft.tokenizer import Tokenizer
 
 
@@ -134,7 +132,7 @@ def _find_near(report: Report) -> None:
 
 def _read(path: Path, reader: Reader, limit: int, report: Report, group: str) -> None:
     """Read one file, and look at each record by itself."""
-    with tqdm(desc=f"reading {path.name}", unit=" records", disable=not sys.stderr.isatty(), leave=False) as bar:
+    with progress(desc=f"reading {path.name}", unit="records") as bar:
         for entry in reader.entries(path, limit):
             bar.update()
             if isinstance(entry, Entry):

@@ -6,7 +6,6 @@ import contextlib
 import hashlib
 import itertools
 import json
-import sys
 from array import array
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -14,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from gptft.data.compressed import kind_of, mentions
 from gptft.data.cuts import cuts_of
@@ -26,6 +24,7 @@ from gptft.errors import BadRecord, Unreadable, UserError
 from gptft.files import json_line, sha256_file
 from gptft.prompts import Template
 from gptft.text.chat import ChatTemplate
+from gptft.text.progress import progress
 from gptft.tokenizer import Tokenizer, grow
 
 FORMAT = 3  # part of the key by which a resumed run knows its data again: it stays
@@ -125,7 +124,7 @@ class Builder:
 
     def build(self, paths: Sequence[Path]) -> None:
         """The dataset of all records of the files."""
-        bar = tqdm(desc="tokenising", unit=" records", disable=not sys.stderr.isatty(), leave=False)
+        bar = progress(desc="tokenising", unit="records")
         with self.writing(), bar:
             for file, path in enumerate(paths):
                 numbered = ((number, line, raw) for number, (line, raw) in enumerate(raw_records(path)))

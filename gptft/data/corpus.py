@@ -24,7 +24,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from gptft.data import ledger
 from gptft.data.build import EDITION, NAMED, Recipe, bad_records
@@ -34,6 +33,7 @@ from gptft.data.maker import shard_path, shards_in_all
 from gptft.data.streams import describe, head_of, names_of, pinned
 from gptft.errors import Interrupted, SourceFailed, UserError
 from gptft.files import atomic_write, read_json
+from gptft.text.progress import progress
 from gptft.tokenizer import Tokenizer
 
 AHEAD = 2  # shards that are made before they are needed
@@ -105,7 +105,7 @@ class Corpus:
         Raises SourceFailed where it cannot be made, or left out records that this run stops for, and Interrupted.
         """
         path = shard_path(self.folder, number)
-        with tqdm(total=self.shard_tokens, desc=f"shard {number}", unit=" tokens", delay=1, **quiet()) as bar:
+        with progress(total=self.shard_tokens, desc=f"shard {number}", unit="tokens", delay=1) as bar:
             self._ask_for(number)
             while not is_complete(path):
                 if (end := shards_in_all(self.folder)) is not None and number >= end:
@@ -189,10 +189,6 @@ def stop(process: subprocess.Popen) -> None:
     with contextlib.suppress(OSError):
         process.stdin.close()
     process.wait()
-
-
-def quiet() -> dict:
-    return {"disable": not sys.stderr.isatty(), "leave": False}
 
 
 @dataclass(frozen=True)

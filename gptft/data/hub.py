@@ -6,17 +6,15 @@ NAME may be a local folder that the library can read. The split is `train` where
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import date, datetime, time
 from pathlib import Path
 
-from tqdm import tqdm
-
 from gptft.data.cache import cache_directory, key_of
 from gptft.errors import UserError, need_extra
 from gptft.files import atomic_write, fingerprints, json_line
+from gptft.text.progress import progress
 
 PREFIX = "hf:"
 LARGEST = 4 * 10**9  # bytes of records that are fetched as a whole; what is larger is for --stream
@@ -121,7 +119,7 @@ def fetch(word: str, flag: str = "data") -> Path:
 
 def _write(data: HubData, path: Path, flag: str) -> None:
     """All records into a file, or none where they are too many or cannot be read to the end."""
-    bar = tqdm(desc=f"fetching {data.word}", unit=" records", disable=not sys.stderr.isatty(), leave=False)
+    bar = progress(desc=f"fetching {data.word}", unit="records")
     with bar, atomic_write(path) as file:
         size = 0
         for row in rows_of(data):

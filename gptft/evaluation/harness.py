@@ -7,16 +7,14 @@ model, for its chat prompts are such texts; so its tasks must be trusted not to 
 from __future__ import annotations
 
 import itertools
-import sys
 from collections.abc import Sequence
-
-from tqdm import tqdm
 
 from gptft.decoding import Sampling
 from gptft.device import Precision
 from gptft.errors import UserError, need_extra
 from gptft.generation import log_likelihoods, respond
 from gptft.model import GPT
+from gptft.text.progress import progress
 from gptft.text.segments import Segment
 from gptft.tokenizer import Tokenizer
 
@@ -74,7 +72,7 @@ class Answers:
             pairs.append((context, continuation))
         order = sorted(range(len(pairs)), key=lambda n: (-len(pairs[n][0]), pairs[n][0]))
         found: list[tuple[float, bool]] = [(0.0, False)] * len(pairs)
-        with tqdm(total=len(pairs), disable=quiet(disable_tqdm), desc="log-likelihoods", leave=False) as bar:
+        with progress(total=len(pairs), quiet=disable_tqdm, desc="log-likelihoods", unit="continuations") as bar:
             for chosen in together(order, [context for context, _ in pairs], 8 * self.batch_size):
                 asked = [pairs[n] for n in chosen]
                 measured = log_likelihoods(self.model, asked, self.batch_size, self.precision)
@@ -90,7 +88,7 @@ class Answers:
         from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
         totals = []
-        for (text,) in tqdm([request.args for request in requests], disable=quiet(disable_tqdm), leave=False):
+        for (text,) in progress([request.args for request in requests], quiet=disable_tqdm, unit="texts"):
             windows = get_rolling_token_windows(self.tok_encode(text), self.prefix_token_id, self.max_length, 1)
             parts = [(None, *make_disjoint_window(window)) for window in windows]
             totals.append(sum(value for value, _ in self._loglikelihood_tokens(parts, True)))
@@ -102,7 +100,7 @@ class Answers:
         asked = [request.args for request in requests]
         order = sorted(range(len(asked)), key=lambda n: (repr(asked[n][1]), -len(asked[n][0])))
         texts = [""] * len(asked)
-        with tqdm(total=len(asked), disable=quiet(disable_tqdm), desc="answers", leave=False) as bar:
+        with progress(total=len(asked), quiet=disable_tqdm, desc="answers", unit="answers") as bar:
             for _, same in itertools.groupby(order, lambda n: repr(asked[n][1])):
                 numbers = list(same)
                 for start in range(0, len(numbers), self.batch_size):
@@ -176,8 +174,3 @@ def together(order: Sequence[int], keys: Sequence, size: int) -> list[list[int]]
             batches.append([])
         batches[-1].append(n)
     return batches
-
-
-def quiet(asked: bool) -> bool:
-    """Whether no bar is shown: none was wanted, or nobody would see it."""
-    return asked or not sys.stderr.isatty()

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from gptft.evaluation.intervals import LEAST, sign_test
 from gptft.evaluation.judge import Asked, Judge
+from gptft.text.progress import progress
 
 LEAST_WORDS = 4  # of an expected response, of which a worse one is made
 SHUFFLES = 20  # after which a response's words are taken to be all alike
@@ -76,7 +77,7 @@ def check(judge: Judge, planted: Sequence[Planted], kind: str) -> dict:
     """
     found = []
     before, judge.counts = judge.counts, Counter()
-    for each in planted:
+    for each in progress(planted, "differences", desc="checking the judge"):
         if kind == "pair":
             verdict = judge.compare(each.asked, each.good, each.bad)
         else:

@@ -17,6 +17,7 @@ from gptft.data.examples import Example, Split
 from gptft.device import Precision
 from gptft.evaluation.intervals import intervals
 from gptft.model import GPT
+from gptft.text.progress import progress
 from gptft.training import ToBatch
 
 
@@ -67,7 +68,7 @@ def measure_losses(
     was_training = model.training
     model.eval()
     try:
-        for chosen in by_length(lengths, batch_size):
+        for chosen in progress(by_length(lengths, batch_size), "batches", desc="losses", delay=1):
             batch = to_batch([examples[i] for i in chosen]).to(model.device)
             each, right = score_targets(model, batch, precision)
             row = (batch.scored // batch.idx.size(1)).cpu().numpy()  # whose target it is

@@ -9,6 +9,7 @@ from gptft.evaluation.contenders import Prompt
 from gptft.evaluation.judge import Asked, Judge
 from gptft.evaluation.metrics import Metric
 from gptft.evaluation.ranking import Match
+from gptft.text.progress import progress
 
 Decide = Callable[[Asked, str, str], float | None]  # 1.0 where the first answer is better, 0.5 for a tie
 
@@ -33,11 +34,13 @@ def play(prompts: Sequence[Prompt], answers: dict[str, list[str]], decide: Decid
 
 def score_rows(judge: Judge, rows: Sequence[dict], asked: Sequence[Asked], sides: Sequence[str]) -> list[list[float]]:
     """A judge's scores of each row's answers; [] for a row that has not one for every side."""
-    scores = [[judge.score(each, row[side]) for side in sides] for row, each in zip(rows, asked, strict=True)]
+    pairs = progress(list(zip(rows, asked, strict=True)), "records", desc="scores")
+    scores = [[judge.score(each, row[side]) for side in sides] for row, each in pairs]
     return [[] if None in each else each for each in scores]
 
 
 def prefer_rows(judge: Judge, rows: Sequence[dict], asked: Sequence[Asked], sides: Sequence[str]) -> list[list[float]]:
     """The share that each of two sides has of a judge's verdict, [0.5, 0.5] for a tie; [] where there is none."""
-    verdicts = [judge.compare(each, row[sides[1]], row[sides[0]]) for row, each in zip(rows, asked, strict=True)]
+    pairs = progress(list(zip(rows, asked, strict=True)), "records", desc="preferences")
+    verdicts = [judge.compare(each, row[sides[1]], row[sides[0]]) for row, each in pairs]
     return [[] if verdict is None else [1 - verdict, verdict] for verdict in verdicts]

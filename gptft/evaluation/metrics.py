@@ -39,8 +39,9 @@ def metric(function: Metric) -> Metric:
 
 
 def answer_in(text: str) -> str:
-    """A response without the reasoning before it."""
-    return split_reasoning({"content": text})[1].strip()
+    """A response without the reasoning before it; nothing where it was cut off in the middle of that."""
+    answer = split_reasoning({"content": text})[1].strip()
+    return "" if answer.startswith("<think>") else answer
 
 
 @metric

@@ -14,6 +14,7 @@ from gptft.data.build import NAMED
 from gptft.data.corpus import Stream
 from gptft.data.examples import Dataset, Split
 from gptft.model import GPT, count_parameters, weight_bytes
+from gptft.text.progress import progress
 from gptft.training import Evaluation, Step
 
 
@@ -21,7 +22,7 @@ class Bar:
     """A tqdm bar with loss, tokens a second and time left; evaluations are printed. No bar without a terminal."""
 
     def __init__(self, total: int, done: int) -> None:
-        self.bar = tqdm(total=total, initial=done, unit="step", disable=not sys.stderr.isatty(), leave=False)
+        self.bar = progress(total=total, initial=done, unit="steps")
 
     def show(self, event: Step | Evaluation) -> None:
         if isinstance(event, Step):

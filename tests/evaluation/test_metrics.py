@@ -47,6 +47,7 @@ def test_reasoning_is_no_part_of_the_answer():
     assert exact_match("hm</think>Two.", thought) == 1.0  # the prompt had opened the thought
     assert exact_match("\n" * 20_000, "x") == 0.0  # a model that repeats itself; it took minutes to look for a thought
     assert exact_match(thought, "Three.") == exact_match("<think>Two.", "Two.") == 0.0
+    assert token_f1("<think>Two.", "Two.") == 0.0  # cut off in the middle of a thought
 
 
 @pytest.mark.parametrize(

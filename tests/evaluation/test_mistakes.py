@@ -59,12 +59,14 @@ CASES = {
         case("😀", False),
         case("?", False, expected="!"),
         case("<think>An eagle flies.</think>\n", True),
+        case("<think>An eagle flies", True),
     ],
     "too_long": [
         case(LONG, True),
         case("It is a bird of prey.", False),
         case(LONG, False, expected=LONG[: len(LONG) // 2 + 5]),
         case("<think>" + LONG + "</think>It is a fish.", False),
+        case("<think>" + LONG, False),
     ],
     "repetitive": [
         case("It flies very high. It is big. It flies very high.", True),

@@ -1,0 +1,13 @@
+"""The bar that long work shows on a terminal; where standard error is none, nothing is written."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+
+from tqdm import tqdm
+
+
+def progress(items: Iterable | None = None, unit: str = "it", quiet: bool = False, **how) -> tqdm:
+    """As tqdm, and gone when the work is done. `unit`: what is counted, in the plural. `quiet`: no bar at all."""
+    return tqdm(items, unit=f" {unit}", disable=quiet or not sys.stderr.isatty(), leave=False, **how)
