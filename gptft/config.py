@@ -117,7 +117,7 @@ class Config:
     # adapters
     lora_rank: int = setting(
         0,
-        "rank of low-rank adapters (LoRA), which are then all that is trained; 0: full fine-tuning; a usual lr is 2e-4",
+        "rank of low-rank adapters (LoRA), all that is trained then, with an lr of 2e-4 to 1e-3; 0: all weights",
     )
     lora_alpha: float = setting(16.0, "strength of the adapters: their product is scaled by alpha / rank")
     lora_targets: tuple[str, ...] = setting(
@@ -139,7 +139,11 @@ class Config:
     eval_every: int = setting(0, "steps between evaluations; 0: ten times a run")
     eval_batch_size: int = setting(16, "examples a batch in evaluation; the result does not depend on it")
     patience: int = setting(0, "evaluations without improvement before an early stop; 0: never")
-    best_by: str = setting("loss", "what makes a checkpoint the best: loss, or a metric of validation answers")
+    best_by: str = setting(
+        "loss",
+        "what makes a checkpoint the best: loss, or a metric of validation answers: exact_match, normalised_match, "
+        "token_f1, rouge_l, bleu, chrf, number_match, valid_json or valid_code",
+    )
     test_samples: int = setting(
         100,
         "test records answered before and after training, but for those whose prompt leaves no room for the response, "

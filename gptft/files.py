@@ -150,7 +150,13 @@ def read_appended(path: Path) -> list[dict]:
     if whole != data:
         with open(path, "r+b") as file:
             file.truncate(len(whole))
-    return [json.loads(line) for line in whole.splitlines()]
+    rows = []
+    for number, line in enumerate(whole.split(b"\n"), 1):
+        try:
+            rows += [json.loads(line)] if line.strip() else []
+        except ValueError as error:
+            raise UserError(f"{path}, line {number}: {error}") from None
+    return rows
 
 
 def read_json(path: Path) -> dict:

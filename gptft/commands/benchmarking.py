@@ -42,11 +42,14 @@ def run_benchmarks(options: Namespace, out: Path | None) -> None:
     from gptft.evaluation.tasks import run_tasks
     from gptft.files import atomic_write
 
+    specs = [spec.strip() for spec in options.tasks.split(",") if spec.strip()]
+    if not specs:
+        raise UserError(f"--tasks {options.tasks}: there is no task in it")
     config = resolve("", {**options.settings, "init": options.model})
     model, tokenizer = load_model(options, config.device)
     results = run_tasks(
         harness_model(model, tokenizer, options.batch_size),
-        [spec.strip() for spec in options.tasks.split(",") if spec.strip()],
+        specs,
         options.include_path,
         limit=options.limit or None,
         num_fewshot=options.num_fewshot,
@@ -57,6 +60,6 @@ def run_benchmarks(options: Namespace, out: Path | None) -> None:
 
     print(make_table(results))
     if out:
-        out.mkdir(parents=True)
+        out.mkdir(parents=True, exist_ok=True)
         with atomic_write(out / "benchmarks.json") as file:
             json.dump(results, file, indent=1, default=str)

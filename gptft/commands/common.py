@@ -11,7 +11,8 @@ import dataclasses
 import os
 import sys
 from argparse import Namespace
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
+from pathlib import Path
 from types import ModuleType
 
 from gptft.commands.parser import Parser, number, whole_number
@@ -115,3 +116,19 @@ def load_model(options: Namespace, device: str, parts: Iterable[str] = ()):
     if template:
         tokenizer.template = template
     return model, tokenizer
+
+
+def new_folder(word: str, unfinished: Collection[str] = ()) -> Path | None:
+    """The folder that --out names; None where it names none. `unfinished`: the files that the command has written where
+    it did not come to its end; a folder of these alone is gone on with.
+
+    Raises UserError, before any work is done, for one that holds something, or that cannot be made."""
+    if not word:
+        return None
+    out = Path(word)
+    if out.exists() and not (out.is_dir() and {path.name for path in out.iterdir()} <= set(unfinished)):
+        raise UserError(f"--out {out} exists already: name another folder")
+    above = next(path for path in (out, *out.absolute().parents) if path.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        raise UserError(f"--out {out} cannot be made in {above}")
+    return out

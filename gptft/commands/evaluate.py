@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from gptft.commands.benchmarking import add_benchmarks, run_benchmarks
-from gptft.commands.common import MODEL, add_model, load_model
+from gptft.commands.common import MODEL, add_model, load_model, new_folder
 from gptft.commands.judging import add_judge, check_judges, judge_answers, open_judges
 from gptft.commands.mending import add_mending, find_training, mend
 from gptft.commands.parser import Parser, number, whole_number
@@ -29,12 +29,13 @@ if TYPE_CHECKING:
     from gptft.tokenizer import Tokenizer
 
 WORSE = 5  # records that got worse, shown
+UNFINISHED = {"responses.jsonl", "losses.jsonl", "forgetting.jsonl"}  # what an evaluation that failed has written
 
 
 def add_arguments(parser: Parser) -> None:
     """The model, the data, and how many records are answered."""
     add_model(parser)
-    parser.add_fields("data", "data", "fields", "bad_records", data="files to measure on")
+    parser.add_fields("data", "data", "fields", "max_length", "bad_records", data="files to measure on")
     group = parser.group("evaluation")
     group.add_argument("--against", default="", help=f"a model to compare with: {MODEL}")
     group.add_argument(
@@ -66,7 +67,9 @@ def add_arguments(parser: Parser) -> None:
     add_benchmarks(parser)
     group = parser.group("the results")
     group.add_argument(
-        "--out", default="", help="a new folder for evaluation.json and for what its figures are made of"
+        "--out",
+        default="",
+        help="a new folder for evaluation.json and what its figures are made of; of --tasks benchmarks.json",
     )
     add_mending(parser)
 
@@ -87,15 +90,17 @@ def run(options: Namespace) -> None:
     sides = examine_all(options)
     rows, fields = rows_of(sides), options.settings.get("fields", {})
     mistakes = note_mistakes(rows, sides["after"].tokenizer, fields, tuple(sides))
-    judgement = judge_answers(options, judges, rows, tuple(sides)) if rows and judges else {}
-    if judges and not rows:
-        print("note: no record was answered, so there is nothing to judge")
     compared = comparable(sides)
-    if out:  # before a metric of the user's own may fail
-        out.mkdir(parents=True)
+    if out:  # before a judge or a metric of the user's own may fail
+        out.mkdir(parents=True, exist_ok=True)
         write_json_lines(out / "responses.jsonl", rows)
         losses = {name: side.losses for name, side in sides.items() if compared or name == "after"}
         write_json_lines(out / "losses.jsonl", loss_rows(sides["after"].examples, **losses))
+    judgement = judge_answers(options, judges, rows, tuple(sides)) if rows and judges else {}
+    if judges and not rows:
+        print("note: no record was answered, so there is nothing to judge")
+    if out and judgement:
+        write_json_lines(out / "responses.jsonl", rows)
     evaluation = {"likelihood": likelihood_of(sides, compared), "records": len(rows)}
     if rows:
         evaluation |= measure_answers(options, rows, tuple(sides), judgement) | {"mistakes": mistakes}
@@ -109,16 +114,14 @@ def run(options: Namespace) -> None:
         with atomic_write(out / "evaluation.json") as file:
             json.dump(evaluation, file, indent=1)
     if training:
-        mend(options, rows, sides["after"].tokenizer, *training)
+        mend(options, rows, sides["after"].tokenizer, training)
 
 
 def check_options(options: Namespace) -> Path | None:
     """Refuse what cannot be done before a model is opened -> the folder of --out."""
     if check_judges(options) and not options.samples:
         raise UserError("--judge: there is nothing to judge with --samples 0")
-    out = Path(options.out) if options.out else None
-    if out and out.exists():
-        raise UserError(f"--out {out} exists already: name another folder")
+    out = new_folder(options.out, UNFINISHED)
     if options.mend and Path(options.mend).exists():
         raise UserError(f"--mend {options.mend} exists already: name another file")
     if "data" not in options.settings and not options.tasks:
@@ -149,7 +152,7 @@ def comparable(sides: dict[str, Side]) -> bool:
     """Whether the losses of all sides can stand side by side; where not, it is said."""
     if len(sides) == 1 or same_tokens(*sides.values()):
         return True
-    print("note: the two are scored on other tokens, for vocabularies or templates differ: losses are not compared")
+    print("note: the two are scored on other tokens (vocabulary, template or length): losses are not compared")
     return False
 
 
@@ -210,7 +213,7 @@ def examine(options: Namespace, name: str, other: Side | None = None) -> Side:
     from gptft.evaluation.responses import answer, make_questions
     from gptft.evaluation.samples import sample
     from gptft.finetuning import check_inputs, load_data
-    from gptft.run.console import describe_ledger
+    from gptft.run.console import describe_ledger, print_dropped
 
     check_inputs(config)
     asked_for = vars(options) | {"model": name, "base": "" if other else options.base}
@@ -222,6 +225,7 @@ def examine(options: Namespace, name: str, other: Side | None = None) -> Side:
     datasets, (examples, _, _) = load_data(config, model, tokenizer)
     if other is None:
         print(describe_ledger("data", datasets["data"].ledger))
+        print_dropped(datasets["data"])
     to_batch = partial(collate, pad_id=tokenizer.eot)
     losses = measure_losses(model, examples, options.batch_size, to_batch, Precision("fp32", model.device))
     records = other.examples if other else examples

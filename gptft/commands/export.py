@@ -24,7 +24,7 @@ def add_arguments(parser: Parser) -> None:
         "--dtype",
         default="",
         help="how weights are stored; hf: fp32, bf16 or fp16 [as they are]; gguf: fp32, fp16, bf16, q8_0, "
-        "q5_1, q5_0, q4_1 or q4_0 [that of the GGUF file it came from, else fp16]",
+        "q5_1, q5_0, q4_1 or q4_0 [of a GGUF file its own, else fp16]",
     )
     group.add_argument("--shard_gb", type=number, default=5.0, help="hf: largest file of weights, GB [5]")
     group = parser.group("what it is called")

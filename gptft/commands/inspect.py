@@ -15,7 +15,8 @@ from gptft.files import atomic_write
 
 def add_arguments(parser: Parser) -> None:
     """The data as for training, with all that decides what examples are made of it, and which of them are shown."""
-    reading = [name for name in fields_by_heading()["data"] if not name.startswith(("val_", "test_"))]
+    others = ("val_fraction", "val_data", "test_fraction", "test_data", "stream", "mix", "shard_tokens")
+    reading = [name for name in fields_by_heading()["data"] if name not in others]
     parser.add_fields("data", *reading, required=("data",), data="files, as for training")
     parser.add_fields("the model", "init", init="the model whose tokenizer is used")
     add_base(parser)

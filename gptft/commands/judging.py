@@ -66,6 +66,8 @@ def check_judges(options: Namespace) -> bool:
         raise UserError(f"--judge {urls[0]}: what it says must be kept: name a file with --verdicts, or --out")
     if options.verdicts and Path(options.verdicts).suffix != ".jsonl":
         raise UserError(f"--verdicts {options.verdicts}: name a .jsonl file")
+    if options.verdicts and options.out and Path(options.out).resolve() in Path(options.verdicts).resolve().parents:
+        raise UserError(f"--verdicts {options.verdicts}: it would lie in --out, which must be new: name it beside that")
     return True
 
 

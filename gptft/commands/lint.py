@@ -22,8 +22,9 @@ from gptft.files import atomic_write
 def add_arguments(parser: Parser) -> None:
     """The data as for training, what is looked for, and what is written."""
     names = ("data", "val_data", "test_data", "fields", "template", "max_length", "truncation", "batch_size")
-    parser.add_fields("data", *names, required=("data",), data="files, as for training")
-    parser.add_fields("the model", "init", init="whose tokens are counted; none: no lengths in tokens")
+    docs = {"data": "files, as for training", "val_data": "validation files", "test_data": "test files"}
+    parser.add_fields("data", *names, required=("data",), **docs)
+    parser.add_fields("the model", "init", unset=("init",), init="whose tokens are counted; none: no lengths in tokens")
     add_base(parser)
     group = parser.group("findings")
     group.add_argument("--ignore", nargs="+", default=[], help=f"kinds that are not looked for: {', '.join(KINDS)}")

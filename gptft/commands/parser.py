@@ -42,8 +42,11 @@ class Parser(argparse.ArgumentParser):
             self.groups[heading] = self.add_argument_group(heading)
         return self.groups[heading]
 
-    def add_fields(self, heading: str, *names: str, required: tuple[str, ...] = (), **docs: str) -> None:
-        """Flags for fields of Config under a heading; `docs`: another sentence than the field's own."""
+    def add_fields(
+        self, heading: str, *names: str, required: tuple[str, ...] = (), unset: tuple[str, ...] = (), **docs: str
+    ) -> None:
+        """Flags for fields of Config under a heading; `docs`: another sentence than the field's own. Those in `unset`
+        have no default here, where a run has one."""
         for name in names:
             self.fields.append(name)
             if isinstance(TYPES[name], types.GenericAlias):
@@ -54,7 +57,7 @@ class Parser(argparse.ArgumentParser):
                 f"--{name}",
                 default=argparse.SUPPRESS,
                 required=name in required,
-                help=describe_field(name, docs.get(name, "")),
+                help=describe_field(name, docs.get(name, ""), name not in (*required, *unset)),
                 **shape,
             )
 
@@ -125,13 +128,13 @@ class Parser(argparse.ArgumentParser):
         raise UserError(re.sub(r"^argument (--\w+): must ", r"\1 must ", message))
 
 
-def describe_field(name: str, doc: str = "") -> str:
+def describe_field(name: str, doc: str = "", with_default: bool = True) -> str:
     """A field of Config as --help shows it: its sentence with the unit, its legal words, its default."""
     item = FIELDS[name]
     value = {} if item.default is dataclasses.MISSING else item.default
     shown = " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
     words = f" ({', '.join(item.metadata['choices'])})" if item.metadata["choices"] else ""
-    default = f" [{shown.lower()}]" if value not in ("", (), {}) else ""
+    default = f" [{shown.lower()}]" if with_default and value not in ("", (), {}) else ""
     return f"{doc or item.metadata['doc']}{words}{default}".replace("%", "%%")
 
 

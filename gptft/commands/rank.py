@@ -12,11 +12,13 @@ from argparse import Namespace
 from itertools import combinations
 from pathlib import Path
 
-from gptft.commands.common import MODEL
+from gptft.commands.common import MODEL, new_folder
 from gptft.commands.judging import add_judge, check_judges, open_judges
 from gptft.commands.parser import Parser, whole_number
 from gptft.config import resolve
 from gptft.errors import UserError
+
+UNFINISHED = {"answers.jsonl", "matches.jsonl"}  # what a ranking that failed has written
 
 
 def add_arguments(parser: Parser) -> None:
@@ -33,7 +35,8 @@ def add_arguments(parser: Parser) -> None:
     group.add_argument("--batch_size", type=whole_number(at_least=1), default=16, help="prompts a batch [16]")
     parser.add_fields("the machine", "device")
     group = parser.group("the matches")
-    group.add_argument("--by", default="", help="without a judge: the metric whose higher score wins [token_f1]")
+    wins = "without a judge: the metric whose higher score wins, by its name in evaluation.json [token_f1]"
+    group.add_argument("--by", default="", help=wins)
     add_judge(parser)
     group = parser.group("the results")
     group.add_argument("--show", action="store_true", help="print the prompts with everyone's answers")
@@ -43,18 +46,17 @@ def add_arguments(parser: Parser) -> None:
 def run(options: Namespace) -> None:
     """Print the answers that are asked for, what the judges are worth, and the ranking; with --out keep them."""
     judged = check_judges(options)
-    names, out = options.contenders, Path(options.out) if options.out else None
+    names, out = options.contenders, new_folder(options.out, UNFINISHED)
     if len(names) < 2:
         raise UserError("name two contenders or more: models, or files of answers")
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise UserError(f"{twice} is named twice")
     if "data" not in options.settings:
         raise UserError("--data is missing: name the files of prompts, or probes")
-    if out and out.exists():
-        raise UserError(f"--out {out} exists already: name another folder")
     config = resolve("", {"init": "tiny", **options.settings})
     from gptft.device import pick_device
     from gptft.evaluation.contenders import ask_model, read_answers, read_prompts, split_key
+    from gptft.evaluation.judge_check import check, plant
 
     decide_by = pick_metric(options, judged)
     device = pick_device(config.device)
@@ -64,6 +66,8 @@ def run(options: Namespace) -> None:
         path, key = split_key(name)
         answers[name] = read_answers(path, key, prompts, config.fields) if path else None
     judges = open_judges(options, device) if judged else []
+    planted = plant([prompt.asked for prompt in prompts], options.judge_check)
+    checks = {judge.name: check(judge, planted, "pair") for judge in judges}  # first: it may not reply
     for name in names:
         if answers[name] is None:
             answers[name] = ask_model(name, prompts, device, options.max_new_tokens, options.batch_size)
@@ -73,7 +77,6 @@ def run(options: Namespace) -> None:
             print(f"{name} has no answer to {missing:,} of {len(prompts):,} prompts, which are left out")
     if not every:
         raise UserError("there is no prompt that all contenders answer")
-    asked = prompts
     prompts = [prompts[number] for number in every]
     answers = {name: [given[number] for number in every] for name, given in answers.items()}
     if options.show:
@@ -81,9 +84,11 @@ def run(options: Namespace) -> None:
 
         print(describe_answers(prompts, answers), end="\n\n")
     deciders = [(judge.name, judge.compare, judge) for judge in judges] or [(*decide_by, None)]
-    results = decide_all(options, asked, prompts, answers, deciders)
     if out:
-        write(out, prompts, answers, results)
+        write_answers(out, prompts, answers)
+    results = decide_all(checks, prompts, answers, deciders)
+    if out:
+        write_results(out, len(prompts), results)
 
 
 def pick_metric(options: Namespace, judged: bool) -> tuple:
@@ -101,10 +106,10 @@ def pick_metric(options: Namespace, judged: bool) -> tuple:
     return name, by_metric(known[name])
 
 
-def decide_all(options: Namespace, asked: list, prompts: list, answers: dict, deciders: list) -> dict:
+def decide_all(checks: dict, prompts: list, answers: dict, deciders: list) -> dict:
     """Play all matches by each who decides, and print what they come to -> what ranking.json holds, and under
-    "matches" every match by each."""
-    from gptft.evaluation.judge_check import agreement, check, plant
+    "matches" every match by each. `checks`: what the judges are worth."""
+    from gptft.evaluation.judge_check import agreement
     from gptft.evaluation.matches import by_metric, play
     from gptft.evaluation.metrics import METRICS
     from gptft.evaluation.ranking import rank
@@ -118,22 +123,20 @@ def decide_all(options: Namespace, asked: list, prompts: list, answers: dict, de
     )
     from gptft.text.progress import progress
 
-    planted = plant([prompt.asked for prompt in asked], options.judge_check)
     total = len(prompts) * len(list(combinations(answers, 2)))
     rankings, played, judges = {}, {}, []
     for name, decide, judge in deciders:
-        checks = {"pair": check(judge, planted, "pair")} if judge else {}
         matches = play(prompts, answers, decide)
         played[name] = list(progress(matches, total=total, unit="matches"))
         decided = [match for match in played[name] if match]
         if judge:
-            print(describe_judge(judge, checks))
-            judges.append(judge_values(judge, checks))
+            print(describe_judge(judge, {"pair": checks[name]}))
+            judges.append(judge_values(judge, {"pair": checks[name]}))
         if not decided:
-            print(f"{title(name, checks.get('pair'))} no match was decided")
+            print(f"{title(name, checks.get(name))} no match was decided")
             continue
         ranking = rank(decided)
-        print(f"{title(name, checks.get('pair'))} {ranking.matches:,} matches on {ranking.prompts:,} prompts")
+        print(f"{title(name, checks.get(name))} {ranking.matches:,} matches on {ranking.prompts:,} prompts")
         print(describe_ranking(ranking))
         rankings[name] = ranking_values(ranking)
     exact = list(play(prompts, answers, by_metric(METRICS["exact_match"]))) if judges else []
@@ -147,11 +150,11 @@ def decide_all(options: Namespace, asked: list, prompts: list, answers: dict, de
     return {"rankings": rankings, "judges": judges, "agreement": agreements, "matches": played}
 
 
-def write(out: Path, prompts: list, answers: dict, results: dict) -> None:
-    """Keep the ranking, the answers and the matches."""
-    from gptft.files import atomic_write, write_json_lines
+def write_answers(out: Path, prompts: list, answers: dict) -> None:
+    """Keep what everyone said, before a judge may fail."""
+    from gptft.files import write_json_lines
 
-    out.mkdir(parents=True)
+    out.mkdir(parents=True, exist_ok=True)
     write_json_lines(
         out / "answers.jsonl",
         (
@@ -160,6 +163,12 @@ def write(out: Path, prompts: list, answers: dict, results: dict) -> None:
             for number, prompt in enumerate(prompts)
         ),
     )
+
+
+def write_results(out: Path, count: int, results: dict) -> None:
+    """Keep the matches and the ranking."""
+    from gptft.files import atomic_write, write_json_lines
+
     write_json_lines(
         out / "matches.jsonl",
         (
@@ -170,4 +179,4 @@ def write(out: Path, prompts: list, answers: dict, results: dict) -> None:
         ),
     )
     with atomic_write(out / "ranking.json") as file:
-        json.dump({"records": len(prompts), **results}, file, indent=1)
+        json.dump({"records": count, **results}, file, indent=1)

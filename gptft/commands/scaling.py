@@ -18,6 +18,7 @@ from gptft.files import atomic_write
 
 FRACTIONS = "0.125,0.25,0.5,1"
 SET_HERE = ("data_fraction", "resume")
+STREAMS = ("stream", "mix", "shard_tokens")  # whose length is not known, so that there are no shares of them
 
 
 def add_arguments(parser: Parser) -> None:
@@ -26,7 +27,8 @@ def add_arguments(parser: Parser) -> None:
     group = parser.group("the amounts")
     group.add_argument("--fractions", default=FRACTIONS, help=f"shares of the training split [{FRACTIONS}]")
     for heading, names in fields_by_heading().items():
-        parser.add_fields(heading, *(name for name in names if name not in SET_HERE))
+        names = [name for name in names if name not in (*SET_HERE, *STREAMS)]
+        parser.add_fields(heading, *names, out_dir="folder of the runs; empty: checkpoints/scaling-<init>-<data>")
 
 
 def read_fractions(text: str) -> list[float]:
@@ -48,6 +50,8 @@ def run(options: Namespace) -> None:
     config = resolve(options.config, options.settings)
     if not config.data:
         raise UserError("--data is missing: name the files to train on")
+    if config.stream:
+        raise UserError(f"{options.config}: stream: how long a stream is, is not known, so that it has no shares")
     from gptft.finetuning import finetune
     from gptft.report.scaling import describe, plot_scaling
     from gptft.run.console import say

@@ -31,6 +31,7 @@ FORMAT = 3  # part of the key by which a resumed run knows its data again: it st
 EDITION = 6  # of the cache: raise it when what is stored changes, or what the same inputs are made into
 AT_ONCE = 1000  # records tokenised together
 NAMED = 5  # bad records named one by one in an error
+NAMED_KEYS = 20  # keys without a part that are named, the most frequent
 
 
 @dataclass(frozen=True)
@@ -263,7 +264,7 @@ class Builder:
         ledger = {name: self.count[name] for name in LEDGER}
         ledger["examples"] = len(self.groups)
         ledger["records_dropped"] = dict(self.reasons)
-        ledger["unused_keys"] = dict(self.unused.most_common(20))
+        ledger["unused_keys"] = dict(self.unused.most_common(NAMED_KEYS))
         size = self.offsets[-1] * np.dtype(self.dtype).itemsize
         meta = {"key": self.key, "dtype": self.dtype, "bytes": size, "ledger": ledger} | (more or {})
         (self.directory / "meta.json").write_text(json.dumps(meta))

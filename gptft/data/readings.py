@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from gptft.data.build import NAMED_KEYS
 from gptft.data.cache import cache_directory, key_of
 from gptft.data.compressed import kind_of
 from gptft.data.held import ASKED, Finder, Prompts, candidates, held_template, prompts_of
@@ -24,8 +25,6 @@ from gptft.errors import Unreadable, UserError
 from gptft.files import atomic_write, sha256_file
 from gptft.prompts import TEMPLATES, Template, load_template
 from gptft.text.chat import ChatTemplate
-
-NAMED_KEYS = 20  # keys without a part that are named, the most frequent
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from gptft.generation import prompt_ids, respond
 from gptft.loading import load
 from gptft.text.conversation import messages_of
 from gptft.text.segments import PARTS
+from gptft.tokenizer import Tokenizer
 
 PROBES = "probes"  # the set that gptft carries
 ANSWERS = ("answer", "response", "output", "after")  # the keys under which a file may hold its answers
@@ -148,7 +149,9 @@ def read_answers(path: Path, key: str, prompts: Sequence[Prompt], fields: dict[s
 def read_rows(path: Path, key: str) -> list[tuple[int, dict, str | None]]:
     """(line, record, its answer) of a file of answers; None for an answer that was left out."""
     rows = []
-    for line, raw in raw_records(find([str(path)], "data")[0]):
+    if not path.is_file():
+        raise UserError(f"no such file: {path}")
+    for line, raw in raw_records(path):
         try:
             row = parse(raw)
         except Unreadable as error:
@@ -179,15 +182,23 @@ def names_of(row: dict, fields: dict[str, str]) -> list[str]:
 
 
 def ask_model(name: str, prompts: Sequence[Prompt], device, max_new_tokens: int, batch_size: int) -> list[str | None]:
-    """A model's greedy answers; a prompt that leaves no room for max_new_tokens has none. A model without a template is
-    given the text as it is."""
+    """A model's greedy answers; a prompt that leaves no room for max_new_tokens, or that its template has no place for,
+    has none. A model without a template is given the text as it is."""
     model, tokenizer = load(name, device)
     if tokenizer is None:
         raise UserError(f"{name} has no tokenizer")
     raw = tokenizer.template is None
     given = [prompt_text(prompt.parts) if raw else prompt.parts for prompt in prompts]
     room = model.config.block_size + 1 - max_new_tokens
-    fits = [len(prompt_ids(tokenizer, each, raw)) <= room for each in given]
+    fits = [fits_in(tokenizer, each, raw, room) for each in given]
     asked = [each for each, fit in zip(given, fits, strict=True) if fit]
     said = iter(respond(model, tokenizer, asked, max_new_tokens, raw, batch_size=batch_size) if asked else ())
     return [next(said).text if fit else None for fit in fits]
+
+
+def fits_in(tokenizer: Tokenizer, prompt, raw: bool, room: int) -> bool:
+    """Whether a prompt can be asked, in so many tokens."""
+    try:
+        return len(prompt_ids(tokenizer, prompt, raw)) <= room
+    except BadRecord:
+        return False

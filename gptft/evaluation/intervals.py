@@ -56,7 +56,7 @@ def intervals(sides: Sequence[np.ndarray], combine: Combine = mean, most: float 
         value = float(combine(side.sum(0, keepdims=True), n)[0])
         drawn.append(combine(sums[:, number * width : (number + 1) * width], n))
         low, high = middle(value, drawn[-1], n)
-        if low is None or low == high:
+        if low is None or high - low <= 1e-9 * max(1.0, abs(value)):  # draws that are alike but for rounding
             known = most == 1.0 and value in (0.0, 1.0)
             found.append(where_all_agree(value, n, 0.0) if known else Interval(value, None, None))
         else:

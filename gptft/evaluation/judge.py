@@ -17,10 +17,11 @@ from typing import NamedTuple
 
 from gptft.checkpoint import model_id
 from gptft.curation.asking import fill, read_texts
-from gptft.curation.making import Model
+from gptft.curation.making import Local, Model
 from gptft.errors import UserError
 from gptft.evaluation.metrics import answer_in
 from gptft.files import append_json_line, read_appended
+from gptft.generation import stop_ids
 from gptft.text.conversation import messages_of
 from gptft.text.endpoint import Failing, Refused
 
@@ -48,6 +49,7 @@ REFERENCE = "A good answer would be:\n\n{expected}\n\n"
 NEEDED = {"score": ("prompt", "answer"), "pair": ("prompt", "a", "b")}
 
 SCORE = re.compile(r"(?P<label>score:)?\s*(?P<said>[0-9]{1,3}(?:\.[0-9]+)?)(?:\s*/\s*100)?\.?", re.IGNORECASE)
+EMPHASIS = re.compile(r"(\*\*|\*|`)([^*`\n]+)\1(?!\w)")  # what stands between a pair of marks: 5* is not 5
 VERDICT = re.compile(r"(?P<label>(?i:verdict:))?\s*(?:(?i:answer)\s+)?(?P<said>[AB]|(?i:(?:a\s+)?tie))\.?")
 
 
@@ -84,7 +86,10 @@ class Verdicts:
         self.path = path
         if path and path.exists() and not FIRST.startswith(path.read_bytes()[: len(FIRST)]):
             raise UserError(f"--verdicts {path}: it holds something else: name another file")
-        self.replies = {row["key"]: row for row in read_appended(path)} if path else {}
+        try:
+            self.replies = {row["key"]: row for row in read_appended(path)} if path else {}
+        except (KeyError, TypeError):
+            raise UserError(f"--verdicts {path}: a line is no verdict: name another file") from None
         if path:
             path.parent.mkdir(parents=True, exist_ok=True)
 
@@ -122,15 +127,16 @@ class Judge:
         return self.model.name
 
     def score(self, asked: Asked, answer: str) -> float | None:
-        """0 to 1; None where there is no score to be had."""
-        said = self._say(fill(self.prompts.score, answer=answer, **fields(asked)), asked)
+        """0 to 1; None where there is no score to be had. What was thought aloud is no part of an answer."""
+        said = self._say(fill(self.prompts.score, answer=answer_in(answer), **fields(asked)), asked)
         return None if said is None else self._count(parse_score(said))
 
     def compare(self, asked: Asked, a: str, b: str) -> float | None:
         """1.0 where a is better, 0.0 where b is, 0.5 for a tie, which a verdict that turns with the order is, too; None
         where there is no verdict to be had."""
         self.counts["compared"] += 1
-        if a.strip() == b.strip():
+        a, b = answer_in(a), answer_in(b)
+        if a == b:
             self.counts["same"] += 1
             return 0.5
         said = [self._say(fill(self.prompts.pair, a=x, b=y, **fields(asked)), asked) for x, y in ((a, b), (b, a))]
@@ -160,6 +166,9 @@ class Judge:
                 answer = self.model.answer([{"role": "user", "content": prompt}], self.max_tokens)
                 row |= {"reply": answer.text, "finished": answer.finished}
             except Refused as error:
+                if not getattr(self.model, "answered", True):  # perhaps it refuses all, and the name is wrong
+                    self.counts["refused"] += 1
+                    return None
                 row["refused"] = str(error)
             except Failing as error:
                 self.failing += 1
@@ -179,8 +188,9 @@ class Judge:
 
 def fields(asked: Asked) -> dict[str, str]:
     """What the fields of a judge's prompt stand for, but for the answers."""
-    reference = fill(REFERENCE, expected=asked.expected) if asked.expected.strip() else ""
-    return {"prompt": asked.prompt, "expected": asked.expected, "reference": reference}
+    expected = answer_in(asked.expected)
+    reference = fill(REFERENCE, expected=expected) if expected else ""
+    return {"prompt": asked.prompt, "expected": expected, "reference": reference}
 
 
 def parse_score(reply: str) -> float | None:
@@ -198,7 +208,7 @@ def parse_verdict(reply: str) -> float | None:
 def matched(pattern: re.Pattern, reply: str) -> str | None:
     """What a reply says by a pattern; None where it is not exactly that. Emphasis, and what was thought aloud, is no
     part of it."""
-    text = re.sub(r"[*`]", "", answer_in(reply)).strip()
+    text = EMPHASIS.sub(r"\2", answer_in(reply)).strip()
     found = pattern.fullmatch(text)
     if not found and text:
         found = pattern.fullmatch(text.splitlines()[-1].strip())
@@ -213,10 +223,15 @@ def open_judge(word: str, name: str, device, max_tokens: int, prompts: JudgeProm
 
         if not name:
             raise UserError(f"--judge {word}: name its model there with --judge_model")
-        model = Endpoint(word, name, flag="--judge")
+        model = Endpoint(word, name, flag="--judge", patience=IN_A_ROW)
         model.answered = verdicts.hold(model.name)
         return Judge(model, verdicts, prompts, max_tokens)
-    from gptft.curation.making import Local
-
     model = Local(word, "--judge", device)
-    return Judge(model, verdicts, prompts, max_tokens, model_id(model.model, model.tokenizer))
+    return Judge(model, verdicts, prompts, max_tokens, identity_of(model))
+
+
+def identity_of(model: Local) -> str:
+    """What decides what a model of ours says: weights, architecture and vocabulary, and how it is asked and ended."""
+    template = model.tokenizer.template
+    asked = json.dumps([template.to_dict() if template else None, sorted(stop_ids(model.tokenizer))], sort_keys=True)
+    return f"{model_id(model.model, model.tokenizer)} {hashlib.sha256(asked.encode()).hexdigest()[:16]}"

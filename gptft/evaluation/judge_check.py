@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from gptft.evaluation.intervals import LEAST, sign_test
 from gptft.evaluation.judge import Asked, Judge
+from gptft.evaluation.metrics import answer_in
 from gptft.text.progress import progress
 
 LEAST_WORDS = 4  # of an expected response, of which a worse one is made
@@ -30,7 +31,8 @@ def plant(questions: Sequence[Asked], count: int, seed: int = 0) -> list[Planted
     words `shuffled`, the response to `another` prompt, the first half of the words (`cut`), in turn. The judge is not
     shown what is expected, which would be the good one itself."""
     rng = random.Random(seed)
-    pool = [each for each in questions if len(each.expected.split()) >= LEAST_WORDS]
+    pool = [each._replace(expected=answer_in(each.expected)) for each in questions]  # without what is thought aloud
+    pool = [each for each in pool if len(each.expected.split()) >= LEAST_WORDS]
     planted = []
     for each in rng.sample(pool, len(pool)):
         if len(planted) == count:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterator, Sequence
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 
@@ -17,7 +18,7 @@ import torch
 
 from gptft.collate import by_length
 from gptft.curation.entries import Entry, Reader
-from gptft.errors import UserError
+from gptft.errors import BadRecord, UserError
 from gptft.evaluation.metrics import exact_match
 from gptft.evaluation.mistakes import asked_texts
 from gptft.evaluation.responses import prompt_and_expected
@@ -34,13 +35,25 @@ def is_failure(row: dict, side: str) -> bool:
     return bool(row["mistakes"][side]) or not exact_match(row[side], row["expected"])
 
 
-def read_training(files: Sequence[Path], fields: dict[str, str]) -> list[Entry]:
-    """The records that can be used and that ask something. Raises UserError where there is none."""
+def read_training(files: Sequence[Path], fields: dict[str, str]) -> tuple[list[Entry], int]:
+    """The records that can be used and that ask something, and how many others there are. Raises UserError where there
+    is none."""
     reader = Reader(fields)
     entries = [entry for path in files for entry in reader.entries(path) if isinstance(entry, Entry)]
     if asking := [entry for entry in entries if "text" not in entry.parts]:
-        return asking
+        return asking, reader.records - len(asking)
     raise UserError(f"--mend_data {' '.join(map(str, files))}: there is no record with a prompt and a response in it")
+
+
+def that_can_be_asked(tokenizer: Tokenizer, entries: Sequence[Entry], fields: dict) -> list[Entry]:
+    """The records that the template has a place for."""
+
+    def fits(entry: Entry) -> bool:
+        with suppress(BadRecord):
+            return bool(prompt_ids(tokenizer, prompt_and_expected(entry.record, fields)[0]))
+        return False
+
+    return [entry for entry in entries if fits(entry)]
 
 
 def find_nearest(

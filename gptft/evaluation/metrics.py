@@ -53,7 +53,7 @@ def exact_match(response: str, expected: str) -> float:
 @metric
 def normalised_match(response: str, expected: str) -> float:
     """1.0 where the texts are equal but for case, punctuation, white space and English articles, as the SQuAD script
-    has it (Rajpurkar et al. 2016)."""
+    has it (Rajpurkar et al. 2016); so `<` is `>`, for nothing is left of either."""
     return float(normalised(response) == normalised(expected))
 
 
@@ -170,7 +170,7 @@ def load_metric(place: str) -> None:
 
     def checked(response: str, expected: str) -> float | None:
         try:
-            value = function(response, expected)
+            value = function(answer_in(response), answer_in(expected))
         except Exception as error:
             raise UserError(
                 f"--metric {place}: {type(error).__name__}: {error}, for the response {response!r}"

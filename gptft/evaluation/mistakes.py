@@ -209,6 +209,8 @@ def wrong_language(answer: Answer) -> bool:
 )
 def near_miss(answer: Answer) -> bool:
     said, wanted = normalised(answer.text), normalised(answer.expected)
+    if not wanted:  # signs alone, which are right or wrong
+        return False
     if len(wanted.split()) > 3 or len(wanted) > LONG:
         return rouge_l(answer.text, answer.expected) >= NEAR
     return SequenceMatcher(None, said, wanted, autojunk=False).ratio() >= ALIKE

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from gptft.data.examples import Split
 from gptft.data.shapes import Parts, recognise
 from gptft.device import Precision
+from gptft.errors import BadRecord
+from gptft.evaluation.metrics import answer_in
 from gptft.generation import Response, prompt_ids, respond
 from gptft.model import GPT
 from gptft.tokenizer import Tokenizer
@@ -70,9 +72,12 @@ def lack_of_room(model: GPT, tokenizer: Tokenizer, parts: Parts, expected: str, 
     the expected response has, or for max_new_tokens where that is less. A prompt of p tokens leaves room for
     block_size + 1 - p: the last token of a response is never read again.
     """
-    if not expected.strip():
-        return "its last answer has no text to compare with: it calls tools, perhaps"
-    p, block_size = len(prompt_ids(tokenizer, parts)), model.config.block_size
+    if not answer_in(expected):
+        return "its last answer has no text to compare with: it calls tools, or thinks, perhaps"
+    try:
+        p, block_size = len(prompt_ids(tokenizer, parts)), model.config.block_size
+    except BadRecord as error:  # records that another model's template has a place for
+        return str(error)
     needed, room = max(1, min(len(tokenizer.encode(expected)), max_new_tokens)), max(0, block_size + 1 - p)
     if needed <= room:
         return ""

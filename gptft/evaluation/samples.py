@@ -26,7 +26,7 @@ STREAMS = 2**32  # of random numbers, for each question's responses
 SAME: dict[str, Callable[[str], Hashable]] = {
     "exact_match": answer_in,
     "normalised_match": normalised,
-    "number_match": said_number,
+    "number_match": lambda answer: object() if (number := said_number(answer)) is None else number,  # none is like none
 }
 
 
@@ -39,8 +39,8 @@ def pass_at(right: int, n: int, k: int) -> float:
 
 def majority(answers: Sequence[str], same: Callable[[str], Hashable]) -> str:
     """The answer that comes most often, the first of those that are the same."""
-    often = Counter(map(same, answers)).most_common(1)[0][0]
-    return next(answer for answer in answers if same(answer) == often)
+    keys = list(map(same, answers))
+    return answers[keys.index(Counter(keys).most_common(1)[0][0])]
 
 
 def agreement(answers: Sequence[str], same: Callable[[str], Hashable]) -> float:

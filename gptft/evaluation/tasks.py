@@ -34,6 +34,8 @@ def truthfulqa(path: Path) -> Iterator[dict]:
     """The table of the authors: question, best, correct and incorrect answers, these parted by semicolons."""
     rows = csv.DictReader(io.StringIO(read_text(path), newline=""), strict=True)
     for row in rows:
+        if None in row.values():
+            raise ValueError(f"line {rows.line_num}: a row has fewer fields than the first line names")
         right, wrong = (
             [answer.strip() for answer in row[key].split(";") if answer.strip()]
             for key in ("Correct Answers", "Incorrect Answers")
@@ -48,9 +50,13 @@ def truthfulqa(path: Path) -> Iterator[dict]:
 
 def gsm8k(path: Path) -> Iterator[dict]:
     """A JSON line a task: question and answer."""
-    for line in filter(str.strip, read_text(path).split("\n")):  # other ends of lines may stand in a text
-        row = json.loads(line)
-        yield {"question": row["question"], "answer": row["answer"]}
+    for number, line in enumerate(read_text(path).split("\n"), 1):  # other ends of lines may stand in a text
+        if line.strip():
+            try:
+                row = json.loads(line)
+                yield {"question": row["question"], "answer": row["answer"]}
+            except (ValueError, KeyError, TypeError) as error:
+                raise ValueError(f"line {number}: {error}") from None
 
 
 # The harness's task -> how its file is read, and the split that it measures

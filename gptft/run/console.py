@@ -10,7 +10,7 @@ import sys
 from tqdm import tqdm
 
 from gptft.adapters.lora import adapters_of
-from gptft.data.build import NAMED
+from gptft.data.build import NAMED, NAMED_KEYS
 from gptft.data.corpus import Stream
 from gptft.data.examples import Dataset, Split
 from gptft.model import GPT, count_parameters, weight_bytes
@@ -50,11 +50,7 @@ def print_data(datasets: dict[str, Dataset], train_set: Split, val_set: Split, t
     """Say what became of the records, name the first that were dropped, and say what an empty split means."""
     for name, dataset in datasets.items():
         say(describe_ledger(name, dataset.ledger))
-        dropped = (entry for entry in dataset.lost() if entry["what"] == "dropped")
-        for entry in itertools.islice(dropped, NAMED):
-            say(f"  dropped: {entry['file']}, line {entry['line']}: {entry['why']}")
-        if (n_dropped := sum(dataset.ledger["records_dropped"].values())) > NAMED:
-            say(f"  ... and {n_dropped - NAMED:,} more; lost.jsonl will name them all")
+        print_dropped(dataset, "; lost.jsonl will name them all")
     aside = datasets["data"].ledger.get("set_aside")
     note = f" ({aside['examples']:,} more are set aside by --data_fraction)" if aside else ""
     if isinstance(train_set, Stream):
@@ -66,12 +62,23 @@ def print_data(datasets: dict[str, Dataset], train_set: Split, val_set: Split, t
         say("  the test split is empty: test loss and exact match are not measured")
 
 
+def print_dropped(dataset: Dataset, more: str = "") -> None:
+    """Name the first records that were dropped; `more`: where the others are named."""
+    dropped = (entry for entry in dataset.lost() if entry["what"] == "dropped")
+    for entry in itertools.islice(dropped, NAMED):
+        say(f"  dropped: {entry['file']}, line {entry['line']}: {entry['why']}")
+    if (n_dropped := sum(dataset.ledger["records_dropped"].values())) > NAMED:
+        say(f"  ... and {n_dropped - NAMED:,} more{more}")
+
+
 def describe_ledger(name: str, ledger: dict) -> str:
     """A line on what became of the records, one for each key without a part, and before them the template with the
     keys that led to it, where the ledger knows them."""
     dropped = ledger["records_dropped"]
     reasons = f" ({', '.join(f'{n:,} {why}' for why, n in dropped.items())})" if dropped else ""
     unused = "".join(f"\n  not used: the key {key!r} of {n:,} records" for key, n in ledger["unused_keys"].items())
+    if len(ledger["unused_keys"]) >= NAMED_KEYS:
+        unused += f"\n  (of such keys the {NAMED_KEYS} that most records have)"
     return (describe_choice(ledger["template"]) + "\n" if "template" in ledger else "") + (
         f"{name}: {ledger['records_read']:,} records read, {ledger['records_kept']:,} kept, of these "
         f"{ledger['records_cut']:,} cut, {sum(dropped.values()):,} dropped{reasons}; {ledger['examples']:,} examples, "

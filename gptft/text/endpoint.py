@@ -12,6 +12,7 @@ import time
 from typing import NamedTuple
 
 from gptft.errors import UserError, need_extra
+from gptft.text.printable import whole_characters
 
 KEY = "OPENAI_API_KEY"  # the variable of the environment that holds the key
 TRIES = 6
@@ -39,7 +40,8 @@ class Failing(UserError):
 
 
 class Endpoint:
-    """A model behind a URL. `budget`: tokens that may be used in all; 0: as many as it takes. `flag`: what named it."""
+    """A model behind a URL. `budget`: tokens that may be used in all; 0: as many as it takes. `flag`: what named it.
+    `patience`: after so many refusals without a single answer it is taken to refuse everything."""
 
     def __init__(
         self,
@@ -49,8 +51,9 @@ class Endpoint:
         timeout: float = 120.0,
         tries: int = TRIES,
         flag: str = "--endpoint",
+        patience: int = 1,
     ) -> None:
-        self.flag = flag
+        self.flag, self.patience, self.refusals = flag, patience, 0
         try:
             import openai
         except ImportError:
@@ -73,6 +76,7 @@ class Endpoint:
         Failing where it fails again and again, and UserError where it refuses everything or the budget is used up."""
         if self.budget and self.used >= self.budget:
             raise UserError(f"the budget of {self.budget:,} tokens is used up", 1)
+        messages = [{**message, "content": whole_characters(message["content"])} for message in messages]
         wait = 1.0
         for number in range(1, self.tries + 1):
             try:
@@ -82,7 +86,9 @@ class Endpoint:
             except self.openai.RateLimitError as error:
                 problem, asked = error, _retry_after(error)
             except self.openai.APIStatusError as error:
-                if self.answered and error.status_code in (400, 413, 422):
+                self.refusals += 1
+                known = self.answered or self.refusals < self.patience
+                if known and error.status_code in (400, 413, 422):
                     raise Refused(f"{error.status_code}: {_one_line(error)}") from None
                 raise UserError(f"{self.flag} {self.url}: {error.status_code}: {_one_line(error)}", 1) from None
             except (self.openai.APIError, ValueError) as error:  # a reply that is no JSON

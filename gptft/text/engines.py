@@ -18,6 +18,7 @@ import tiktoken
 
 from gptft.errors import need_extra
 from gptft.files import atomic_write
+from gptft.text.printable import whole_characters
 
 LONG = 200_000  # characters; see TiktokenEngine.encode
 WORTH_A_THREAD = 100  # texts
@@ -185,7 +186,7 @@ class TokenizersEngine:
         return self.encode_batch([text], [prefix])[0]
 
     def encode_batch(self, texts: list[str], prefixes: list[bool]) -> list[list[int]]:
-        texts = [_whole_characters(text) for text in texts]
+        texts = [whole_characters(text) for text in texts]
         out: list[list[int]] = [[]] * len(texts)
         for engine, prefixed in ((self.first, True), (self.further, False)):
             chosen = [n for n, prefix in enumerate(prefixes) if prefix == prefixed]
@@ -228,15 +229,6 @@ class TokenizersEngine:
         with atomic_write(directory / "tokenizer.json") as file:
             json.dump(self.values, file, ensure_ascii=False)
         return {"engine": "tokenizers"}
-
-
-def _whole_characters(text: str) -> str:
-    """The text with each half of a surrogate pair as U+FFFD, as tiktoken has it: UTF-8 cannot hold one."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    return text
 
 
 def nodes(value) -> Iterator[dict]:

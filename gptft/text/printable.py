@@ -14,5 +14,14 @@ def printable(text: str) -> str:
     return UNSEEN.sub(lambda match: escape(ord(match[0])), text)
 
 
+def whole_characters(text: str) -> str:
+    """The text with each half of a surrogate pair as U+FFFD, as tiktoken has it: UTF-8 cannot hold one."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
+
+
 def escape(point: int) -> str:
     return f"\\x{point:02x}" if point < 256 else f"\\u{point:04x}"

@@ -2,10 +2,11 @@
 
 import json
 import math
+import os
 import re
 
 import torch
-from cli import GOOD, GPTFT, TRAIN, tiny, write
+from cli import GOOD, GPTFT, TRAIN, is_one_line, tiny, write
 
 from gptft import checkpoint, generation, loading
 from gptft.evaluation.metrics import METRICS
@@ -214,4 +215,61 @@ def test_what_a_run_was_trained_on_is_found_by_its_checkpoint(ask):
     for number, model in enumerate(("run", "run/best")):
         words = ["evaluate", model, "--data", "d.jsonl", "--max_new_tokens", "4", "--mend", f"mend-{number}.jsonl"]
         status, out, err = ask(GPTFT, *words)
-        assert (status, err) == (0, "") and "the nearest of 20 training records" in out
+        trained = len(open("run/training_losses.jsonl", encoding="utf-8").readlines())  # not what was held out
+        assert trained < 20 and (status, err) == (0, "") and f"the nearest of {trained} training records" in out
+
+
+def test_what_cannot_be_written_or_read_is_refused_before_the_model_is_asked(ask, saved, monkeypatch, capsys):
+    """After hours the folder could not be made; and a broken --mend_data left an --out that refused the next try."""
+    path = saved()
+    write("d.jsonl", GOOD)
+    write("broken.jsonl", GOOD + "{")
+    write("texts.jsonl", '{"text": "Once."}\n')
+    words = ["evaluate", path, "--data", "d.jsonl", "--max_new_tokens", "4"]
+    for more, parts in (
+        (["--out", "d.jsonl/x"], ["--out d.jsonl/x cannot be made"]),
+        (["--out", "o", "--mend", "m.jsonl", "--mend_data", "texts.jsonl"], ["--mend_data texts.jsonl: there is no"]),
+    ):
+        status, out, err = ask(GPTFT, *words, *more)
+        assert status == 2 and not out
+        is_one_line(err, *parts)
+    status, out, err = ask(GPTFT, "evaluate", path, "--tasks", ",")
+    assert status == 2 and "--tasks ,: there is no task in it" in err
+    assert not os.path.exists("o") and not os.path.exists("m.jsonl")
+
+
+def test_an_evaluation_that_failed_is_made_again_in_its_folder(ask, saved):
+    """Its folder was refused, and with it the file of verdicts that had been paid for."""
+    path = saved()
+    write("d.jsonl", GOOD)
+    write("own.py", "def bad(response, expected):\n    raise ValueError('no')\n")
+    words = ["evaluate", path, "--data", "d.jsonl", "--max_new_tokens", "4", "--out", "o"]
+    status, _, err = ask(GPTFT, *words, "--metric", "own.py:bad")
+    assert status == 2 and "ValueError: no" in err and os.path.exists("o/responses.jsonl")
+    METRICS.pop("bad")  # a process of its own would not know it
+    status, _, err = ask(GPTFT, *words)
+    assert (status, err) == (0, "") and os.path.exists("o/evaluation.json")
+    status, _, err = ask(GPTFT, *words)
+    assert status == 2 and "--out o exists already: name another folder" in err
+
+
+def test_what_is_longer_than_max_length_is_named_and_the_limit_is_the_users(ask, saved):
+    """A model that reads more was measured on the first 1,024 tokens, and what was longer was gone without a line."""
+    path = saved()
+    write("d.jsonl", GOOD + json.dumps({"question": "How many? " * 30, "answer": "Two."}) + "\n")
+    words = ["evaluate", path, "--data", "d.jsonl", "--max_new_tokens", "4"]
+    status, out, err = ask(GPTFT, *words, "--max_length", "40")
+    assert (status, err) == (0, "") and "dropped: d.jsonl, line 2" in out
+    status, out, err = ask(GPTFT, *words)
+    assert (status, err) == (0, "") and "dropped: d.jsonl" not in out
+
+
+def test_a_record_that_the_other_models_template_cannot_ask_is_left_out_by_name(ask, saved):
+    """It ended the command, in the name of nobody."""
+    talk = [{"role": role, "content": "Hm?"} for role in ("user", "assistant", "user", "assistant")]
+    write("d.jsonl", json.dumps({"messages": talk}) + "\n" + json.dumps({"messages": talk[:2]}) + "\n")
+    one, two = saved("one", template="chatml"), saved("two", template="alpaca")
+    words = ["evaluate", one, "--against", two, "--data", "d.jsonl", "--max_new_tokens", "4", "--bad_records", "drop"]
+    status, out, err = ask(GPTFT, *words)
+    assert (status, err) == (0, ""), err
+    assert "d.jsonl, line 1: the template 'alpaca' has no form" in out

@@ -104,7 +104,7 @@ def test_a_judging_run_that_was_cut_off_goes_on_and_pays_for_nothing_twice(ask, 
     for cut in (3, 20, 11):
         server.faults = [""] * cut + ["401"] * 40
         status, _, err = ask(GPTFT, *words, "again")
-        assert status == 1 and not (place / "again").exists()
+        assert status == 1 and not (place / "again" / "ranking.json").exists()
         is_one_line(err, "--judge http://127.0.0.1", "401")
     server.faults = []
     status, out, err = ask(GPTFT, *words, "again")
@@ -180,6 +180,10 @@ def test_prompts_without_expected_responses_can_be_judged_and_answers_alone_may_
         (["good.jsonl", "half.json", "--judge", "http://127.0.0.1:9/v1", "--judge_model", "m"], ["must be kept"]),
         (["good.jsonl", "half.json", "--judge_model", "m"], ["--judge_model: there is no --judge"]),
         (["good.jsonl", "half.json", "--judge", "gone"], ["'gone'"]),
+        (
+            ["good.jsonl", "half.json", "--judge", "tiny", "--out", "o", "--verdicts", "o/v.jsonl"],
+            ["would lie in --out"],
+        ),
         (["good.jsonl", "other.jsonl"], ["other.jsonl: it answers none of the prompts"]),
         (["good.jsonl", "half.json", "--jugde", "x"], ["unknown argument --jugde; did you mean '--judge'"]),
     ],
@@ -203,12 +207,15 @@ def test_the_prompts_are_shown(ask):
 
 def test_evaluate_has_answers_judged(ask, saved, server, place):
     """Scores and verdicts stand among the metrics, a record's own among its answers; a server that fails leaves what
-    was said, and no folder."""
+    was said, and the answers."""
     write("d.jsonl", lines(RECORDS[:4]))
     words = ["evaluate", saved("one"), "--against", saved("two", n_layer=1), "--data", "d.jsonl"]
     words += ["--max_new_tokens", "8", "--judge", server.url, "--judge_model", "toy", "--out", "kept"]
     server.faults = [""] * 9 + ["401"] * 40
-    assert ask(GPTFT, *words)[0] == 1 and not (place / "kept").exists()
+    assert ask(GPTFT, *words)[0] == 1 and {path.name for path in (place / "kept").iterdir()} == {
+        "responses.jsonl",
+        "losses.jsonl",
+    }
     paid, server.faults = server.answered, []
     status, out, err = ask(GPTFT, *words)
     assert (status, err) == (0, "") and paid == 9

@@ -186,7 +186,7 @@ def test_a_file_that_is_none_of_the_task_is_one_line(tmp_path):
         ("hellaswag={}/empty.txt", "there is no task in it"),
         ("truthfulqa_mc1={}/other.csv", "has no 'Correct Answers': it is no file of such tasks"),
         ("truthfulqa_mc2={}/cut.csv", "cut.csv is no file of such tasks"),
-        ("gsm8k={}/broken.jsonl", "broken.jsonl is no file of such tasks: Expecting"),
+        ("gsm8k={}/broken.jsonl", "broken.jsonl is no file of such tasks: line 1: Expecting"),
         ("gsm8k={}/list.jsonl", "list.jsonl is no file of such tasks"),
         ("gsm8k={}/test.jsonl", "train.jsonl is no file of such tasks"),
         ("arc_easy={}/short.txt", "of files there are hellaswag, truthfulqa_mc1, truthfulqa_mc2, gsm8k"),

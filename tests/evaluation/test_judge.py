@@ -2,6 +2,7 @@
 
 import json
 import random
+import types
 from collections import Counter
 
 import pytest
@@ -16,6 +17,7 @@ from gptft.evaluation.judge import (
     Judge,
     JudgePrompts,
     Verdicts,
+    identity_of,
     open_judge,
     parse_score,
     parse_verdict,
@@ -23,6 +25,7 @@ from gptft.evaluation.judge import (
     read_judge_prompts,
 )
 from gptft.evaluation.judge_check import LEAST_WORDS, agreement, check, plant
+from gptft.prompts import TEMPLATES
 from gptft.text import endpoint
 from gptft.text.endpoint import Endpoint, Failing
 
@@ -72,6 +75,10 @@ def judge_at(server, path=None, tries=6, **settings):
         ("-5", None),
         ("85%", None),
         ("8 of 10", None),
+        ("5*", None),
+        ("8*5", None),
+        ("`70`", 0.7),
+        ("*Good.*\n**Score:** 70", 0.7),
         ("I would give it 85", None),
         ("It has two faults.\n85", None),
         ("85 or 90", None),
@@ -244,9 +251,60 @@ def test_where_all_that_was_answered_stands_in_the_file_a_refusal_is_one_of_the_
         judge = open_judge(server.url, "toy", "cpu", 16, PROMPTS, Verdicts(tmp_path / "v.jsonl"))
         assert (judge.score(QUESTIONS[0], "x"), judge.score(QUESTIONS[1], "x")) == (0.15, None)
         assert judge.counts["refused"] == 1 and len(server.requests) == 2
-    server.faults = ["400"]  # another model has answered nothing: it may not exist
+    server.faults = ["400"] * 3  # another model has answered nothing: it may not exist
     with pytest.raises(UserError, match="400"):
-        open_judge(server.url, "other", "cpu", 16, PROMPTS, Verdicts(tmp_path / "v.jsonl")).score(QUESTIONS[1], "x")
+        other = open_judge(server.url, "other", "cpu", 16, PROMPTS, Verdicts(tmp_path / "v.jsonl"))
+        for question in QUESTIONS[1:4]:
+            other.score(question, "x")
+
+
+def test_a_first_prompt_that_is_too_long_for_the_judge_does_not_end_every_run(server, tmp_path):
+    """Nothing had been answered yet, so that the refusal passed for a wrong name; and the next run began the same."""
+    server.faults = ["400", "400", ""]
+    judge = open_judge(server.url, "toy", "cpu", 16, PROMPTS, Verdicts(tmp_path / "v.jsonl"))
+    assert [judge.score(each, "x") for each in QUESTIONS[:3]] == [None, None, 0.15]
+    assert judge.counts["refused"] == 2
+    judge = open_judge(server.url, "toy", "cpu", 16, PROMPTS, Verdicts(tmp_path / "v.jsonl"))
+    judge.score(QUESTIONS[0], "x")
+    assert len(server.requests) == 4  # what was refused before any answer is asked again
+
+
+def test_a_thought_is_no_part_of_an_answer_that_is_judged(server, tmp_path):
+    """An answer that was cut off in its thought got a score, and equal answers with unlike thoughts were compared."""
+    judge = judge_at(server, tmp_path / "v.jsonl")
+    judge.score(QUESTIONS[0]._replace(expected="<think>Hm.</think>A box."), "<think>Perhaps a bag?</think>In a box.")
+    judge.score(QUESTIONS[0], "<think>Perhaps a bag")
+    said = [request["body"]["messages"][-1]["content"] for request in server.requests]
+    assert "think" not in said[0] + said[1] and "bag" not in said[0] + said[1]
+    assert "In a box." in said[0] and "A box." in said[0]
+    assert judge.compare(QUESTIONS[0], "<think>1</think>Yes.", "<think>2</think>Yes.") == 0.5
+    assert judge.counts["same"] == 1 and len(server.requests) == 2
+
+
+def test_half_a_character_is_no_fault_of_the_server(server, tmp_path):
+    """It was asked six times, with growing waits, and then taken to be down."""
+    judge = judge_at(server, tmp_path / "v.jsonl")
+    assert judge.score(QUESTIONS[0], "so sad \ud83d") == 0.15 and len(server.requests) == 1
+
+
+def test_a_verdict_is_of_the_template_that_asked_for_it():
+    """A template that was put right left the unparsable replies of the wrong one standing."""
+    model, tokenizer = tiny()
+    judge = types.SimpleNamespace(model=model, tokenizer=tokenizer)
+    found = [identity_of(judge)]
+    for name in ("alpaca", None):
+        tokenizer.template = TEMPLATES[name] if name else None
+        found.append(identity_of(judge))
+    assert len(set(found)) == 3
+
+
+@pytest.mark.parametrize("line, part", [("{", "line 2"), ("[1]", "no verdict"), ('{"judge": "x"}', "no verdict")])
+def test_a_damaged_file_of_verdicts_is_one_line(tmp_path, line, part):
+    path = tmp_path / "v.jsonl"
+    path.write_text(f'{{"key": "1", "reply": "A"}}\n{line}\n')
+    with pytest.raises(UserError, match=part) as caught:
+        Verdicts(path)
+    assert str(path) in str(caught.value)
 
 
 def test_a_reply_that_is_all_thought_is_unparsable_and_kept(server, tmp_path):

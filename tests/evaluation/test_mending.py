@@ -8,7 +8,15 @@ import torch
 from cli import tiny
 
 from gptft.errors import UserError
-from gptft.evaluation.mending import Pieces, embed, find_nearest, is_failure, pieces_of, read_training
+from gptft.evaluation.mending import (
+    Pieces,
+    embed,
+    find_nearest,
+    is_failure,
+    pieces_of,
+    read_training,
+    that_can_be_asked,
+)
 from gptft.generation import prompt_ids
 
 TRAINING = [
@@ -29,7 +37,8 @@ def failing(prompt, answer="?"):
 def test_the_same_prompt_is_the_nearest_by_both_measures(write_lines):
     model, tokenizer = tiny()
     path = write_lines(TRAINING)
-    entries = read_training([path], {})
+    entries, lost = read_training([path], {})
+    assert not lost
     failures = [failing(record["question"]) for record in TRAINING]
     rows = list(find_nearest(model, tokenizer, failures, entries, {}, {}))
     for line, (row, record) in enumerate(zip(rows, TRAINING, strict=True), 1):
@@ -47,7 +56,7 @@ def test_what_was_asked_is_no_lesson_to_itself(write_lines):
     """A run's own file holds its test records, too."""
     model, tokenizer = tiny()
     path = write_lines(TRAINING)
-    entries, files = read_training([path], {}), {str(path)}
+    (entries, _), files = read_training([path], {}), {str(path)}
     failures = [failing("?") | {"record": TRAINING[0]}]
     (row,) = find_nearest(model, tokenizer, failures, entries, {}, {}, files)
     assert TRAINING[0] not in [each["record"] for each in row["nearest"]] and len(row["nearest"]) >= 3
@@ -89,3 +98,13 @@ def test_training_data_without_prompts_is_refused(tmp_path, write_lines):
     path = write_lines([{"text": "Once upon a time."}])
     with pytest.raises(UserError, match="no record with a prompt and a response"):
         read_training([path], {})
+
+
+def test_what_is_no_lesson_is_counted(write_lines):
+    """A record that cannot be read was left out without a word; one that the template has no place for ended all."""
+    talk = [{"role": role, "content": "Hm?"} for role in ("user", "assistant", "user", "assistant")]
+    path = write_lines([TRAINING[0], {"question": 5, "answer": "x"}, {"text": "Once."}, {"messages": talk}])
+    entries, lost = read_training([path], {})
+    assert [entry.line for entry in entries] == [1, 4] and lost == 2
+    _, tokenizer = tiny(template="alpaca")
+    assert [entry.line for entry in that_can_be_asked(tokenizer, entries, {})] == [1]

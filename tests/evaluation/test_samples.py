@@ -50,6 +50,15 @@ def test_figures_are_means_over_the_questions():
     assert found["exact_match"]["pass@4"]["value"] == 0.5
 
 
+def test_answers_without_a_number_agree_in_none():
+    """Eight answers that say no number at all were 100% agreement, and outvoted those that say one."""
+    rows = [{"expected": "#### 4", "samples": {"after": ["no", "none", "it is 4", "never"]}}]
+    figures = measure_samples(rows, "after")["number_match"]
+    assert figures["agreement"]["value"] == 0.0 and figures["majority"]["value"] in (0.0, 1.0)
+    rows[0]["samples"]["after"] = ["no", "no", "4", "it is 4"]
+    assert measure_samples(rows, "after")["number_match"]["majority"]["value"] == 1.0
+
+
 def test_where_numbers_count_answers_agree_by_the_number_that_they_come_to():
     """Of reasoning that goes different ways to one number no two would be the same, and there were no majority."""
     answers = ["2 and 2 is 4\n#### 4", "twice 2\n#### 4.0", "it is 5"]
