@@ -72,7 +72,7 @@ def need(*packages: str) -> None:
     """Raise UserError, naming the extra, for a peer that is not installed."""
     for package in packages:
         if importlib.util.find_spec(package) is None:
-            raise need_extra(package, "bench", "this benchmark")
+            raise need_extra(package, "dev,bench", "this benchmark")
 
 
 def temporary() -> tempfile.TemporaryDirectory:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
 from itertools import takewhile
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from benchmarks import common, real, results
 from benchmarks.default import python
 
 ASKED, SHOWN, NEW = 100, 6, 40
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+PICTURE = (1100, 1500)  # of the report: what of it is shown, in pixels
 TRAIN = [
     "--epochs",
     "1",
@@ -62,6 +65,7 @@ def main(argv: list[str]) -> None:
         result["summary"] = summarise(folder / "run", console)
         if common.results_folder(options) == results.FOLDER:
             shutil.copy(folder / "run/loss.png", results.DOCS / "loss-smollm2.png")
+            take_picture(folder / "run/report.html", results.DOCS / "report-smollm2.png")
         python(
             options, folder, "-m", "gptft", "export", "run/best", "tuned.gguf", "--format", "gguf", "--dtype", "fp32"
         )
@@ -75,6 +79,15 @@ def main(argv: list[str]) -> None:
             same = sum(a == b["ids"][0] for a, b in zip(ours["answers"], theirs, strict=True))
             result["llamacpp"] = {"version": theirs[0]["version"], "same": same, "asked": len(theirs), "new": new}
     results.save(result, common.results_folder(options))
+
+
+def take_picture(page: Path, to: Path) -> None:
+    """What a browser shows of the beginning of a page. Without a browser there is no new picture."""
+    browser = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if browser:
+        size = f"--window-size={PICTURE[0]},{PICTURE[1]}"
+        words = ["--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", size, f"--screenshot={to}"]
+        subprocess.run([browser, *words, page.as_uri()], check=True, capture_output=True, timeout=120)
 
 
 def summarise(run: Path, console: list[str]) -> dict:

@@ -12,13 +12,14 @@ ABOVE = 0.02  # by this share the last validation loss must lie above the lowest
 
 class Course(NamedTuple):
     """What became of the validation loss: of the first, the lowest and the last evaluation the step and the loss.
-    `rose`: at the end it lies above its lowest by more than ABOVE; `overfits`: and the training loss fell meanwhile."""
+    `rose`: at the end it lies above its lowest by more than ABOVE; `overfits`: and the training loss fell meanwhile,
+    None where too few steps were logged to tell."""
 
     first: tuple[int, float]
     lowest: tuple[int, float]
     last: tuple[int, float]
     rose: bool
-    overfits: bool
+    overfits: bool | None
 
 
 def find_course(steps: Sequence[dict], evaluations: Sequence[dict]) -> Course | None:
@@ -30,4 +31,5 @@ def find_course(steps: Sequence[dict], evaluations: Sequence[dict]) -> Course | 
     rose = points[-1][1] > lowest[1] * (1 + ABOVE)
     smoothed = smooth([(row["step"], row["loss"]) for row in steps])
     since = [loss for step, loss in smoothed if step >= lowest[0]]
-    return Course(points[0], lowest, points[-1], rose, rose and len(since) > 1 and since[-1] < since[0])
+    overfits = (since[-1] < since[0] if len(since) > 1 else None) if rose else False
+    return Course(points[0], lowest, points[-1], rose, overfits)

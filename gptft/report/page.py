@@ -32,7 +32,7 @@ from gptft.training import Evaluation, Event
 NAME = "report.html"
 SIGN = '<meta name="generator" content="gptft report">'  # by which a page of ours is known
 UNMADE = "This part could not be made of the files"
-AGAIN = 10  # seconds after which the page of a run that is going on is loaded anew
+AGAIN = 30  # seconds after which the page of a run that is going on is loaded anew
 SHARE = 0.05  # of a run's time, that its page may take at most
 
 # anchor -> the heading, and the function that makes what stands under it

@@ -35,12 +35,16 @@ def write_results(
             say("\n" + score_table("exact_match", summary["exact_match"]))
     if evaluation:
         say("\n" + describe_evaluation(evaluation))
-    if stubborn := describe_stubborn(write_training_losses(out_dir)):
-        say("\n" + stubborn)
     for name, content in (("evaluation", evaluation), ("summary", summary)):
         if content:
             with atomic_write(out_dir / f"{name}.json") as file:
                 json.dump(content, file, indent=1)
+    made = {"lost.jsonl": lost, "responses.jsonl": rows, "evaluation.json": evaluation}
+    made |= {"losses.jsonl": "likelihood" in evaluation, "forgetting.jsonl": "forgetting" in evaluation}
+    for name in (name for name, content in made.items() if not content):
+        (out_dir / name).unlink(missing_ok=True)  # of an earlier end, from which the run was gone on with
+    if stubborn := describe_stubborn(write_training_losses(out_dir)):
+        say("\n" + stubborn)
     if not plot_losses(read_metrics(out_dir / "metrics.jsonl"), out_dir / "loss.png"):
         say("no loss.png: drawing it needs matplotlib (pip install 'gptft[plot]')")
     write_report(out_dir)

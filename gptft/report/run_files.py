@@ -34,7 +34,7 @@ class RunFiles:
 
     @property
     def name(self) -> str:
-        return self.folder.name
+        return self.folder.resolve().name
 
     @property
     def steps(self) -> list[dict]:

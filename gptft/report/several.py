@@ -15,7 +15,11 @@ from gptft.report.plot import smooth
 from gptft.report.run_files import RunFiles
 from gptft.report.story import tell
 from gptft.report.svg import Line, line_chart
-from gptft.run.tables import bounds, number, percent
+from gptft.run.tables import TOPIC, bounds, number, percent
+
+# the settings that say what the validation loss is measured on
+MEASURED_BY = ("init", "seed", "data", "val_data", "val_fraction", "fields", "template", "thinking", "mask_prompt")
+MEASURED_BY += ("max_length", "truncation", "bad_records")
 
 
 def page_of_several(runs: Sequence[RunFiles]) -> str:
@@ -51,7 +55,9 @@ def best(named: dict[str, RunFiles]) -> str:
         return "None of the runs has a validation loss."
     name = min(lowest, key=lambda name: lowest[name][1])
     step, loss = lowest[name]
-    return f"The lowest validation loss is that of {name}: {loss:.4g} nats a target, at step {step:,}."
+    said = f"The lowest validation loss is that of {name}: {loss:.4g} nats a target, at step {step:,}"
+    alike = all(len({json.dumps(run.config.get(key)) for run in named.values()}) == 1 for key in MEASURED_BY)
+    return said + ("." if alike else "; but the runs differ in what it is measured on (below).")
 
 
 def curves(named: dict[str, RunFiles]) -> list | None:
@@ -83,6 +89,9 @@ def metrics(named: dict[str, RunFiles]) -> list | None:
     for name in dict.fromkeys(name for each in kept for name in each.get("metrics", {})):
         found = [each.get("metrics", {}).get(name, {}).get("all", {}).get(SIDES[1]) for each in kept]
         rows.append([describe_metric(name), *(bounds(one, percent) if one else "" for one in found)])
+    for what, name in TOPIC.items():
+        found = [each.get("topic", {}).get(what, {}).get(SIDES[1]) for each in kept]
+        rows.append([name, *(bounds(one, percent) if one else "" for one in found)])
     rows = [row for row in rows if any(row[1:])]
     note = "Bounds that overlap leave it open which run is better, and only figures of the same test records compare."
     return (

@@ -34,10 +34,13 @@ def begin(run: RunFiles) -> str:
     parameters = f"{amount(summary['parameters'], '').strip()} parameters"
     if summary["trainable_parameters"] != summary["parameters"]:
         parameters += f", of them {amount(summary['trainable_parameters'], '').strip()} in adapters that were trained"
-    passes = run.metrics[-1]["epoch"] if run.metrics else 0.0
+    over = ""  # how long a stream is, is not known
+    if not run.config.get("stream"):
+        seen = summary["train_samples_per_second"] * summary["train_runtime"]
+        over = f" {count(seen / max(summary['train_examples'], 1), 'pass', 'passes')} over the data,"
     return (
         f"{what} ({parameters}) was trained on {summary['train_examples']:,} examples of {data}: "
-        f"{summary['steps']:,} steps, {count(passes, 'pass', 'passes')} over the data, in "
+        f"{summary['steps']:,} steps,{over} in "
         f"{duration(summary['train_runtime'])} on {summary['device']} in {summary['precision']}."
     )
 
@@ -55,6 +58,8 @@ def loss(course: Course | None, run: RunFiles) -> str:
     if course.overfits:
         kept = "; the weights that are kept are those of before" if run.summary.get("best_step") == step else ""
         return f"{fell}; then it rose to {last:.3g} while the training loss fell: there the model overfits{kept}."
+    if course.overfits is None:
+        return f"{fell}; then it rose to {last:.3g}; too few steps were logged to say whether it overfits."
     if course.rose:
         return f"{fell}; then it rose to {last:.3g}, and so did the training loss: it is unsteady, not overfitting."
     ended = ", where it was still falling" if step == course.last[0] else ""

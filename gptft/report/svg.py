@@ -113,7 +113,8 @@ def legend(lines: Sequence[Line]) -> Element:
 
 
 def look(line: Line) -> str:
-    return f"line look{line.look % LOOKS}" + (" faint" if line.faint else "")
+    turn = line.look // LOOKS  # of more lines than looks the further ones are thicker
+    return f"line look{line.look % LOOKS}" + (f" turn{min(turn, 3)}" if turn else "") + (" faint" if line.faint else "")
 
 
 def draw_line(x: Scale, y: Scale, line: Line, across: str, show: str) -> list[Element]:

@@ -16,7 +16,7 @@ from gptft.run import console
 from gptft.run.console import say
 from gptft.run.loggers import open_loggers
 from gptft.run.metrics_file import Metrics
-from gptft.run.record_losses import MOST, TrainingLosses
+from gptft.run.record_losses import MOST, TrainingLosses, keep_none
 from gptft.run.rehearsal import LESS_TO_EVALUATE, LESS_TO_TRAIN
 from gptft.run.signals import Interruption, catch_signals, how_to_resume
 from gptft.tokenizer import Tokenizer
@@ -77,6 +77,8 @@ class Keeper:
         ]
         if total * config.batch_size * config.grad_accum <= MOST and not config.stream:
             self.logs.append(TrainingLosses(out_dir, state.progress))
+        else:
+            keep_none(out_dir)
         self.bar = console.Bar(total, state.progress.step)
         self.signals: list[int] = []
 

@@ -29,7 +29,7 @@ class TensorBoard:
     def __init__(self, folder: Path, progress: Progress, log_every: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self.writer = SummaryWriter(str(folder), purge_step=progress.step + 1 if progress.step else None)
+        self.writer = SummaryWriter(str(folder), purge_step=progress.step + 1 if progress.step else 0)
         self.log_every = log_every
 
     def write(self, event: Step | Evaluation) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from gptft.files import atomic_write
 from gptft.training import Evaluation, Progress, Step
@@ -15,9 +17,8 @@ class StepFile:
     does not count is taken out: a killed run may have logged more than it saved, and that will come again."""
 
     def __init__(self, path: Path, counts: Callable[[dict], bool]) -> None:
-        kept = [row for row in read_metrics(path) if counts(row)]
         with atomic_write(path) as file:
-            file.writelines(json.dumps(row) + "\n" for row in kept)
+            file.writelines(json.dumps(row) + "\n" for row in iterate(path) if counts(row))
         self.file = open(path, "a", encoding="utf-8")
 
     def add(self, row: dict) -> None:
@@ -50,12 +51,22 @@ def row_of(event: Step | Evaluation, log_every: int) -> dict | None:
     return {key: value for key, value in vars(event).items() if key != "trained"}
 
 
+def iterate(path: Path) -> Iterator[dict]:
+    """The rows of such a file, one by one, for there may be a million; a last line that was cut off is left out."""
+    if path.exists():
+        with open(path, encoding="utf-8") as file:
+            for line in file:
+                try:
+                    yield json.loads(line, object_pairs_hook=with_shared_keys)
+                except json.JSONDecodeError:
+                    break
+
+
+def with_shared_keys(pairs: list[tuple[str, Any]]) -> dict:
+    """Each key in memory once, and not once a row."""
+    return {sys.intern(key): value for key, value in pairs}
+
+
 def read_metrics(path: Path) -> list[dict]:
-    """The rows of such a file; a last line that was cut off is left out."""
-    rows = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return rows
+    """All rows of such a file."""
+    return list(iterate(path))

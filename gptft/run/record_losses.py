@@ -15,7 +15,7 @@ import numpy as np
 
 from gptft.collate import Batch
 from gptft.files import write_json_lines
-from gptft.run.metrics_file import StepFile, read_metrics
+from gptft.run.metrics_file import StepFile, iterate
 from gptft.training import Evaluation, Progress, Step
 
 STEPS = ".training-losses.jsonl"  # by step, in a run's folder; it grows with the run
@@ -37,6 +37,12 @@ class TrainingLosses(StepFile):
         self.add({"step": event.step, "pass": math.ceil(event.epoch) - 1, "records": records})
 
 
+def keep_none(out_dir: Path) -> None:
+    """Of a run that is too long, or a stream: take away what a shorter beginning of it has kept."""
+    for name in (STEPS, RECORDS):
+        (out_dir / name).unlink(missing_ok=True)
+
+
 def by_record(batch: Batch, losses: np.ndarray) -> list[tuple[str, int, float, int]]:
     """(file, line, nats, targets) of each row that has a target."""
     row = batch.scored.cpu().numpy() // batch.idx.size(1)  # whose target it is
@@ -50,7 +56,7 @@ def write_training_losses(out_dir: Path) -> list[dict]:
     (nats a target, pass by pass), and `stubborn`, their mean over the passes that all records were met in, but for the
     first, when nothing is learned yet. A record's chunks are added up. -> the rows; [] where the run keeps none."""
     sums: dict = defaultdict(lambda: defaultdict(lambda: np.zeros(2)))
-    for row in read_metrics(out_dir / STEPS):
+    for row in iterate(out_dir / STEPS):
         for file, line, nats, targets in row["records"]:
             sums[file, line][row["pass"]] += nats, targets
     whole = min(map(len, sums.values()), default=0)  # a pass that was broken off has some of the records alone

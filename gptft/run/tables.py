@@ -116,7 +116,9 @@ def describe_price(found: dict, likelihood: dict | None) -> str:
     rise = f"the perplexity on the general text went from {' to '.join(sides)}."
     if gained and gained["differs"] and gained["value"] < 0:
         return f"The gain on the test set was paid for elsewhere: {rise}"
-    return f"It has lost elsewhere, too: {rise}"
+    if gained and gained["differs"]:
+        return f"It has lost elsewhere, too: {rise}"
+    return f"It has lost elsewhere: {rise}"
 
 
 def describe_samples(samples: dict[str, dict], generations: int, temperature: float) -> str:

@@ -152,7 +152,8 @@ def test_a_gain_that_costs_the_rest_is_said():
     assert "paid for elsewhere: the perplexity on the general text went from 20.0855 to 24.5325" in said(
         (0.2, True), (-0.5, True)
     )
-    assert "It has lost elsewhere, too" in said((0.2, True), (-0.5, False))
+    assert "It has lost elsewhere, too:" in said((0.2, True), (0.5, True))
+    assert "It has lost elsewhere:" in said((0.2, True), (-0.5, False))  # nothing says that it lost on the test set
     for general in ((0.2, False), (-0.2, True)):
         assert "elsewhere" not in said(general, (-0.5, True))
 

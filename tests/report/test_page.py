@@ -17,7 +17,9 @@ from gptft.report import page
 from gptft.report.overfitting import find_course
 from gptft.report.page import PARTS, page_of, write_page
 from gptft.report.parts.answers import LONGEST, OUTCOMES, ROWS, outcome_of
+from gptft.report.parts.tokens import LEAD
 from gptft.report.run_files import read_run
+from gptft.report.several import page_of_several
 from gptft.report.story import tell
 from gptft.run.metrics_file import read_metrics
 
@@ -277,7 +279,7 @@ FALLING = [1 / n for n in range(1, 61)]
         (FALLING, [3, 2, 1, 0.8, 0.9, 1.1, 1.4], 30, True, True),
         (FALLING, [3, 2, 1, 0.8, 0.81, 0.8, 0.81], 30, False, False),  # the noise of a small split
         (FALLING[::-1], [3, 2, 1, 0.8, 0.9, 1.1, 1.4], 30, True, False),  # both rise: it is unsteady
-        ([], [3, 1, 2], 10, True, False),  # --log_every above the number of steps
+        ([], [3, 1, 2], 10, True, None),  # --log_every above the number of steps
     ],
 )
 def test_overfitting_is_told_from_noise_and_from_a_run_that_is_unsteady(training, validation, lowest, rose, overfits):
@@ -301,6 +303,7 @@ def test_the_paragraph_says_whether_it_overfits_and_where(tmp_path):
     assert "it is unsteady, not overfitting" in story(tmp_path, FALLING[::-1], [3, 2, 1, 0.8, 0.9, 1.1, 1.4])
     assert "No step lowered the validation loss" in story(tmp_path, FALLING, [1, 2, 3])
     assert "No validation loss was measured" in story(tmp_path, FALLING, [])
+    assert "too few steps were logged to say whether it overfits" in story(tmp_path, [], [3, 1, 2])
 
 
 def test_no_difference_is_told_that_the_figures_do_not_show(finished, tmp_path):
@@ -334,12 +337,97 @@ def test_nothing_of_the_data_becomes_an_element(hostile):
     assert "document.title = 'owned'" in reader.text and page.UNMADE not in reader.text  # it is there, as text
 
 
-@pytest.mark.parametrize("gained, words", [(-0.5, "was paid for elsewhere"), (0.0, "It has lost elsewhere, too")])
+@pytest.mark.parametrize(
+    "gained, words",
+    [(-0.5, "was paid for elsewhere"), (0.5, "It has lost elsewhere, too:"), (0.0, "It has lost elsewhere:")],
+)
 def test_the_paragraph_says_paid_for_only_of_a_gain(finished, tmp_path, gained, words):
     """It once said so of any loss."""
     folder = copy(finished, tmp_path / "run")
     evaluation = json.loads((folder / "evaluation.json").read_text())
     evaluation["forgetting"]["general"]["difference"]["loss"] |= {"value": 0.2, "differs": True}
-    evaluation["likelihood"]["difference"]["loss"] |= {"value": gained, "differs": gained < 0}
+    evaluation["likelihood"]["difference"]["loss"] |= {"value": gained, "differs": gained != 0}
     (folder / "evaluation.json").write_text(json.dumps(evaluation))
     assert words in tell(read_run(folder))
+
+
+def test_what_an_earlier_end_has_left_is_not_shown_as_of_this_one(finished, tmp_path):
+    """A finished run that was gone on with without test prompts kept the answers of its old weights on its page."""
+    folder = copy(finished, tmp_path / "run")
+    settings = {**QUICK, "val_fraction": 0.2, "init": str(finished.parent / "start" / "last"), "lr": 3e-3}
+    settings |= {"data": str(finished.parent / "train.jsonl"), "test_data": str(finished.parent / "test.jsonl")}
+    finetune(**settings | {"max_steps": 20, "eval_every": 4, "test_samples": 0}, out_dir=folder, resume=True)
+    assert not (folder / "responses.jsonl").exists() and not (folder / "forgetting.jsonl").exists()
+    evaluation = json.loads((folder / "evaluation.json").read_text())
+    assert set(evaluation) == {"likelihood"}
+    run = read_run(folder)
+    assert not run.responses and "20 steps" in text_of(page_of(run)) and '<section id="answers"' not in page_of(run)
+
+
+def test_passes_are_counted_whatever_was_logged(finished, tmp_path):
+    """With --log_every above the number of steps a run of two passes was one of none."""
+    folder = copy(finished, tmp_path / "run")
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["train_examples"] == 32 and "16 steps, 2 passes over the data" in tell(read_run(folder))
+    (folder / "metrics.jsonl").write_text("")
+    assert "16 steps, 2 passes over the data" in tell(read_run(folder))
+    config = (folder / "config.toml").read_text()
+    (folder / "config.toml").write_text(config.replace("stream = false", "stream = true"))
+    assert "pass" not in tell(read_run(folder))
+
+
+def test_topics_are_among_the_figures_of_the_page(finished, tmp_path):
+    """The console had them, and the page did not."""
+    folder = copy(finished, tmp_path / "run")
+    evaluation = json.loads((folder / "evaluation.json").read_text())
+    evaluation["topic"] = {"deflected": evaluation["metrics"]["exact_match"]["all"]}
+    (folder / "evaluation.json").write_text(json.dumps(evaluation))
+    assert "off topic, deflected" in text_of(page_of(read_run(folder)))
+    assert "off topic, deflected" in text_of(page_of_several([read_run(folder), read_run(finished)]))
+
+
+def test_mistakes_of_the_answer_before_are_told_from_those_of_the_answer(finished):
+    """A mended answer carried those of the old one, and each button counted both."""
+    said = text_of(page_of(read_run(finished)))
+    assert "repetitive (7)" in said and "before: too long" in said and "too long (20)" not in said
+
+
+def test_of_a_long_prompt_the_targets_are_shown(finished, tmp_path):
+    folder = copy(finished, tmp_path / "run")
+    rows = [json.loads(line) for line in (folder / "tokens.jsonl").read_text().splitlines()][:1]
+    for key, value in (("tokens", "long "), ("kinds", "masked"), ("before", None), ("after", None)):
+        rows[0][key] = [value] * 600 + rows[0][key]
+    (folder / "tokens.jsonl").write_text(json.dumps(rows[0]) + "\n")
+    said = text_of(page_of(read_run(folder)))
+    first = next(n for n, loss in enumerate(rows[0]["after"]) if loss is not None)
+    assert f"({first - LEAD:,} tokens before) ..." in said and f"{rows[0]['after'][first]:.4f}" in said
+
+
+def test_what_is_long_is_cut_and_the_page_says_so(finished, tmp_path):
+    """A row an evaluation, a column a pass, a row a family: a page of megabytes."""
+    folder = copy(finished, tmp_path / "run")
+    evaluations = [{"step": n, "epoch": 0.0, "eval_loss": 1.0} for n in range(1000)]
+    with open(folder / "metrics.jsonl", "a") as file:
+        file.writelines(json.dumps(row) + "\n" for row in evaluations)
+    summary = json.loads((folder / "summary.json").read_text()) | {"steps": 1000}
+    summary["ledger"]["data"]["shards"] = 3
+    (folder / "summary.json").write_text(json.dumps(summary))
+    rows = [{"file": "a", "line": n, "targets": 1, "losses": [0.5] * 300, "stubborn": 0.5} for n in range(3)]
+    (folder / "training_losses.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    evaluation = json.loads((folder / "evaluation.json").read_text())
+    families = evaluation["metrics"]["exact_match"]["families"]
+    families |= {f"family {n} " + "x" * 2000: families["a"] for n in range(200)}
+    (folder / "evaluation.json").write_text(json.dumps(evaluation))
+    source = page_of(read_run(folder))
+    said = text_of(source)
+    assert re.search(r"Losses at \d+ of 1,00\d evaluations", said) and "pass 300" in said and "pass 5 " not in said
+    assert "the 50 largest of 202; evaluation.json has all" in said and len(source) < 2_000_000
+    assert "Lengths, the first shard of the training files" in said and page.UNMADE not in said
+
+
+def test_runs_that_are_measured_on_other_records_are_not_set_against_each_other_unsaid(finished, tmp_path):
+    folder = copy(finished, tmp_path / "run")
+    config = (folder / "config.toml").read_text()
+    assert "differ in what it is measured on" not in text_of(page_of_several([read_run(folder), read_run(finished)]))
+    (folder / "config.toml").write_text(config.replace("seed = 123", "seed = 5"))
+    assert "differ in what it is measured on" in text_of(page_of_several([read_run(folder), read_run(finished)]))

@@ -36,7 +36,8 @@ WORDS = {"outcome": lambda name: name.replace("-", " "), "family": str, "mistake
 
 
 class Answer(NamedTuple):
-    """A row of responses.jsonl as the page shows it, and the `line` on which it stands there."""
+    """A row of responses.jsonl as the page shows it, and the `line` on which it stands there. `mistakes` are those of
+    the answer after, by which the filter goes, `earlier` those of the one before."""
 
     line: int
     prompt: str
@@ -46,6 +47,7 @@ class Answer(NamedTuple):
     outcome: str
     family: str
     mistakes: tuple[str, ...]
+    earlier: tuple[str, ...]
     note: str
 
 
@@ -87,7 +89,7 @@ def read_answer(line: int, row: dict, fields: dict) -> Answer:
         *(str(row.get(key, "")) for key in ("expected", "before", "after")),
         outcome_of(row),
         family if isinstance(family, str) else "",
-        tuple(dict.fromkeys(name for side in ("after", "before") for name in mistakes.get(side, ()))),
+        *(tuple(dict.fromkeys(mistakes.get(side, ()))) for side in ("after", "before")),
         str(row.get("left_out", "")),
     )
 
@@ -109,7 +111,7 @@ def shown_answers(run: RunFiles) -> list[Answer]:
     shown, letters = [], 0
     for line, row in enumerate(run.responses[:ROWS] if run.summary else (), 1):
         each = read_answer(line, row, run.config.get("fields") or {})
-        letters += sum(min(len(text), LONGEST) for text in each[1:5])
+        letters += sum(min(len(text), LONGEST) for text in (*each[1:5], each.family))
         if letters > LETTERS and shown:
             break
         shown.append(each)
@@ -132,9 +134,10 @@ def answer_row(each: Answer, groups: dict[str, list[str]]) -> Element:
     )
     about = [
         element("b", WORDS["outcome"](each.outcome), class_=f"outcome {each.outcome}"),
-        element("small", each.note or each.family),
+        element("small", each.note or cut(each.family)),
     ]
     about += [element("small", WORDS["mistake"](name), class_="mistake") for name in each.mistakes]
+    about += [element("small", f"before: {WORDS['mistake'](name)}") for name in each.earlier]
     texts = {"prompt": each.prompt, "expected": each.expected, "before": each.before, "after": each.after}
     cells = [
         element("td", cut(text), dir="auto", data_label=label) for label, text in texts.items() if label != "prompt"
@@ -152,10 +155,13 @@ def fieldset(kind: str, names: Sequence[str], shown: Sequence[Answer]) -> Elemen
     counts = Counter(name for each in shown for name in marks_of(each, kind))
     choices = [("all", f"all ({len(shown):,})", "")]
     choices += [
-        (str(n), f"{WORDS[kind](name)} ({counts[name]:,})", OUTCOMES.get(name, "")) for n, name in enumerate(names)
+        (str(n), f"{cut(WORDS[kind](name))} ({counts[name]:,})", OUTCOMES[name] if kind == "outcome" else "")
+        for n, name in enumerate(names)
     ]
     buttons = []
     for value, words, about in choices:
         radio = element("input", type="radio", name=kind, id=f"{kind}-{value}", value=value, checked=value == "all")
         buttons += [element("label", radio, element("span", words), title=about or None)]
+    if len(counts) > len(names):
+        buttons.append(element("small", f"and {len(counts) - len(names):,} more, without a button"))
     return element("fieldset", element("legend", f"by {kind}"), buttons)

@@ -44,11 +44,17 @@ def data(run: RunFiles) -> list | None:
             [label.format(key), *(f"{ledger.get(what, {}).get(key, 0):,}" for ledger in ledgers.values())]
             for key in keys[:LOST]
         ]
+        if len(keys) > LOST:
+            books.append([f"(and {len(keys) - LOST:,} more such lines, in summary.json)", *[""] * len(ledgers)])
     return [
         element("p", describe_template(ledgers["data"].get("template"))),
         table("Records and tokens", head, books),
         splits(ledgers),
-        [lengths(NAMES.get(name, name), ledger["lengths"]) for name, ledger in ledgers.items() if "lengths" in ledger],
+        [
+            lengths(measured_of(name, ledger), ledger["lengths"])
+            for name, ledger in ledgers.items()
+            if "lengths" in ledger
+        ],
         findings(ledgers["data"].get("findings")),
         lost(run.lost),
     ]
@@ -69,6 +75,11 @@ def splits(ledgers: dict) -> Element:
             numbers = (books["examples"], books["targets"] + books["tokens_masked"], books["targets"])
             rows.append([SPLITS.get(part, part), *(f"{number:,}" for number in numbers)])
     return table("The splits", ["split", "examples", "tokens", "of them targets"], rows)
+
+
+def measured_of(name: str, ledger: dict) -> str:
+    """Whose lengths they are: of a stream they are taken before the first step."""
+    return ("the first shard of the " if ledger.get("shards", 1) > 1 else "") + NAMES.get(name, name)
 
 
 def lengths(name: str, measured: dict) -> Element:

@@ -9,6 +9,7 @@ from gptft.run.tables import bounds, difference, number
 KINDS = {"general": "general text", "own_answers": "its own answers of before"}
 SHOWN = 40  # training records that are named
 LONGEST = 300  # characters of a text
+PASSES = 10  # that have a column: of more the first two and the last
 
 
 def forgetting(run: RunFiles) -> list | None:
@@ -30,7 +31,12 @@ def forgetting(run: RunFiles) -> list | None:
         "less likely; how much is the question."
     )
     texts = [
-        [KINDS.get(row["kind"], row["kind"]), row["text"][:LONGEST], f"{row['before']:.3f}", f"{row['after']:.3f}"]
+        [
+            KINDS.get(row["kind"], row["kind"]),
+            row["text"] if len(row["text"]) <= LONGEST else f"{row['text'][:LONGEST]} ...",
+            f"{row['before']:.3f}",
+            f"{row['after']:.3f}",
+        ]
         for row in sorted(run.forgetting, key=lambda row: row["before"] - row["after"])
     ]
     caption = "By how much each text has become less likely, the most first; all are in forgetting.jsonl"
@@ -47,11 +53,13 @@ def stubborn(run: RunFiles) -> list | None:
     if min((len(row["losses"]) for row in rows), default=0) < 2:  # nothing tells a hard record from an early one
         return None
     passes = max(len(row["losses"]) for row in rows)
+    numbers = list(range(passes)) if passes <= PASSES else [0, 1, *range(passes - PASSES + 2, passes)]
     named = []
     for row in rows[:SHOWN]:
         losses = [f"{loss:.3f}" for loss in row["losses"]]
-        named.append([row["file"], row["line"], row["targets"], *losses, *[""] * (passes - len(losses))])
-    head = ["file", "line", "targets", *(f"pass {n}" for n in range(1, passes + 1))]
+        losses += [""] * (passes - len(losses))
+        named.append([row["file"], row["line"], row["targets"], *(losses[n] for n in numbers)])
+    head = ["file", "line", "targets", *(f"pass {n + 1}" for n in numbers)]
     part = f"The first {SHOWN} of {len(rows):,}" if len(rows) > SHOWN else f"All {len(rows):,}"
     caption = f"{part} by the mean loss after the first pass, nats a target; all are in training_losses.jsonl"
     words = (

@@ -7,13 +7,18 @@ import math
 from gptft.evaluation.compare import SIDES
 from gptft.evaluation.metrics import describe_metric
 from gptft.report.html import Element, details, element, table
-from gptft.report.parts.answers import shown_answers
+from gptft.report.parts.answers import cut, shown_answers
 from gptft.report.run_files import RunFiles
 from gptft.report.svg import cloud_chart
-from gptft.run.tables import bounds, difference, number, percent
+from gptft.run.tables import TOPIC, bounds, difference, number, percent
 
 HARDEST = 40  # records that are named
 DOTS = 1000  # records that are drawn
+FAMILIES = 50  # that have a row under each metric
+BOUNDS = (
+    "A difference is called one only where its bounds leave out 0. The bounds speak of other records of the same kind, "
+    "not of another seed."
+)
 
 
 def metrics(run: RunFiles) -> list | None:
@@ -23,15 +28,12 @@ def metrics(run: RunFiles) -> list | None:
     rows = loss_rows(run.evaluation.get("likelihood"))
     for name, tables in run.evaluation.get("metrics", {}).items():
         rows.append(metric_row(describe_metric(name), tables["all"]))
+    rows += [metric_row(TOPIC[what], found) for what, found in run.evaluation.get("topic", {}).items()]
     head = ["metric", "n", "before", "after", "difference", "won, lost, tied", "sign test"]
     absent = [f"{describe_metric(name)}: {why}" for name, why in run.evaluation.get("not_measured", {}).items()]
     return [
-        table("Figures with their bounds of 95%", head, rows, "figures"),
-        element(
-            "p",
-            "A difference is called one only where its bounds leave out 0. The bounds speak of other records "
-            "of the same kind, not of another seed.",
-        ),
+        table("Figures with their bounds of 95%", head, rows, "figures") if rows else None,
+        element("p", BOUNDS) if rows else None,
         families(run.evaluation),
         answer_lengths(run.evaluation.get("lengths")),
         details("Not measured", element("ul", [element("li", line) for line in absent])) if absent else None,
@@ -70,9 +72,13 @@ def families(evaluation: dict) -> list[Element]:
     head = ["family", "n", "before", "after", "difference", "won, lost, tied", "sign test"]
     folded = []
     for name, tables in evaluation.get("metrics", {}).items():
-        rows = [metric_row(family, measured) for family, measured in tables.get("families", {}).items()]
+        every = tables.get("families", {})
+        largest = sorted(every, key=lambda family: -every[family]["n"])[:FAMILIES]
+        rows = [metric_row(cut(family), every[family]) for family in every if family in largest]
         if rows:
             words = f"{describe_metric(name)} by family"
+            if len(rows) < len(every):
+                words += f", the {FAMILIES} largest of {len(every):,}; evaluation.json has all"
             folded.append(details(words, table(words, head, rows, "figures")))
     return folded
 
@@ -135,4 +141,5 @@ def cloud(rows: list[dict]) -> Element | None:
     points = [(row["before"], row["after"]) for row in rows if "before" in row][:: math.ceil(len(rows) / DOTS)]
     if not points:
         return None
-    return element("div", cloud_chart("records", "Loss of each test record, nats a target", points), class_="charts")
+    which = "each test record" if len(points) == len(rows) else f"{len(points):,} of {len(rows):,} test records"
+    return element("div", cloud_chart("records", f"Loss of {which}, nats a target", points), class_="charts")

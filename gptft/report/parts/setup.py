@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 
 from gptft.config import FIELDS
 from gptft.report.html import details, element, table
@@ -13,8 +14,8 @@ def setup(run: RunFiles) -> list:
     """What differs from the defaults, everything, the versions, and the command."""
     changed = {name: value for name, value in run.config.items() if name not in FIELDS or value != plain_default(name)}
     commands = (
-        f"python train.py --config {run.folder / 'config.toml'} --out_dir NEW",
-        f"python -m gptft report {run.folder}",
+        f"python train.py --config {shlex.quote(str(run.folder / 'config.toml'))} --out_dir NEW",
+        f"python -m gptft report {shlex.quote(str(run.folder))}",
     )
     return [
         table("Settings that are not the default", ["setting", "value", "default"], settings(changed)),

@@ -8,6 +8,7 @@ from gptft.report.html import Element, details, element, table
 from gptft.report.run_files import RunFiles
 
 TOKENS = 400  # of an example, that are shown
+LEAD = 100  # of them before the first target, of a prompt that is long
 SHADES = {"below 2%": 0.0, "2% to 20%": 0.02, "20% to 50%": 0.2, "50% to 90%": 0.5, "90% and more": 0.9}  # in page.css
 
 
@@ -31,9 +32,16 @@ def example(row: dict) -> Element:
     """One example: its text, coloured, and a line a token, folded."""
     columns = zip(row["tokens"], row["kinds"], row.get("before") or row["after"], row["after"], strict=True)
     spans, lines = [], []
+    first = next((number for number, loss in enumerate(row["after"]) if loss is not None), 0)
+    begin = max(0, first - LEAD) if len(row["tokens"]) > TOKENS else 0
+    if begin:
+        spans.append(element("span", f"({begin:,} tokens before) ... ", class_="masked"))
     for number, (text, kind, before, after) in enumerate(columns):
-        if number == TOKENS:
-            spans.append(element("span", f" ... ({len(row['tokens']) - TOKENS:,} more tokens)", class_="masked"))
+        if number < begin:
+            continue
+        if number == begin + TOKENS:
+            more = len(row["tokens"]) - begin - TOKENS
+            spans.append(element("span", f" ... ({more:,} more tokens)", class_="masked"))
             break
         if after is None:
             said, classes = f"{kind}", "masked"

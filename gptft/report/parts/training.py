@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from gptft.report.html import Element, details, element, table
 from gptft.report.overfitting import find_course
 from gptft.report.plot import smooth
@@ -10,6 +12,7 @@ from gptft.report.svg import Line, Mark, line_chart
 from gptft.run.console import amount, clock
 
 LOSS = "loss, nats a target"
+ROWS = 200  # of the table of evaluations
 
 
 def curves(run: RunFiles) -> list | None:
@@ -57,14 +60,15 @@ def evaluations(run: RunFiles) -> Element | None:
         return None
     trained, read = dict(smooth(pairs(run.steps, "loss"))), dict(run.tokens_by_step())
     score = any(row.get("score") is not None for row in run.evaluations)
-    rows = []
-    for row in run.evaluations:
+    rows, every = [], math.ceil(len(run.evaluations) / ROWS)
+    for row in [*run.evaluations[:-1:every], run.evaluations[-1]]:
         step = row["step"]
         cells = [f"{step:,}", f"{row['epoch']:.2f}", f"{read[step]:,.0f}" if step in read else ""]
         cells += [f"{trained[step]:.4f}" if step in trained else "", f"{row['eval_loss']:.4f}"]
         rows.append(cells + ([f"{row['score']:.1%}" if row.get("score") is not None else ""] if score else []))
     head = ["step", "epoch", "tokens", "training loss, smoothed", "validation loss", *(["score"] if score else [])]
-    return details("The evaluations as a table", table("Losses at each evaluation, nats a target", head, rows))
+    which = "each evaluation" if every == 1 else f"{len(rows):,} of {len(run.evaluations):,} evaluations"
+    return details("The evaluations as a table", table(f"Losses at {which}, nats a target", head, rows))
 
 
 def speed(run: RunFiles) -> list | None:
