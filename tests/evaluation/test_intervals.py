@@ -139,3 +139,10 @@ def test_one_record_tells_nothing_of_others():
 def test_a_difference_is_one_where_0_is_outside():
     assert Interval(0.5, 0.1, 0.9).differs and Interval(-0.5, -0.9, -0.1).differs
     assert not Interval(0.5, 0.0, 0.9).differs and not Interval(0.1, -0.1, 0.9).differs
+
+
+@pytest.mark.parametrize("value, n", [(0.85, 24), (2 / 3, 7), (0.1, 300)])
+def test_scores_that_are_all_alike_tell_no_bounds(value, n):
+    """A judge that says 85 of everything: draws differ in the last bit, and the bounds had no width."""
+    (found,) = intervals([column([value] * n)])
+    assert found.value == pytest.approx(value) and found.low is None and found.high is None
