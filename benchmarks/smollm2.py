@@ -17,8 +17,9 @@ from benchmarks import common, real, results
 from benchmarks.default import python
 
 ASKED, SHOWN, NEW = 100, 6, 40
+RUN = "smollm2-instructions"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-PICTURE = (1100, 1500)  # of the report: what of it is shown, in pixels
+PICTURE = (1100, 1900)  # of the report: what of it is shown, in pixels
 TRAIN = [
     "--epochs",
     "1",
@@ -60,18 +61,18 @@ def main(argv: list[str]) -> None:
     result = common.header("smollm2", options, settings, ["torch", "gguf"])
     with common.temporary() as name:
         folder = Path(name)
-        words = ["--init", str(model), "--data", str(data), "--out_dir", "run", *(QUICK if options.quick else TRAIN)]
+        words = ["--init", str(model), "--data", str(data), "--out_dir", RUN, *(QUICK if options.quick else TRAIN)]
         console = python(options, folder, str(common.REPOSITORY / "train.py"), *words).splitlines()
-        result["summary"] = summarise(folder / "run", console)
+        result["summary"] = summarise(folder / RUN, console)
         if common.results_folder(options) == results.FOLDER:
-            shutil.copy(folder / "run/loss.png", results.DOCS / "loss-smollm2.png")
-            take_picture(folder / "run/report.html", results.DOCS / "report-smollm2.png")
+            shutil.copy(folder / RUN / "loss.png", results.DOCS / "loss-smollm2.png")
+            take_picture(folder / RUN / "report.html", results.DOCS / "report-smollm2.png")
         python(
-            options, folder, "-m", "gptft", "export", "run/best", "tuned.gguf", "--format", "gguf", "--dtype", "fp32"
+            options, folder, "-m", "gptft", "export", f"{RUN}/best", "tuned.gguf", "--format", "gguf", "--dtype", "fp32"
         )
         prompts = [row["prompt"] for row in result["summary"]["answers"]][: 2 if options.quick else SHOWN]
         new = 4 if options.quick else NEW
-        task = {"do": "answer", "model": str(folder / "run/best"), "prompts": prompts, "new": new}
+        task = {"do": "answer", "model": str(folder / RUN / "best"), "prompts": prompts, "new": new}
         ours = common.call("smollm2", task, common.environment(options))
         if real.llamacpp_python():
             file = str(folder / "tuned.gguf")

@@ -23,7 +23,7 @@ def begin(run: RunFiles) -> str:
     """Model, data and duration."""
     summary, start = run.summary, run.config.get("init", "")
     data = ", ".join(map(file_name, run.config.get("data", []))) or "its data"
-    what = "A model from scratch" if start == "tiny" else f"A model that began as {start}"
+    what = "A model from scratch" if start == "tiny" else f"A model that began as {model_name(start)}"
     if not summary:
         state = "is being trained" if run.going_on else "was trained"
         epoch = max((row["epoch"] for row in run.metrics), default=0.0)
@@ -118,6 +118,15 @@ def cost(summary: dict) -> str:
     if summary.get("peak_memory_bytes"):
         parts.append(f"and {amount(summary['peak_memory_bytes'], 'B')} of memory at the peak")
     return ", ".join(parts) + "."
+
+
+def model_name(init: str) -> str:
+    """A word of --init; of a file or folder its name, of a checkpoint with that of its run."""
+    path = Path(init)
+    if not (path.is_absolute() or path.suffix == ".gguf" or path.exists()):
+        return init
+    inside = path.name in ("best", "last") or path.name.startswith("step-")
+    return f"{path.parent.name}/{path.name}" if inside else path.name
 
 
 def file_name(word: str) -> str:

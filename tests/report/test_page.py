@@ -20,7 +20,7 @@ from gptft.report.parts.answers import LONGEST, OUTCOMES, ROWS, outcome_of
 from gptft.report.parts.tokens import LEAD
 from gptft.report.run_files import read_run
 from gptft.report.several import page_of_several
-from gptft.report.story import tell
+from gptft.report.story import model_name, tell
 from gptft.run.metrics_file import read_metrics
 
 QUICK = {"init": "tiny", "test_samples": 2, "max_new_tokens": 2, "precision": "fp32", "threads": 1, "batch_size": 4}
@@ -304,6 +304,19 @@ def test_the_paragraph_says_whether_it_overfits_and_where(tmp_path):
     assert "No step lowered the validation loss" in story(tmp_path, FALLING, [1, 2, 3])
     assert "No validation loss was measured" in story(tmp_path, FALLING, [])
     assert "too few steps were logged to say whether it overfits" in story(tmp_path, [], [3, 1, 2])
+
+
+def test_a_model_goes_by_its_name_and_not_by_its_place(tmp_path):
+    """The paragraph began with the path of a file in somebody's environment."""
+    (tmp_path / "run" / "best").mkdir(parents=True)
+    for init, name in (
+        ("/a/b/x.Q4_1.gguf", "x.Q4_1.gguf"),
+        (str(tmp_path / "run" / "best"), "run/best"),
+        (str(tmp_path / "run"), "run"),
+        ("org/name-1.7B", "org/name-1.7B"),
+        ("gpt2", "gpt2"),
+    ):
+        assert model_name(init) == name
 
 
 def test_no_difference_is_told_that_the_figures_do_not_show(finished, tmp_path):
