@@ -56,10 +56,26 @@ def run_benchmarks(options: Namespace, out: Path | None) -> None:
         apply_chat_template=options.apply_chat_template,
         fewshot_as_multiturn=bool(options.apply_chat_template and tokenizer.template and tokenizer.template.multi_turn),
     )
-    from lm_eval.utils import make_table
-
-    print(make_table(results))
+    print(describe_results(results))
     if out:
         out.mkdir(parents=True, exist_ok=True)
         with atomic_write(out / "benchmarks.json") as file:
             json.dump(results, file, indent=1, default=str)
+
+
+def describe_results(results: dict) -> str:
+    """Every score of the harness in a line: the task, how its answers were filtered, examples in the prompt, the
+    metric, and the value with its standard error, which the harness has of some."""
+    from gptft.run.tables import columns
+
+    lines = [["task", "version", "filter", "shots", "metric", "value", "standard error"]]
+    for task, found in results["results"].items():
+        about = [found.get("alias", task), str(results["versions"].get(task, ""))]
+        for name, value in found.items():
+            metric, comma, kind = name.partition(",")
+            if comma and not metric.endswith("_stderr"):
+                error = found.get(f"{metric}_stderr,{kind}")
+                cells = [f"{each:.4f}" if isinstance(each, float) else "" for each in (value, error)]
+                shots = str(results.get("n-shot", {}).get(task, ""))
+                lines.append([*about, kind, shots, metric, cells[0] or str(value), cells[1]])
+    return columns(lines)
