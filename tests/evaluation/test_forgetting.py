@@ -164,3 +164,10 @@ def test_it_costs_no_more_than_the_test_prompts_may(base):
     remembered = remember(model, tokenizer, FP32, at_most=2, max_new_tokens=4)
     assert len(remembered.examples["general"]) == len(remembered.texts["general"]) == 2
     assert remembered.texts["own_answers"] == generate(model, tokenizer, probes()[:2], 4)
+
+
+def test_an_answer_that_was_cut_off_has_no_end(base):
+    """An end that the base never chose would be a target, and as unlikely before as after."""
+    model, tokenizer = base
+    examples, _ = own_answers(model, tokenizer, probes()[:4], FP32, 3)
+    assert examples and all(example.ids[-1] != tokenizer.stop for example in examples)

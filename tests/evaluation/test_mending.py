@@ -108,3 +108,14 @@ def test_what_is_no_lesson_is_counted(write_lines):
     assert [entry.line for entry in entries] == [1, 4] and lost == 2
     _, tokenizer = tiny(template="alpaca")
     assert [entry.line for entry in that_can_be_asked(tokenizer, entries, {})] == [1]
+
+
+def test_what_was_asked_takes_no_others_place(write_lines, monkeypatch):
+    """It stood nearest to itself, and was taken out of the list afterwards: of one that was wanted none was left."""
+    monkeypatch.setattr("gptft.evaluation.mending.NEAREST", 1)
+    model, tokenizer = tiny()
+    path = write_lines(TRAINING)
+    entries, _ = read_training([path], {})
+    failures = [failing(record["question"]) | {"record": record} for record in TRAINING]
+    for row in find_nearest(model, tokenizer, failures, entries, {}, {}, {str(path)}):
+        assert row["nearest"] and row["record"] not in [each["record"] for each in row["nearest"]]

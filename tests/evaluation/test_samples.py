@@ -78,3 +78,11 @@ def test_samples_of_a_question_do_not_depend_on_the_others_nor_on_the_batch():
     assert len({response.text for response in made[0]}) > 1
     assert sample(model, tokenizer, questions[:1], 3, sampling, 8, batch_size=1) == made[:1]
     assert sample(model, tokenizer, questions, 2, sampling, 8, batch_size=4)[2] == made[2][:2]
+
+
+def test_the_same_question_twice_draws_other_answers():
+    """Questions that shared their random numbers would be right or wrong together, and the bounds too narrow."""
+    model, tokenizer = tiny()
+    twice = [Question({}, Parts(instruction="Who?"), "x")] * 2
+    first, second = sample(model, tokenizer, twice, 3, Sampling(temperature=1.5, seed=3), 8, batch_size=8)
+    assert [each.text for each in first] != [each.text for each in second]
