@@ -49,6 +49,7 @@ def train(options, number: int, folder: Path) -> dict:
     words = [*(QUICK if options.quick else []), *(["--seed", str(number)] if number else [])]
     began = time.perf_counter()
     console = python(options, folder, str(common.REPOSITORY / "train.py"), *words)
+    console = console.replace(f"{common.REPOSITORY}/", "")  # where the project lies is nobody's concern
     seconds = time.perf_counter() - began
     summary = json.loads(Path(folder, RUN, "summary.json").read_text(encoding="utf-8"))
     print(f"run {number + 1}: exact match {summary['test_exact_match']:.2%}, {seconds:.0f} s", file=sys.stderr)
