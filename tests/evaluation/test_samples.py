@@ -54,7 +54,8 @@ def test_answers_without_a_number_agree_in_none():
     """Eight answers that say no number at all were 100% agreement, and outvoted those that say one."""
     rows = [{"expected": "#### 4", "samples": {"after": ["no", "none", "it is 4", "never"]}}]
     figures = measure_samples(rows, "after")["number_match"]
-    assert figures["agreement"]["value"] == 0.0 and figures["majority"]["value"] in (0.0, 1.0)
+    assert figures["agreement"]["value"] == 0.0
+    assert figures["majority"]["value"] == 0.0  # of answers that come once each the first counts, and it says no number
     rows[0]["samples"]["after"] = ["no", "no", "4", "it is 4"]
     assert measure_samples(rows, "after")["number_match"]["majority"]["value"] == 1.0
 
