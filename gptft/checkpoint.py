@@ -37,6 +37,7 @@ from torch import Tensor
 
 from gptft.adapters.frozen import ROUNDED, is_frozen
 from gptft.adapters.lora import adapters_of, lora_state
+from gptft.device import put_rows
 from gptft.errors import UserError
 from gptft.files import sha256_file, sync_directory, sync_tree
 from gptft.formats.tensors import read_bin
@@ -46,8 +47,16 @@ from gptft.tokenizer import Tokenizer
 HASHED_AT_ONCE = 1 << 22  # numbers
 
 
-def save(path: Path, model: GPT, tokenizer: Tokenizer | None, step: int, resume: dict | None = None) -> None:
-    """Write a checkpoint to `path`, replacing one that is there only once the new one is whole and on disk.
+def save(
+    path: Path,
+    model: GPT,
+    tokenizer: Tokenizer | None,
+    step: int,
+    resume: dict | None = None,
+    state: Mapping[str, Tensor] | None = None,
+) -> None:
+    """Write a checkpoint to `path`, replacing one that is there only once the new one is whole and on disk. `state`:
+    what `weights_of` the model would be, where it holds a part of its weights alone.
 
     Raises UserError when the disk is full or cannot be written; what was there before is then untouched.
     """
@@ -68,7 +77,8 @@ def save(path: Path, model: GPT, tokenizer: Tokenizer | None, step: int, resume:
         elif tokenizer:
             tokenizer.save(temporary)
         (temporary / "config.json").write_text(json.dumps(values, indent=1))
-        weights, state = weights_of(model)
+        weights, own = weights_of(model)
+        state = own if state is None else state
         state = {name: tensor.detach().cpu() for name, tensor in state.items()}  # once, to be written and hashed
         with ThreadPoolExecutor(1) as beside:  # the weights' two digests at once: of the file, and of the numbers
             identity = beside.submit(model_id, model, tokenizer, state=state)
@@ -134,6 +144,12 @@ def weights_of(model: GPT) -> tuple[str, dict[str, Tensor]]:
 
 def _beside(path: Path, suffix: str) -> Path:
     return path.parent / f".{path.name}.{suffix}"
+
+
+def is_there(path: Path) -> bool:
+    """Whether there is a folder, or was before a replacement that was cut off."""
+    recover(path)
+    return path.exists()
 
 
 def recover(path: Path) -> None:
@@ -218,7 +234,7 @@ def load_weights(model: GPT, path: Path, dtype: torch.dtype = torch.float32, ver
     with torch.no_grad():
         for name, tensor in wanted.items():
             for start, stop, piece in stored[name].pieces():
-                tensor[start:stop].copy_(piece)
+                put_rows(tensor, start, stop, piece)
     return manifest
 
 

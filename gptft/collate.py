@@ -60,11 +60,11 @@ def collate(examples: Sequence[Example], pad_id: int, mask_prompt: bool = True) 
         targets  .  .  R  R  EOT               ids without the first; '.' is -100: the prompt is not scored
 
     The mask goes by position, never by value, so `pad_id` may be the end-of-text id itself. With `mask_prompt` false
-    every token but the first is a target.
+    every token but the first is a target. No examples make a row of padding, for a pass that changes nothing.
     """
-    T = max(len(example.ids) for example in examples) - 1
-    idx = torch.full((len(examples), T), pad_id, dtype=torch.long)
-    targets = torch.full((len(examples), T), IGNORE, dtype=torch.long)
+    B, T = max(1, len(examples)), max((len(example.ids) for example in examples), default=2) - 1
+    idx = torch.full((B, T), pad_id, dtype=torch.long)
+    targets = torch.full((B, T), IGNORE, dtype=torch.long)
     for row, example in enumerate(examples):
         ids = torch.from_numpy(example.ids.astype(np.int64))
         idx[row, : len(ids) - 1] = ids[:-1]

@@ -1,21 +1,20 @@
 """Every setting, its unit and its default. Values come from the defaults, then a TOML file, then the command line.
 
-Nothing here imports torch, so `python train.py --help` answers at once.
+What a value may be, and how text becomes one, is in `gptft/settings/`. Nothing here or there imports torch, so
+`python train.py --help` answers at once.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
-import math
-import tomllib
-import types
 import typing
 from dataclasses import dataclass, field
-from pathlib import Path
 
-from gptft.errors import UserError, hint, nearest
+from gptft.errors import UserError, hint
 from gptft.files import resource
+from gptft.settings.checks import check
+from gptft.settings.toml import read_toml, toml_value
+from gptft.settings.values import coerce
 
 
 def setting(default, doc: str, choices: tuple[str, ...] = ()):
@@ -94,8 +93,13 @@ class Config:
     # how long
     epochs: float = setting(1.0, "passes over the training split; fractions are allowed")
     max_steps: int = setting(0, "optimizer steps; above 0 it overrides epochs")
-    batch_size: int = setting(8, "examples a micro-batch")
-    grad_accum: int = setting(1, "micro-batches a step; one normalisation over all their targets")
+    batch_size: int = setting(8, "examples a micro-batch; of several processes, in the mean")
+    grad_accum: int = setting(1, "micro-batches a step and process; one normalisation over all their targets")
+    global_batch_size: int = setting(
+        0,
+        "examples a step over all processes, a multiple of batch_size times their number; given, grad_accum follows; "
+        "0: batch_size x grad_accum x processes",
+    )
     batching: str = setting(
         "length",
         "how examples are grouped: of like length (little padding) or at random",
@@ -166,6 +170,15 @@ class Config:
     )
     compile: bool = setting(False, "compile the blocks with torch.compile")
     checkpoint_activations: bool = setting(False, "recompute activations in backward: less memory, more time")
+    shard: str = setting(
+        "auto",
+        "of several processes (torchrun), what each holds: ddp, the whole model; fsdp, a part of every tensor; auto: "
+        "ddp where that fits",
+        ("auto", "ddp", "fsdp"),
+    )
+    stall_timeout: float = setting(
+        10.0, "of several processes, minutes without a sign of life after which one is given up and named; 0: never"
+    )
 
 
 FIELDS = {f.name: f for f in dataclasses.fields(Config)}
@@ -194,205 +207,28 @@ def fields_by_heading() -> dict[str, list[str]]:
     return groups
 
 
-def type_name(kind) -> str:
-    """A type as a user reads it."""
-    if isinstance(kind, types.GenericAlias):
-        if kind.__origin__ is dict:
-            return "a table of KEY=VALUE"
-        return "a list" if kind.__args__[-1] is Ellipsis else f"{len(kind.__args__)} numbers"
-    return {str: "text", int: "a whole number", float: "a number", bool: "true or false"}[kind]
-
-
-def coerce(name: str, value, where: str):
-    """Turn a value from TOML, Python or the command line (text, list of texts) into the field's type.
-
-    Raises UserError naming `where` and the type that is wanted.
-    """
-    kind = TYPES[name]
-    try:
-        if isinstance(kind, types.GenericAlias) and kind.__origin__ is dict:
-            if isinstance(value, dict):
-                pairs = value
-            else:
-                pairs = dict(item.split("=", 1) for item in ([value] if isinstance(value, str) else value))
-            if not all(isinstance(k, str) and isinstance(v, str) for k, v in pairs.items()):
-                raise ValueError
-            return pairs
-        if isinstance(kind, types.GenericAlias):
-            items = [value] if isinstance(value, str | Path) else list(value)
-            if name == "lora_targets":  # a path may hold a comma, the name of a layer does not
-                items = [word for item in items for word in _scalar(str, item).split(",") if word]
-            if kind.__args__[-1] is Ellipsis:
-                return tuple(_scalar(kind.__args__[0], item) for item in items)
-            if len(items) != len(kind.__args__):
-                raise ValueError
-            return tuple(_scalar(k, item) for k, item in zip(kind.__args__, items, strict=True))
-        return _scalar(kind, value)
-    except (KeyError, ValueError, TypeError, OverflowError):
-        raise UserError(f"{where} must be {type_name(kind)}, not {value!r}") from None
-
-
-def _scalar(kind: type, value):
-    """One text, number or truth value as `kind`; ValueError or TypeError where it is none."""
-    if isinstance(value, list | tuple):
-        (value,) = value
-    if kind is bool:
-        return value if isinstance(value, bool) else {"true": True, "false": False}[_lower(value)]
-    if isinstance(value, bool):
-        raise ValueError
-    if kind is str:
-        if not isinstance(value, str | Path):
-            raise ValueError
-        str(value).encode()  # a path whose bytes are no UTF-8 could not be written to config.toml
-        return str(value)
-    number = kind(value)
-    if not math.isfinite(number) or (isinstance(value, float) and number != value):  # 2.5 is no whole number
-        raise ValueError
-    return number
-
-
-def _lower(value) -> str:
-    return value.lower() if isinstance(value, str) else ""
-
-
-def read_toml(path: str) -> dict:
-    """The settings in a TOML file, checked for unknown keys and types."""
-    try:
-        values = tomllib.loads(Path(path).read_text(encoding="utf-8-sig"))
-    except FileNotFoundError:
-        raise UserError(f"--config: no such file: {path}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: {error}") from None
-    except tomllib.TOMLDecodeError as error:
-        raise UserError(f"{path}: {error}") from None
-    return check_names(values, path)
-
-
 def check_names(values: dict, where: str) -> dict:
     """Coerce every value; an unknown key is refused with the nearest valid one."""
     for key in values:
         if key not in FIELDS:
             raise UserError(f"{where}: unknown key {key!r}{hint(key, FIELDS)}")
-    return {key: coerce(key, value, f"{where}: {key}") for key, value in values.items()}
+    return {key: coerce(key, TYPES[key], value, f"{where}: {key}") for key, value in values.items()}
 
 
 def resolve(config_path: str = "", given: dict | None = None) -> Config:
     """defaults <- file <- given; then every value is checked."""
-    values = read_toml(config_path) if config_path else {}
+    values = check_names(read_toml(config_path), config_path) if config_path else {}
     values.update(check_names(given or {}, "settings"))
     return check(Config(**values))
 
 
-AT_LEAST = {
-    "epochs": 0,
-    "max_steps": 0,
-    "batch_size": 1,
-    "grad_accum": 1,
-    "max_length": 0,
-    "shard_tokens": 1,
-    "lr": 0,
-    "min_lr": 0,
-    "warmup_steps": 0,
-    "weight_decay": 0,
-    "eps": 0,
-    "grad_clip": 0,
-    "eval_every": 0,
-    "eval_batch_size": 1,
-    "patience": 0,
-    "test_samples": 0,
-    "max_new_tokens": 1,
-    "save_every": 0,
-    "keep": 1,
-    "log_every": 1,
-    "threads": 0,
-    "seed": 0,
-    "dropout": 0,
-    "val_fraction": 0,
-    "test_fraction": 0,
-    "lora_rank": 0,
-    "lora_dropout": 0,
-}
-BELOW = {"dropout": 1, "lora_dropout": 1, "val_fraction": 1, "test_fraction": 1, "seed": 2**63}
-
-
-def check(config: Config) -> Config:
-    """Refuse impossible values, naming the field and what it may be."""
-    for name, item in FIELDS.items():
-        value, choices = getattr(config, name), item.metadata["choices"]
-        for word in value if isinstance(value, tuple) else (value,):
-            if choices and word not in choices:
-                close = nearest(str(word), choices)
-                raise UserError(f"--{name} must be one of {', '.join(choices)}, not {word!r}{close}")
-        if name in AT_LEAST and value < AT_LEAST[name]:
-            raise UserError(f"--{name} must be at least {AT_LEAST[name]}, not {value}")
-        if name in BELOW and value >= BELOW[name]:
-            raise UserError(f"--{name} must be below {BELOW[name]}, not {value}")
-    if not 0 < config.data_fraction <= 1:
-        raise UserError(f"--data_fraction must be above 0 and at most 1, not {config.data_fraction}")
-    if config.epochs == 0 and config.max_steps == 0:
-        raise UserError("--epochs is 0 and so is --max_steps: nothing would be trained")
-    if config.max_length == 1:
-        raise UserError("--max_length must be at least 2: one token to read and one to predict")
-    if len(config.betas) not in (0, 2):
-        raise UserError(f"--betas must be 2 numbers, not {len(config.betas)}")
-    if not all(0 <= beta < 1 for beta in config.betas):
-        raise UserError(f"--betas must lie between 0 and 1, not {config.betas}")
-    if config.min_lr > config.lr:
-        raise UserError(f"--min_lr {config.min_lr} is above --lr {config.lr}")
-    held_out = (0 if config.val_data else config.val_fraction) + (0 if config.test_data else config.test_fraction)
-    if held_out >= 1:
-        raise UserError("--val_fraction and --test_fraction together leave nothing to train on")
-    check_stream(config)
-    check_lora(config)
-    word = config.device.partition(":")[0]
-    if word not in ("auto", "cpu", "cuda", "mps"):
-        raise UserError(f"--device must be auto, cpu, cuda, cuda:N or mps, not {config.device!r}")
-    return config
-
-
-def check_stream(config: Config) -> None:
-    """Refuse what a stream cannot have: its length is not known, so nothing can be a share of it."""
-    if config.mix and not config.stream:
-        raise UserError("--mix is given, but not --stream: files that are read whole are all trained on")
-    if not config.stream:
-        return
-    if not config.max_steps:
-        raise UserError("--stream needs --max_steps: how long a stream is, is not known")
-    if config.data_fraction < 1:
-        raise UserError("--data_fraction is given, and --stream: a stream is as long as --max_steps makes it")
-    if config.mix and (len(config.mix) != len(config.data) or min(config.mix) <= 0):
-        raise UserError(f"--mix must be a share above 0 for each of the {len(config.data)} words of --data")
-
-
-def check_lora(config: Config) -> None:
-    """Refuse adapters that cannot be, and settings of adapters where there are none: they would do nothing."""
-    if not config.lora_targets:
-        raise UserError("--lora_targets names no layer")
-    if config.lora_alpha <= 0:
-        raise UserError(f"--lora_alpha must be above 0, not {config.lora_alpha}")
-    for name, item in FIELDS.items():
-        if name.startswith("lora_") and not config.lora_rank and getattr(config, name) != item.default:
-            raise UserError(f"--{name} is given, but --lora_rank is 0: there are no adapters; --lora_rank 8 makes some")
-
-
-def to_toml(config: Config, leave_out: tuple[str, ...] = ("out_dir", "resume")) -> str:
+def to_toml(config: Config, leave_out: tuple[str, ...] = ("out_dir", "resume", "shard")) -> str:
     """The whole configuration, comments included, so that `--config` on it repeats the run."""
     lines = []
     for name, item in FIELDS.items():
         if name not in leave_out:
-            lines += [f"# {item.metadata['doc']}", f"{name} = {_toml_value(getattr(config, name))}", ""]
+            lines += [f"# {item.metadata['doc']}", f"{name} = {toml_value(getattr(config, name))}", ""]
     return "\n".join(lines)
-
-
-def _toml_value(value) -> str:
-    if isinstance(value, dict):
-        return "{ " + ", ".join(f"{_toml_value(k)} = {_toml_value(v)}" for k, v in value.items()) + " }"
-    if isinstance(value, tuple):
-        return "[" + ", ".join(_toml_value(v) for v in value) + "]"
-    if isinstance(value, str):
-        # JSON's escapes are TOML's, once every character beyond ASCII's controls stands for itself
-        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
-    return json.dumps(value)
 
 
 def shipped(name: str) -> str:

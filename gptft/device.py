@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from gptft.errors import UserError
 
@@ -75,6 +76,19 @@ def set_random_state(state: dict, device: torch.device) -> None:
         torch.cuda.set_rng_state(state["cuda"], device)
     elif device.type == "mps" and "mps" in state:
         torch.mps.set_rng_state(state["mps"])
+
+
+def put_rows(target: Tensor, start: int, stop: int, rows: Tensor) -> None:
+    """Copy rows into a tensor, from `start` to `stop`; where this process holds a part of it, those that are in that:
+    of n rows on N ranks, n / N rounded up each, in order."""
+    if not hasattr(target, "to_local"):
+        target[start:stop].copy_(rows)
+        return
+    mine, mesh = target.to_local(), target.device_mesh
+    first = min(target.size(0), -(-target.size(0) // mesh.size()) * mesh.get_local_rank())
+    begin, end = max(start, first), min(stop, first + mine.size(0))
+    if begin < end:
+        mine[begin - first : end - first].copy_(rows[begin - start : end - start])
 
 
 # What torch and the libraries under it say when memory runs out, beside raising OutOfMemoryError.

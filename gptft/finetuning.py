@@ -34,20 +34,24 @@ from gptft.files import atomic_write
 from gptft.generation import prompt_ids
 from gptft.loss import Objective
 from gptft.model import GPT
-from gptft.optim import make_optimizer
+from gptft.parallel.launch import agree, rank_device, together
+from gptft.parallel.ranks import Ranks, here
+from gptft.parallel.saving import copy_weights, load_together, save_together
+from gptft.parallel.window import as_asked, settle_window
 from gptft.prompts import load_template
 from gptft.report.page import last_report, refresh_report
 from gptft.report.results import write_results
 from gptft.run.comparison import Comparison, choose_questions, make_score
-from gptft.run.console import print_data, say
+from gptft.run.console import print_data, say, say_of_others
 from gptft.run.estimate import print_estimate, summarise
 from gptft.run.folder import choose_out_dir, open_run, refuse_used
-from gptft.run.lock import claim
+from gptft.run.lock import claim_first
 from gptft.run.loggers import check_loggers
 from gptft.run.rehearsal import rehearse
-from gptft.run.resume import describe_inputs, find_checkpoint, load_run_state
-from gptft.run.setup import compile_blocks, set_up_cpu
+from gptft.run.resume import describe_inputs, earlier_window, find_checkpoint, identify, load_run_state
+from gptft.run.setup import set_up_cpu
 from gptft.run.signals import resumable
+from gptft.run.spread import spread
 from gptft.tokenizer import Tokenizer, embedded
 from gptft.training import TrainState, evaluate_loss, total_steps, train
 
@@ -73,47 +77,51 @@ def finetune(config: Config | None = None, **settings) -> Run:
     )
     if not config.data:
         raise UserError("--data is missing: name the files to train on")
-    set_up_cpu(config, device := pick_device(config.device))
-    out_dir = choose_out_dir(config)
+    device = pick_device(rank_device(config.device))
+    with together(config, device) as ranks:  # one process, unless torchrun has started several
+        return finetune_on(ranks, config, device)
+
+
+def finetune_on(ranks: Ranks, config: Config, device: torch.device) -> Run:
+    """`finetune` on `device`, as one of `ranks`: all compute, and the first speaks and writes."""
+    set_up_cpu(config, device)
+    out_dir = ranks.tell(ranks.first and choose_out_dir(config))
+    config = settle_window(config, ranks.size, earlier_window(config, out_dir))
     check_inputs(config)
 
     # 1. what we start from, and the data, as tokens
     model, tokenizer = load_start(config)
-    datasets, (train_set, val_set, test_set) = load_data(config, model, tokenizer)
+    datasets, (train_set, val_set, test_set) = ranks.first_do(partial(load_data, config, model, tokenizer))
     print_data(datasets, train_set, val_set, test_set)
     say(describe_data(datasets, config.fields, tokenizer.template))
     questions = choose_questions(config, model, tokenizer, test_set)
     score = make_score(config, model, tokenizer, val_set)
 
     # 2. the state of training; a rehearsal of what costs most finds now what would fail later
-    model = model.to(device)
+    start = identify(model, tokenizer)
     model.set_dropout(config.dropout)
     model.checkpoint_activations = config.checkpoint_activations
-    state = TrainState(model, make_optimizer(model, config), Precision(config.precision, device))
-    objective = Objective(model)
-    if config.compile:
-        compile_blocks(model)
     to_batch = partial(collate, pad_id=tokenizer.eot, mask_prompt=config.mask_prompt)
     asked = [each.parts for each in questions + (score.questions if score else []) if not each.left_out]
     prompts = [prompt_ids(tokenizer, parts) for parts in asked]
-    rehearse(state, objective, config, train_set, val_set, to_batch, prompts, test_set)
+
+    def rehearsal(state: TrainState, objective: Objective) -> None:
+        rehearse(state, objective, config, train_set, val_set, to_batch, prompts, test_set)
+
+    state, objective = spread(model, config, device, rehearsal)
     print_estimate(state, config, train_set, val_set)
 
     # 3. from here on there is something to keep; the model is asked before it is trained, also by a resumed run
-    fingerprint = describe_inputs(config, state, tokenizer, train_set, val_set)
-    with claim(out_dir), resumable(out_dir), last_report(out_dir):
-        refuse_used(out_dir, config.resume)  # again: another run may have begun and ended since this one was started
-        newest = find_checkpoint(out_dir, fingerprint) if config.resume else None
-        if newest is None and (aside := checkpoint.set_aside(out_dir / "best")):
-            say(f"note: {out_dir / 'best'} is of a run that cannot be gone on with: it is in {aside} now")
-        with atomic_write(out_dir / "config.toml") as file:
-            file.write(to_toml(config))
+    fingerprint = describe_inputs(config, state, start, train_set, val_set)
+    agree(fingerprint, ranks)
+    with claim_first(out_dir, ranks), resumable(out_dir), last_report(out_dir):
+        newest = ranks.tell(ranks.first and begin_run(out_dir, config, fingerprint))
         comparison = Comparison(config, out_dir, state, tokenizer, test_set, questions, to_batch, val_set)
         comparison.before(goes_on=newest is not None)
-        torch.manual_seed(config.seed)
+        torch.manual_seed(config.seed + ranks.rank)
         if newest:
-            load_run_state(state, newest, out_dir)
-        train_set.part(state.progress.epoch)  # of a corpus whose cache is gone, made anew
+            load_run_state(state, newest, out_dir, config)
+        ranks.first_do(partial(train_set.part, state.progress.epoch))  # of a corpus whose cache is gone, made anew
 
         # 4. train: the loop says what happened, and here it is logged, shown and saved
         with open_run(out_dir, state, tokenizer, config, fingerprint, total_steps(len(train_set), config)) as run:
@@ -126,12 +134,25 @@ def finetune(config: Config | None = None, **settings) -> Run:
             evaluate_loss, objective, batch_size=config.eval_batch_size, to_batch=to_batch, precision=state.precision
         )
         restore_best(state, config, tokenizer, out_dir, lambda: (measure(val_set), score() if score else -math.inf))
-        model.eval()
+        state.model.eval()
         ledgers = close_books(datasets, train_set, state.progress, config.mask_prompt)
         summary = summarise(state, tokenizer, out_dir, ledgers)
         evaluation = comparison.after(summary)
-        write_results(out_dir, comparison.rows, questions, summary, evaluation, datasets)
-    return Run(model, tokenizer, summary, out_dir)
+        say_of_others()
+        if ranks.first:
+            write_results(out_dir, comparison.rows, questions, summary, evaluation, datasets)
+    return Run(state.model, tokenizer, summary, out_dir)
+
+
+def begin_run(out_dir: Path, config: Config, fingerprint: dict) -> Path | None:
+    """Note the settings in the run's folder -> the checkpoint to go on from, if there is one."""
+    refuse_used(out_dir, config.resume)  # again: another run may have begun and ended since this one was started
+    newest = find_checkpoint(out_dir, fingerprint) if config.resume else None
+    if newest is None and (aside := checkpoint.set_aside(out_dir / "best")):
+        say(f"note: {out_dir / 'best'} is of a run that cannot be gone on with: it is in {aside} now")
+    with atomic_write(out_dir / "config.toml") as file:
+        file.write(to_toml(as_asked(config)))
+    return newest
 
 
 def check_inputs(config: Config) -> None:
@@ -197,26 +218,25 @@ def restore_best(
     where they are lost, the last, whose validation loss and score are then measured. What was not in `best` is kept
     there. Without a validation loss the last weights stay."""
     progress, best = state.progress, out_dir / "best"
-    checkpoint.recover(best)
-    if best.exists():
-        checkpoint.load_weights(state.model, best)
+    if here().tell(here().first and checkpoint.is_there(best)):
+        load_together(state.model, best)
     elif progress.evaluated >= 0 and progress.best_step == 0 and math.isfinite(progress.best_loss):
         what = "lowered the validation loss" if config.best_by == "loss" else f"raised the answers' {config.best_by}"
         say(f"note: no step {what}: the best model is the one that training started from")
         start, _ = load_start(config)
-        state.model.load_state_dict(start.state_dict())
-        checkpoint.save(best, state.model, tokenizer, 0)
+        copy_weights(state.model, start.state_dict())
+        save_together(best, state.model, tokenizer, 0)
     elif progress.evaluated >= 0:
         say("note: the best weights of this run are lost: the last are taken for them")
         (progress.best_loss, progress.best_score), progress.best_step = measure(), progress.step
-        checkpoint.save(best, state.model, tokenizer, progress.step)
+        save_together(best, state.model, tokenizer, progress.step)
 
 
 def load_data(
     config: Config, model: GPT, tokenizer: Tokenizer
 ) -> tuple[dict[str, Dataset], tuple[Split, Split, Split]]:
     """The datasets by name, and the three splits. Sets the tokenizer's template."""
-    corpus = Corpus(config.data, config.mix, config.shard_tokens) if config.stream else None
+    corpus = Corpus(config.data, config.mix, config.shard_tokens, makes=here().local == 0) if config.stream else None
     files = {"data": corpus.heads if corpus else sources.find(config.data)}
     for name in ("val_data", "test_data"):
         if getattr(config, name):

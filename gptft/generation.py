@@ -14,6 +14,8 @@ from gptft.device import Precision
 from gptft.errors import UserError
 from gptft.fast.shared_context import Request, log_likelihoods_shared, score, sharing_pays
 from gptft.model import GPT
+from gptft.parallel.lockstep import lockstep
+from gptft.parallel.ranks import here
 from gptft.text.progress import progress
 from gptft.tokenizer import Tokenizer
 
@@ -114,16 +116,15 @@ def respond(
     answers: list[list[int]] = [[] for _ in ids]
     ended: set[int] = set()  # the prompts whose response has come to one of `until`
     order = sorted(range(len(ids)), key=lambda n: len(ids[n]))  # like lengths together: less padding
+    batches = here().share([order[start : start + batch_size] for start in range(0, len(order), batch_size)])
     was_training, lowered = model.training, lowered_dtype(model, precision)
     model.eval()
     try:
-        starts = range(0, len(order), batch_size)
-        for start in progress(starts, "batches", quiet=len(starts) < 2, desc="answering", delay=1):
-            chosen = order[start : start + batch_size]
-            batch = [ids[n] for n in chosen]
-            # a stream of random numbers belongs to a prompt, not to its place in a batch
-            stops, n_vocab, holes = stop_ids(tokenizer), tokenizer.n_vocab, tokenizer.holes
-            with precision.autocast() if lowered else contextlib.nullcontext():
+        with lockstep(model), precision.autocast() if lowered else contextlib.nullcontext():
+            for chosen in progress(batches, "batches", quiet=len(batches) < 2, desc="answering", delay=1):
+                batch = [ids[n] for n in chosen]
+                # a stream of random numbers belongs to a prompt, not to its place in a batch
+                stops, n_vocab, holes = stop_ids(tokenizer), tokenizer.n_vocab, tokenizer.holes
                 streams = [n if numbers is None else numbers[n] for n in chosen]
                 for pairs in decode(model, batch, max_new_tokens, stops, n_vocab, sampling, streams, lowered, holes):
                     for row, token in pairs:
@@ -131,8 +132,11 @@ def respond(
                     ended.update(n for n in chosen if n not in ended and holds_one(tokenizer, answers[n], until))
                     if all(chosen[row] in ended for row, _ in pairs):
                         break
+                here().beat()
     finally:
         model.train(was_training)
+    for n, answer in here().gather_lists([(n, answers[n]) for chosen in batches for n in chosen]):
+        answers[n] = answer
     template = None if raw else tokenizer.template
     lead, tail = (template.lead, template.tail) if template else ("", "")
     responses = []

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from gptft.config import OPTIMIZERS, Config
+from gptft.device import put_rows
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
@@ -91,7 +92,9 @@ def load_optimizer_state(optimizer: torch.optim.Optimizer, saved: dict) -> None:
     for number, parameter in enumerate(parameters):
         state = optimizer.state[parameter]
         for name, value in saved["state"].get(number, {}).items():
-            if isinstance(state.get(name), Tensor):
+            if isinstance(state.get(name), Tensor) and state[name].dim():
+                put_rows(state[name], 0, len(value), value)
+            elif isinstance(state.get(name), Tensor):
                 state[name].copy_(value)
             else:
                 state[name] = value

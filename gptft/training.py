@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -22,6 +23,8 @@ from gptft.errors import Interrupted, NonFinite, SourceFailed
 from gptft.loss import Objective
 from gptft.model import GPT, training_flops
 from gptft.optim import learning_rate, load_optimizer_state, step_where_finite
+from gptft.parallel.ranks import here, whole
+from gptft.parallel.window import own_slices
 
 ToBatch = Callable[[Sequence[Example]], Batch]  # `collate` with the run's pad id and mask bound to it
 
@@ -30,7 +33,7 @@ ToBatch = Callable[[Sequence[Example]], Batch]  # `collate` with the run's pad i
 class Step:
     """One optimizer step. `loss`: nats a target over the window; times in seconds; `flops`: FLOP/s on real tokens;
     `data_share`: of the time, what the loop waited for its data; `epoch`: passes over the data, of a stream, shards;
-    `trained`: the window's batches, each with the losses of its targets."""
+    `trained`: the window's batches, each with the losses of its targets; `ranks`: figures by rank, of several."""
 
     step: int
     epoch: float
@@ -43,6 +46,7 @@ class Step:
     data_share: float
     remaining_time: float
     trained: list[tuple[Batch, Tensor]] = field(default_factory=list, compare=False)
+    ranks: dict[str, list] = field(default_factory=dict, compare=False)
 
 
 @dataclass(frozen=True)
@@ -138,9 +142,11 @@ def train(
     """Train until the last step, an early stop, or `should_stop`; yields Step, Evaluation and Stopped events. The best
     step is that of the highest `score`, where there is one, else of the lowest validation loss.
 
+    Each of several processes trains on its slice of every window, and all take the same steps (`parallel.ranks`).
     Raises NonFinite, with the weights as they were after the last good step, when a loss or gradient is not finite.
     """
     model, optimizer, scaler, progress = state.model, state.optimizer, state.precision.scaler, state.progress
+    ranks = here()
     total = total_steps(len(train_set), config)
     eval_every = config.eval_every or max(1, total // 10)
     started, first_step, per_epoch = time.perf_counter(), progress.step, 1
@@ -167,7 +173,7 @@ def train(
 
         # forward and backward: one normalisation over the window, so its division into batches changes nothing
         began, step = time.perf_counter(), progress.step + 1
-        n_targets = sum(batch.n_targets for batch in batches)
+        n_targets, *work = ranks.total(*count(model, batches))
         before, following = random_state(model.device), None
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, total, config)
@@ -177,7 +183,7 @@ def train(
                 asked = time.perf_counter()
                 following = following or (next(windows) if step < total else [])  # collated while the device works
                 waited = time.perf_counter() - asked
-                loss_sum, grad_norm = add_up(losses), clip_gradients(state, config.grad_clip)
+                loss_sum, grad_norm = ranks.add_up(add_up(losses)), clip_gradients(state, config.grad_clip)
             except (Interrupted, SourceFailed, RuntimeError, MemoryError) as error:
                 # the window is dropped: the state is that of the last completed step
                 optimizer.zero_grad(set_to_none=True)
@@ -202,7 +208,7 @@ def train(
 
         # the books
         seconds = time.perf_counter() - began
-        tokens, flops = keep_books(progress, model, batches, loss_sum, seconds, waited, per_epoch)
+        tokens, flops = keep_books(progress, loss_sum, n_targets, *work, seconds, waited, per_epoch)
         pace = (time.perf_counter() - started) / (step - first_step)  # evaluations and saves included
         yield Step(
             step=step,
@@ -226,9 +232,9 @@ def upcoming_windows(
     """The windows still to come, epoch after epoch without end, collated and on their way to the device."""
     epoch, done = state.progress.epoch, state.progress.window
     while True:
-        part = train_set.part(epoch, should_stop)
+        part = here().first_do(partial(train_set.part, epoch), should_stop)
         windows = plan(part.lengths, config.batch_size, config.grad_accum, config.seed, epoch, config.batching)
-        for window in windows[done:]:
+        for window in own_slices(windows[done:], part, config, state.model):
             yield [to_batch([part[i] for i in chosen]).to(state.model.device) for chosen in window]
         epoch, done = epoch + 1, 0
 
@@ -237,11 +243,12 @@ def backward(
     state: TrainState, objective: Objective, batches: list[Batch], n_targets: int, should_stop: Callable[[], bool]
 ) -> list[Tensor]:
     """Add up the gradients of the window's mean loss a target -> per batch, each target's loss. Raises Interrupted."""
-    losses = []
+    losses, ranks = [], here()
     for batch in batches:
+        ranks.sync_gradients(objective, last=batch is batches[-1])
         with state.precision.autocast():
             loss, each = objective(batch)
-        state.precision.scaler.scale(loss / max(n_targets, 1)).backward()
+        state.precision.scaler.scale(loss / max(n_targets, 1) * ranks.size).backward()  # which is their mean then
         losses.append(each)
         if should_stop():
             raise Interrupted
@@ -258,7 +265,7 @@ def clip_gradients(state: TrainState, limit: float) -> Tensor:
     """Scale the gradients down to a norm of `limit` (0: leave them) -> the norm before, a scalar on the device. After
     unscaling, so that the limit means the same in every precision."""
     state.precision.scaler.unscale_(state.optimizer)
-    return torch.nn.utils.clip_grad_norm_(state.model.parameters(), limit or math.inf)
+    return whole(torch.nn.utils.clip_grad_norm_(state.model.parameters(), limit or math.inf))
 
 
 def update_weights(state: TrainState, finite: Tensor, n_targets: int) -> None:
@@ -273,20 +280,35 @@ def update_weights(state: TrainState, finite: Tensor, n_targets: int) -> None:
     scaler.update()
 
 
+def count(model: GPT, batches: list[Batch]) -> tuple[int, int, int, float]:
+    """Targets, tokens, examples and floating-point operations of some batches."""
+    return (
+        sum(batch.n_targets for batch in batches),
+        sum(sum(batch.lengths) for batch in batches),
+        sum(len(batch.records) for batch in batches),
+        sum(training_flops(model, batch.lengths, batch.n_targets) for batch in batches),
+    )
+
+
 def keep_books(
-    progress: Progress, model: GPT, batches: list[Batch], loss_sum: float, seconds: float, waited: float, per_epoch: int
+    progress: Progress,
+    loss_sum: float,
+    n_targets: int,
+    tokens: int,
+    examples: int,
+    flops: float,
+    seconds: float,
+    waited: float,
+    per_epoch: int,
 ) -> tuple[int, float]:
     """Write a completed step into `progress` -> its tokens, and its floating-point operations on them."""
-    tokens = sum(sum(batch.lengths) for batch in batches)
-    flops = sum(training_flops(model, batch.lengths, batch.n_targets) for batch in batches)
     progress.step, progress.window = progress.step + 1, progress.window + 1
     if progress.window == per_epoch:
         progress.epoch, progress.window = progress.epoch + 1, 0
     progress.seconds, progress.data_seconds = progress.seconds + seconds, progress.data_seconds + waited
     progress.flops, progress.loss_sum = progress.flops + flops, progress.loss_sum + loss_sum
-    progress.targets += sum(batch.n_targets for batch in batches)
-    progress.tokens += tokens
-    progress.examples += sum(len(batch.records) for batch in batches)
+    progress.targets, progress.tokens = progress.targets + n_targets, progress.tokens + tokens
+    progress.examples += examples
     return tokens, flops
 
 
@@ -330,12 +352,12 @@ def evaluate_loss(
     It does not depend on the batch size. Dropout is off, and training mode is as before afterwards. Raises
     Interrupted when `should_stop` says so between two batches.
     """
-    model = objective.model
+    model, ranks = objective.model, here()
     was_training = model.training
     model.eval()
     losses, n_targets = [], 0
     try:
-        for chosen in by_length(split.lengths, batch_size):
+        for chosen in ranks.share(by_length(split.lengths, batch_size), []):
             if should_stop():
                 raise Interrupted
             batch = to_batch([split[i] for i in chosen]).to(model.device)
@@ -345,7 +367,7 @@ def evaluate_loss(
             n_targets += batch.n_targets
     finally:
         model.train(was_training)
-    return torch.stack(losses).sum().item() / n_targets
+    return ranks.add_up(torch.stack(losses).sum()).item() / ranks.total(n_targets)[0]
 
 
 def describe_non_finite(
@@ -356,7 +378,7 @@ def describe_non_finite(
     for batch, each in zip(batches, losses, strict=True):
         rows = batch.scored.cpu()[~torch.isfinite(each.cpu())] // batch.idx.size(1)
         records += [batch.records[row] for row in sorted(set(rows.tolist()))]
-    records = records or [record for batch in batches for record in batch.records]
+    records = here().gather_lists(records) or here().gather_lists([r for batch in batches for r in batch.records])
     what = f"the loss is {loss_sum}" if not math.isfinite(loss_sum) else f"the gradient norm is {grad_norm}"
     named = ", ".join(f"{file}, line {line}" for file, line in records[:8])
     more = f" and {len(records) - 8} more" if len(records) > 8 else ""

@@ -22,6 +22,7 @@ ROWS = [
     ["generation"],
     ["fast"],
     ["training"],
+    ["parallel"],
     ["decoding"],
     ["loading"],
     ["checkpoint"],
@@ -35,7 +36,7 @@ ROWS = [
     ["text"],
     ["optim", "device"],
     ["model", "attention", "architecture"],
-    ["config", "files", "errors"],
+    ["config", "settings", "files", "errors"],
 ]
 HOUSE = [place for row in ROWS for place in row]
 EXTRAS = {
@@ -157,6 +158,9 @@ LIGHT = [
     "files.py",
     "prompts.py",
     "run/threads.py",
+    "settings/checks.py",
+    "settings/toml.py",
+    "settings/values.py",
     "__main__.py",
 ]
 COMMANDS = sorted(f"commands/{path.name}" for path in (PACKAGE / "commands").glob("*.py"))

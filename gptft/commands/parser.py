@@ -14,8 +14,9 @@ import types
 from collections.abc import Callable
 from itertools import takewhile
 
-from gptft.config import FIELDS, TYPES, coerce
+from gptft.config import FIELDS, TYPES
 from gptft.errors import UserError, hint
+from gptft.settings.values import coerce
 
 
 class OneLineHelp(argparse.RawDescriptionHelpFormatter):
@@ -70,7 +71,7 @@ class Parser(argparse.ArgumentParser):
         if rest:
             raise UserError(f"unexpected argument {rest[0]!r}")
         given = {name: options.__dict__.pop(name) for name in self.fields if name in options}
-        options.settings = {name: coerce(name, value, f"--{name}") for name, value in given.items()}
+        options.settings = {name: coerce(name, TYPES[name], value, f"--{name}") for name, value in given.items()}
         return options
 
     def _takes_words(self) -> bool:

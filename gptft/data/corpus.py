@@ -44,8 +44,10 @@ TO_WAIT = 0.02  # seconds between two looks whether a shard is there
 class Corpus:
     """The shards of some sources under one recipe."""
 
-    def __init__(self, words: Sequence[str], weights: Sequence[float], shard_tokens: int) -> None:
-        """Raises UserError for a source that is not there, or of which nothing can be read."""
+    def __init__(self, words: Sequence[str], weights: Sequence[float], shard_tokens: int, makes: bool = True) -> None:
+        """`makes`: whether shards are made here; else they are waited for, which another process makes. Raises
+        UserError for a source that is not there, or of which nothing can be read."""
+        self.makes = makes
         entries = describe(words)
         self.weights, self.shard_tokens = list(weights), shard_tokens
         self.home = cache_directory() / "corpora" / key_of([EDITION, entries, HEAD])
@@ -135,6 +137,8 @@ class Corpus:
 
     def _ask_for(self, number: int) -> None:
         """Have all shards up to this one made, and some further."""
+        if not self.makes:
+            return
         end = shards_in_all(self.folder)
         last = number + AHEAD if end is None else min(number + AHEAD, end - 1)
         if all(is_complete(shard_path(self.folder, each)) for each in range(number, last + 1)):

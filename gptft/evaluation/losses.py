@@ -17,6 +17,7 @@ from gptft.data.examples import Example, Split
 from gptft.device import Precision
 from gptft.evaluation.intervals import intervals
 from gptft.model import GPT
+from gptft.parallel.ranks import here
 from gptft.text.progress import progress
 from gptft.training import ToBatch
 
@@ -68,17 +69,18 @@ def measure_losses(
     was_training = model.training
     model.eval()
     try:
-        for chosen in progress(by_length(lengths, batch_size), "batches", desc="losses", delay=1):
+        for chosen in progress(here().share(by_length(lengths, batch_size), []), "batches", desc="losses", delay=1):
+            here().beat()
             batch = to_batch([examples[i] for i in chosen]).to(model.device)
             each, right = score_targets(model, batch, precision)
             row = (batch.scored // batch.idx.size(1)).cpu().numpy()  # whose target it is
-            numbers = np.array(chosen)
+            numbers = np.array(chosen, dtype=int)
             sums[numbers] = np.bincount(row, each, len(chosen))
             targets[numbers] = np.bincount(row, minlength=len(chosen))
             hits[numbers] = np.bincount(row, right, len(chosen))
     finally:
         model.train(was_training)
-    return Losses(sums, targets, hits)
+    return Losses(*(sum(parts) for parts in zip(*here().gather((sums, targets, hits)), strict=True)))
 
 
 def score_targets(model: GPT, batch: Batch, precision: Precision) -> tuple[np.ndarray, np.ndarray]:

@@ -16,6 +16,7 @@ from typing import Any
 
 from gptft.errors import UserError
 from gptft.files import atomic_write
+from gptft.parallel.ranks import here
 from gptft.report.html import element
 from gptft.report.parts.answers import RULES, answers
 from gptft.report.parts.data import data
@@ -135,7 +136,7 @@ def refresh_report(out_dir: Path, events: Iterable[Event]) -> Iterator[Event]:
     for event in events:
         yield event
         began = time.perf_counter()
-        if isinstance(event, Evaluation) and took <= SHARE * (began - ended):
+        if isinstance(event, Evaluation) and here().first and took <= SHARE * (began - ended):
             write_report(out_dir, going_on=True)
             ended = time.perf_counter()
             took = ended - began
@@ -148,7 +149,7 @@ def last_report(out_dir: Path) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        if says_going_on(out_dir / NAME):
+        if here().first and says_going_on(out_dir / NAME):
             write_report(out_dir)
         raise
 

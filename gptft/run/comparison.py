@@ -22,11 +22,12 @@ from gptft.evaluation.losses import Losses, compare_losses, loss_rows, measure_l
 from gptft.evaluation.metrics import METRICS, Metric, measurable
 from gptft.evaluation.mistake_counts import note_mistakes
 from gptft.evaluation.responses import Question, answer, describe_left_out, make_questions
-from gptft.files import read_json_lines, write_json_lines
+from gptft.files import read_json_lines
 from gptft.model import GPT
+from gptft.parallel.ranks import here
 from gptft.run.console import say
 from gptft.run.rehearsal import LESS_TO_EVALUATE, one_line
-from gptft.run.token_view import TokenView
+from gptft.run.token_view import TokenView, write_first
 from gptft.tokenizer import Tokenizer
 from gptft.training import ToBatch, TrainState
 
@@ -102,7 +103,7 @@ class Comparison:
         if len(self.test_set):
             path = self.out_dir / "losses.jsonl"
             self.losses = read_losses(self._read(path), self.test_set, "before") or self._measure_losses()
-            write_json_lines(path, loss_rows(self.test_set, before=self.losses))
+            write_first(path, loss_rows(self.test_set, before=self.losses))
         # of a model that starts from nothing there is nothing to forget
         self.base = None
         if self.config.test_samples and self.config.init not in PRESETS:
@@ -119,7 +120,7 @@ class Comparison:
             if left_out := describe_left_out(self.questions, at_most=5):
                 say(f"{left_out}\n  (responses.jsonl says why of each)")
             self._ask("before", "before training")
-            write_json_lines(path, self.rows)
+            write_first(path, self.rows)
 
     def after(self, summary: dict) -> dict:
         """Measure the same again -> what evaluation.json says.
@@ -132,13 +133,13 @@ class Comparison:
         self.view.measure("after", self.state)
         if len(self.test_set):
             after = self._measure_losses()
-            write_json_lines(self.out_dir / "losses.jsonl", loss_rows(self.test_set, before=self.losses, after=after))
+            write_first(self.out_dir / "losses.jsonl", loss_rows(self.test_set, before=self.losses, after=after))
             evaluation["likelihood"] = compare_losses(self.losses, after)
             summary["test_loss"] = evaluation["likelihood"]["after"]["loss"]["value"]
         if self.rows:
             self._ask("after", "again")
             evaluation["mistakes"] = note_mistakes(self.rows, self.tokenizer, self.config.fields)
-            write_json_lines(self.out_dir / "responses.jsonl", self.rows)
+            write_first(self.out_dir / "responses.jsonl", self.rows)
             scored = [row for row in self.rows if "left_out" not in row]
             summary["prompts_left_out"] = len(self.rows) - len(scored)
             evaluation |= {"records": len(scored), "left_out": summary["prompts_left_out"], **measure(scored)}
@@ -155,7 +156,7 @@ class Comparison:
                 summary[f"test_{name}"] = summary[name]["all"]["after"]
         if self.base:
             evaluation["forgetting"], rows = measure_forgetting(self.base, self.state.model, self.state.precision)
-            write_json_lines(self.out_dir / "forgetting.jsonl", rows)
+            write_first(self.out_dir / "forgetting.jsonl", rows)
         return evaluation
 
     def _ask(self, side: str, when: str) -> None:
@@ -172,7 +173,7 @@ class Comparison:
 
     def _read(self, path: Path) -> list[dict]:
         """What an earlier part of this run has written."""
-        return read_json_lines(path) if self.goes_on and path.exists() else []
+        return here().tell(read_json_lines(path) if here().first and self.goes_on and path.exists() else [])
 
     def _measure_losses(self) -> Losses:
         model, size = self.state.model, self.config.eval_batch_size

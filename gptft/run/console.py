@@ -14,8 +14,11 @@ from gptft.data.build import NAMED, NAMED_KEYS
 from gptft.data.corpus import Stream
 from gptft.data.examples import Dataset, Split
 from gptft.model import GPT, count_parameters, weight_bytes
+from gptft.parallel.ranks import here
 from gptft.text.progress import progress
 from gptft.training import Evaluation, Step
+
+NOTES = ("note:", "passed over:")  # how lines begin that a rank may have to say for itself
 
 
 class Bar:
@@ -38,12 +41,29 @@ class Bar:
 
 
 def say(text: str = "") -> None:
-    """Print to standard output, above a progress bar where there is one."""
+    """Print to standard output, above a progress bar where there is one. Of several ranks the first speaks; what others
+    would have said is kept."""
+    here().notes.extend(line for line in text.splitlines() if line.startswith(NOTES))
+    if not here().first:
+        return
     try:
         tqdm.write(text, file=sys.stdout)
         sys.stdout.flush()
     except BrokenPipeError:  # whoever read along is gone; the training is not to end for that
         sys.stdout = open(os.devnull, "w")
+
+
+def say_of_others() -> None:
+    """Notes and warnings of other ranks that the first has not had itself. All ranks call it."""
+    ranks = here()
+    if ranks.size > 1:
+        heard = ranks.gather(ranks.notes)
+        for rank, notes in enumerate(heard[1:], 1):
+            for note in dict.fromkeys(notes):
+                if ranks.first and note not in heard[0]:
+                    say(f"rank {rank}: {note}")
+        ranks.notes[:] = heard[0]  # what was said once is not said again
+        ranks.notes.extend(note for notes in heard[1:] for note in notes)
 
 
 def print_data(datasets: dict[str, Dataset], train_set: Split, val_set: Split, test_set: Split) -> None:

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import torch
 
-from gptft import checkpoint
 from gptft.adapters.lora import adapters_of, describe_lora
 from gptft.config import Config
 from gptft.data.examples import Split
 from gptft.model import count_parameters, training_flops
 from gptft.optim import unused_settings
+from gptft.parallel.saving import identify_together
 from gptft.run import console
 from gptft.run.console import say
 from gptft.run.machine import describe_versions, measure_ceiling
@@ -52,7 +52,7 @@ def summarise(state: TrainState, tokenizer: Tokenizer, out_dir: Path, ledgers: d
     trained, parameters = count_parameters(state.model)
     lora = {"lora": describe_lora(state.model)} if adapters_of(state.model) else {}
     return {
-        "model_id": checkpoint.model_id(state.model, tokenizer),
+        "model_id": identify_together(state.model, tokenizer),
         "steps": progress.step,
         "best_step": progress.best_step if (out_dir / "best").exists() else progress.step,
         "train_runtime": progress.seconds,

@@ -12,10 +12,13 @@ from gptft import checkpoint
 from gptft.config import Config
 from gptft.device import is_out_of_memory
 from gptft.errors import NonFinite, SourceFailed, UserError
+from gptft.parallel.ranks import here, local
+from gptft.parallel.saving import save_together
 from gptft.run import console
 from gptft.run.console import say
 from gptft.run.loggers import open_loggers
 from gptft.run.metrics_file import Metrics
+from gptft.run.of_ranks import OfRanks
 from gptft.run.record_losses import MOST, TrainingLosses, keep_none
 from gptft.run.rehearsal import LESS_TO_EVALUATE, LESS_TO_TRAIN
 from gptft.run.signals import Interruption, catch_signals, how_to_resume
@@ -71,32 +74,34 @@ class Keeper:
     ) -> None:
         self.out_dir, self.state, self.tokenizer, self.config = out_dir, state, tokenizer, config
         self.fingerprint = fingerprint
-        self.logs = [
-            Metrics(out_dir / "metrics.jsonl", state.progress, config.log_every),
-            *open_loggers(config, out_dir, state.progress),
-        ]
+        self.logs: list = []
+        if here().first:
+            self.logs = [
+                Metrics(out_dir / "metrics.jsonl", state.progress, config.log_every),
+                *open_loggers(config, out_dir, state.progress),
+            ]
         if total * config.batch_size * config.grad_accum <= MOST and not config.stream:
             self.logs.append(TrainingLosses(out_dir, state.progress))
-        else:
+        elif here().first:
             keep_none(out_dir)
-        self.bar = console.Bar(total, state.progress.step)
+        self.bar, self.of_ranks = console.Bar(total, state.progress.step), OfRanks(state.model.device, config.log_every)
         self.signals: list[int] = []
 
     def should_stop(self) -> bool:
-        """Whether Ctrl-C or SIGTERM asked for it."""
-        return bool(self.signals)
+        """Whether Ctrl-C or SIGTERM asked for it, on any rank."""
+        return here().any(bool(self.signals))
 
     def keep(self, event: Event) -> None:
         """Log and show an event, and save what it makes worth saving. Raises Interruption where the loop was stopped by
         a signal, once that can be gone on from."""
         if isinstance(event, Stopped):
             if event.reason == "interrupt":
-                self.save("last")
-                raise Interruption(
-                    f"stopped after step {event.step}; saved in {self.out_dir / 'last'}", self.signals[0], self.out_dir
-                )
+                path = self.save("last")
+                raise Interruption(f"stopped after step {event.step}; saved in {path}", self.signal, self.out_dir)
             say(f"stopped early at step {event.step}: {self.config.patience} evaluations without improvement")
             return
+        if isinstance(event, Step):
+            event.ranks.update(self.of_ranks.measure(event.step))
         for log in self.logs:
             log.write(event)
         self.bar.show(event)
@@ -105,7 +110,15 @@ class Keeper:
         every = self.config.save_every
         if isinstance(event, Step) and every and event.step % every == 0:
             self.save(f"step-{event.step:06}")
-            checkpoint.prune(self.out_dir, self.config.keep, event.step)
+            if here().first:
+                checkpoint.prune(self.out_dir, self.config.keep, event.step)
+        here().note(f"training, after step {event.step}")
+        self.of_ranks.begin()
+
+    @property
+    def signal(self) -> int:
+        """The signal that asked for an end, whichever rank it came to."""
+        return max(here().gather(self.signals[0] if self.signals else 0))
 
     def close(self) -> None:
         for each in (*self.logs, self.bar):
@@ -113,15 +126,16 @@ class Keeper:
 
     def save(self, name: str, resumable: bool = True) -> Path:
         """Write a checkpoint of the state as it is; `resumable`: with all that going on takes."""
+        here().note(f"saving {name}")
         extra = {"state": self.state.state_dict(), "fingerprint": self.fingerprint} if resumable else None
         path = self.out_dir / name
-        checkpoint.save(path, self.state.model, self.tokenizer, self.state.progress.step, extra)
+        save_together(path, self.state.model, self.tokenizer, self.state.progress.step, extra)
         return path
 
     def save_last_good(self) -> str:
         """After a loss that is not finite: save the state before it, if it is sound itself -> words on where it is."""
         step, weights = self.state.progress.step, self.state.model.parameters()
-        if not all(torch.isfinite(parameter).all() for parameter in weights):
+        if here().any(not all(torch.isfinite(local(parameter)).all() for parameter in weights)):
             return f"The weights of step {step} are not finite themselves, so they were not saved"
         try:
             return f"The state after step {step} is saved in {self.save('last')}"
@@ -150,12 +164,14 @@ def open_run(
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            step, path = state.progress.step, keeper.save("last")
+            step = state.progress.step
+            # the other ranks are at work, and cannot save with this one
+            saved = f"The state after step {step} is saved in {keeper.save('last')}" if here().size == 1 else ""
             raise UserError(
                 f"out of memory on {state.model.device} in step {step + 1}: {LESS_TO_TRAIN}; or, if it was in an "
-                f"evaluation, {LESS_TO_EVALUATE}. The state after step {step} is saved in {path}",
+                f"evaluation, {LESS_TO_EVALUATE}. {saved or how_to_resume(out_dir)}",
                 1,
             ) from None
         path = keeper.save("last")
-        if keeper.signals:
-            raise Interruption(f"stopped after the last step; saved in {path}", keeper.signals[0], out_dir)
+        if number := keeper.signal:
+            raise Interruption(f"stopped after the last step; saved in {path}", number, out_dir)

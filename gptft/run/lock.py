@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from gptft.errors import UserError
 from gptft.files import lock
+from gptft.parallel.ranks import Ranks
 from gptft.run.console import say
 
 LOCK = ".lock"
+TOKEN = ".ranks"  # by which other ranks tell that they see the folder
+SHARED_WITHIN = 10.0  # seconds
 
 
 @contextlib.contextmanager
@@ -36,6 +40,44 @@ def claim(out_dir: Path, name: str = LOCK) -> Iterator[None]:
         file.write(f"process {os.getpid()} on {host()}")
         file.flush()
         yield
+
+
+@contextlib.contextmanager
+def claim_first(out_dir: Path, ranks: Ranks) -> Iterator[None]:
+    """`claim`, by the first of several ranks, for all of them. Raises UserError where another does not see the folder
+    that the first sees."""
+    with claim(out_dir) if ranks.first else contextlib.nullcontext():
+        if ranks.size > 1:
+            was_there = ranks.first and any(path.name != LOCK for path in out_dir.iterdir())
+            token = ranks.tell(f"{host()} {os.getpid()} {time.time()}")
+            if ranks.first:
+                (out_dir / TOKEN).write_text(token)
+            ranks.tell(None)
+            blind = ranks.gather(None if sees(out_dir / TOKEN, token) else host())
+            if ranks.first:
+                (out_dir / TOKEN).unlink()
+            if any(blind):
+                if ranks.first and not was_there:
+                    (out_dir / LOCK).unlink()
+                    out_dir.rmdir()
+                named = ", ".join(f"rank {rank} ({name})" for rank, name in enumerate(blind) if name)
+                raise UserError(
+                    f"--out_dir {out_dir}: {named} cannot see what rank 0 writes there: it must be on a file system "
+                    "that all machines share"
+                )
+        yield
+
+
+def sees(path: Path, content: str) -> bool:
+    """Whether a file is there that another machine has just written: a shared file system may take a moment."""
+    ends = time.monotonic() + SHARED_WITHIN
+    while True:
+        with contextlib.suppress(OSError):
+            if path.read_text() == content:
+                return True
+        if time.monotonic() > ends:
+            return False
+        time.sleep(0.1)
 
 
 def host() -> str:

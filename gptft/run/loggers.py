@@ -37,7 +37,8 @@ class TensorBoard:
         left_out = ("step", "epoch") if isinstance(event, Evaluation) else ("step",)
         for name, value in row.items():
             if name not in left_out:
-                self.writer.add_scalar(name, value, event.step)
+                for rank, one in enumerate(value) if isinstance(value, list) else [(None, value)]:
+                    self.writer.add_scalar(name if rank is None else f"{name}/{rank}", one, event.step)
         self.writer.flush()
 
     def close(self) -> None:

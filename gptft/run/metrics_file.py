@@ -48,7 +48,7 @@ def row_of(event: Step | Evaluation, log_every: int) -> dict | None:
         return row | ({} if event.score is None else {"score": event.score})
     if event.step % log_every:
         return None
-    return {key: value for key, value in vars(event).items() if key != "trained"}
+    return {key: value for key, value in vars(event).items() if key not in ("trained", "ranks")} | event.ranks
 
 
 def iterate(path: Path) -> Iterator[dict]:

@@ -15,6 +15,7 @@ import numpy as np
 
 from gptft.collate import Batch
 from gptft.files import write_json_lines
+from gptft.parallel.ranks import here
 from gptft.run.metrics_file import StepFile, iterate
 from gptft.training import Evaluation, Progress, Step
 
@@ -28,13 +29,20 @@ class TrainingLosses(StepFile):
     """What each step's records lost: rows of file, line, nats, targets."""
 
     def __init__(self, out_dir: Path, progress: Progress) -> None:
-        super().__init__(out_dir / STEPS, lambda row: row["step"] <= progress.step)
+        if here().first:
+            super().__init__(out_dir / STEPS, lambda row: row["step"] <= progress.step)
 
     def write(self, event: Step | Evaluation) -> None:
         if isinstance(event, Evaluation):
             return
         records = [row for batch, losses in event.trained for row in by_record(batch, losses.float().cpu().numpy())]
-        self.add({"step": event.step, "pass": math.ceil(event.epoch) - 1, "records": records})
+        records = here().gather_lists(records)
+        if here().first:
+            self.add({"step": event.step, "pass": math.ceil(event.epoch) - 1, "records": records})
+
+    def close(self) -> None:
+        if here().first:
+            super().close()
 
 
 def keep_none(out_dir: Path) -> None:

@@ -24,6 +24,10 @@ LESS_TO_EVALUATE = "lower --eval_batch_size or --max_length"
 LESS_TO_ANSWER = "lower --eval_batch_size or --max_new_tokens, or set --test_samples 0"
 
 
+class OutOfMemory(UserError):
+    """Memory ran out, and the message says in what and what to lower."""
+
+
 def rehearse(
     state: TrainState,
     objective: Objective,
@@ -100,4 +104,4 @@ def one_line(where: str, device: torch.device, remedy: str) -> Iterator[None]:
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
-        raise UserError(f"out of memory on {device} {where}: {remedy}", 1) from None
+        raise OutOfMemory(f"out of memory on {device} {where}: {remedy}", 1) from None

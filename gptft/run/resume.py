@@ -10,28 +10,38 @@ import torch
 
 from gptft import checkpoint
 from gptft.adapters.lora import adapters_of
-from gptft.config import Config
+from gptft.config import Config, resolve
 from gptft.data.examples import Split
 from gptft.device import processor_name
 from gptft.errors import UserError
+from gptft.model import GPT
+from gptft.parallel.ranks import here
+from gptft.parallel.saving import restore_random_state
 from gptft.run.console import say
 from gptft.tokenizer import Tokenizer
 from gptft.training import TrainState
 
 # What fixes the order of the data and the meaning of the optimizer's state: another value is another run.
+# `grad_accum` counts a window's micro-batches, on however many ranks.
 FIXED = ("seed", "batch_size", "grad_accum", "batching", "mask_prompt", "optimizer")
 # What may be changed on the way, from the next step on.
 FREE = ("epochs", "max_steps", "lr", "min_lr", "warmup_steps", "schedule", "grad_clip", "dropout", "precision")
 FREE += ("eval_every", "patience")
 
 
-def describe_inputs(config: Config, state: TrainState, tokenizer: Tokenizer, train_set: Split, val_set: Split) -> dict:
+def identify(model: GPT, tokenizer: Tokenizer) -> str:
+    """The id of what training starts from; of adapters, their base's."""
+    lora = adapters_of(model)
+    return lora.base.id if lora else checkpoint.model_id(model, tokenizer)
+
+
+def describe_inputs(config: Config, state: TrainState, start: str, train_set: Split, val_set: Split) -> dict:
     """What must be the same for a run to go on, its other settings, and where it ran: bit for bit is promised for the
-    same machine only."""
+    same machine only. `start`: the id of the model that training starts from."""
     model = state.model
     lora = adapters_of(model)
     return {
-        "model it starts from": lora.base.id if lora else checkpoint.model_id(model, tokenizer),
+        "model it starts from": start,
         "adapters (--lora_...)": [dataclasses.asdict(lora.config), lora.frozen_as] if lora else None,
         "training data": train_set.digest(),
         "validation data": val_set.digest(),
@@ -94,18 +104,31 @@ def plain(value):
     return list(value) if isinstance(value, tuple) else value
 
 
-def load_run_state(state: TrainState, path: Path, out_dir: Path) -> None:
+def earlier_window(config: Config, out_dir: Path) -> int:
+    """The examples a step of a run that is to be gone on with, where several processes did or do the steps; else 0."""
+    path = out_dir / "config.toml"
+    if not config.resume or not path.exists():
+        return 0
+    was = resolve(str(path))
+    return was.global_batch_size or (was.batch_size * was.grad_accum if here().size > 1 else 0)
+
+
+def load_run_state(state: TrainState, path: Path, out_dir: Path, config: Config) -> None:
     """Bring weights, optimizer, progress and random state back from a checkpoint.
 
     A `best` that was saved after this checkpoint belongs to steps that are taken anew, perhaps otherwise: it is set
     aside, and the best is looked for again from here on.
     """
     checkpoint.load_weights(state.model, path, verified=True)  # by `find_checkpoint`
-    state.load_state_dict(checkpoint.load_tensors(path / "resume.pt")["state"])
+    saved = checkpoint.load_tensors(path / "resume.pt")
+    state.load_state_dict(saved["state"])
     say(f"going on from {path}, step {state.progress.step}")
-    progress, best_step = state.progress, checkpoint.step_of(out_dir / "best")
+    same = restore_random_state(saved, config.seed, state.progress.step, state.model.device)
+    if not same and (config.dropout or config.lora_dropout):
+        say("note: the number of processes is another: dropout draws other numbers from here on")
+    progress, best_step = state.progress, here().tell(here().first and checkpoint.step_of(out_dir / "best"))
     if best_step != progress.best_step:
-        if aside := checkpoint.set_aside(out_dir / "best"):
+        if here().first and (aside := checkpoint.set_aside(out_dir / "best")):
             why = "is damaged" if best_step is None else f"was of step {best_step}, which is taken anew"
             say(f"note: {out_dir / 'best'} {why}: it is in {aside} now")
         if progress.best_step:  # those that stood before are overwritten; the start's can be had again

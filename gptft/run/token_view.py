@@ -10,8 +10,15 @@ from gptft.data.examples import Split
 from gptft.evaluation.compare import SIDES
 from gptft.evaluation.tokens import token_losses, token_rows
 from gptft.files import write_json_lines
+from gptft.parallel.ranks import here
 from gptft.tokenizer import Tokenizer
 from gptft.training import ToBatch, TrainState
+
+
+def write_first(path: Path, rows: Sequence[dict]) -> None:
+    """Write lines that every rank has: the first does."""
+    if here().first:
+        write_json_lines(path, rows)
 
 
 class TokenView:
@@ -30,7 +37,7 @@ class TokenView:
             for row in self.rows:
                 row[side] = token_losses(state.model, self.examples[row["example"]], self.to_batch, state.precision)
         if self.rows:
-            write_json_lines(self.path, self.rows)
+            write_first(self.path, self.rows)
 
 
 def what_is_shown(row: dict) -> dict:

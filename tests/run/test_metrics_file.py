@@ -24,7 +24,11 @@ def test_a_line_a_logged_step_and_a_line_an_evaluation(tmp_path):
     path = tmp_path / "metrics.jsonl"
     assert write_events(path, Progress(), *events, log_every=2) == [(0, True), (2, False), (3, True), (4, False)]
     rows = read_metrics(path)
-    assert rows[1] | {"trained": []} == vars(step(2)) and rows[2] == {"step": 3, "epoch": 0.3, "eval_loss": 3.5}
+    assert rows[1] | {"trained": [], "ranks": {}} == vars(step(2)) and rows[2] == {
+        "step": 3,
+        "epoch": 0.3,
+        "eval_loss": 3.5,
+    }
 
 
 def test_what_was_logged_after_the_last_save_is_taken_back(tmp_path):
