@@ -11,6 +11,9 @@ one process.
 
 from __future__ import annotations
 
+import inspect
+import warnings
+
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -31,7 +34,9 @@ class Replicated(DistributedDataParallel):
     """The objective under DDP, which is to be had as one process has it: `model`, and plain passes in evaluation."""
 
     def __init__(self, objective: Objective) -> None:
-        super().__init__(objective, broadcast_buffers=False, gradient_as_bucket_view=True)
+        known = inspect.signature(DistributedDataParallel).parameters  # torch 2.13 has another name for it
+        buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+        super().__init__(objective, gradient_as_bucket_view=True, **{buffers: False})  # they never change
 
     @property
     def model(self) -> GPT:
@@ -53,6 +58,8 @@ def shard(model: GPT, precision: Precision) -> GPT:
     they are multiplied in 16. Norms and embeddings are gathered in 32, and so are adapters; frozen weights as they are
     held. Gradients are added up in 32 bits. Returns the model, of another class of the same name.
     """
+    # what a half of a block returns may be a view, and nothing is written into it: the block adds it up anew
+    warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor")
     mesh = init_device_mesh(precision.device.type, (dist.get_world_size(),))
     keep_in_bits(model)
     lower = precision.name != "fp32" and not adapters_of(model)
