@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from gptft.commands import (
     chat,
+    consolidate,
     evaluate,
     export,
     generate,
@@ -33,6 +34,7 @@ COMMANDS = {
     "report": report,
     "scaling": scaling,
     "merge": merge,
+    "consolidate": consolidate,
     "export": export,
 }
 
@@ -40,7 +42,7 @@ COMMANDS = {
 def listing() -> str:
     """Every command with a line on what it does."""
     lines = ["usage: python -m gptft COMMAND ...    (COMMAND --help lists its arguments)", ""]
-    return "\n".join([*lines, *(f"  {name:<10}{module.__doc__.splitlines()[0]}" for name, module in COMMANDS.items())])
+    return "\n".join([*lines, *(f"  {name:<13}{module.__doc__.splitlines()[0]}" for name, module in COMMANDS.items())])
 
 
 def main(argv: list[str]) -> None:

@@ -15,6 +15,8 @@ One of a model with adapters (adapters/lora.py) names its base instead of carryi
     template.json                     the prompt template; the vocabulary is the base's
     resume.pt, manifest.json          as above
 
+One that several ranks write together, each its part, to go on from, is described in parallel/sharded.py.
+
 It is written beside its place and moved there by a rename, so a crash or a full disk leaves the previous one whole.
 Nothing in it is code: tensors are read with weights_only=True.
 """
@@ -37,10 +39,9 @@ from torch import Tensor
 
 from gptft.adapters.frozen import ROUNDED, is_frozen
 from gptft.adapters.lora import adapters_of, lora_state
-from gptft.device import put_rows
 from gptft.errors import UserError
 from gptft.files import sha256_file, sync_directory, sync_tree
-from gptft.formats.tensors import read_bin
+from gptft.formats.tensors import Weights, as_stored, read_bin
 from gptft.model import GPT
 from gptft.tokenizer import Tokenizer
 
@@ -65,47 +66,68 @@ def save(
         raise UserError(f"{path}: adapters are saved with the name of their base: add_lora(..., base=base_of(...))")
     if not lora and is_frozen(model):
         raise UserError(f"{path}: {ROUNDED}")
-    temporary, old = _beside(path, "tmp"), _beside(path, "old")
+    temporary = beside(path, "tmp")
     try:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        values = {"gptft": dataclasses.asdict(model.config)}
-        if lora:
-            values |= {"lora": dataclasses.asdict(lora.config), "base": dataclasses.asdict(lora.base)}
-            if tokenizer and tokenizer.template:
-                (temporary / "template.json").write_text(json.dumps(tokenizer.template.to_dict(), indent=1))
-        elif tokenizer:
-            tokenizer.save(temporary)
-        (temporary / "config.json").write_text(json.dumps(values, indent=1))
+        begin(temporary, model, tokenizer)
         weights, own = weights_of(model)
         state = own if state is None else state
         state = {name: tensor.detach().cpu() for name, tensor in state.items()}  # once, to be written and hashed
-        with ThreadPoolExecutor(1) as beside:  # the weights' two digests at once: of the file, and of the numbers
-            identity = beside.submit(model_id, model, tokenizer, state=state)
+        with ThreadPoolExecutor(1) as second:  # the weights' two digests at once: of the file, and of the numbers
+            identity = second.submit(model_id, model, tokenizer, state=state)
             digests = {weights: write_tensors(state, temporary / weights)}
             if resume is not None:
                 digests["resume.pt"] = write_tensors(resume, temporary / "resume.pt")
-        files = sorted(temporary.iterdir())
-        manifest = {
-            "step": step,
-            "model_id": identity.result(),
-            "sha256": {file.name: digests.get(file.name) or sha256_file(file) for file in files},
-        }
-        (temporary / "manifest.json").write_text(json.dumps(manifest, indent=1))
-        sync_tree(temporary)
-        recover(path)
-        if path.exists():
-            shutil.rmtree(old, ignore_errors=True)
-            os.rename(path, old)
-        os.rename(temporary, path)
-        sync_directory(path.parent)
-        shutil.rmtree(old, ignore_errors=True)
+        complete(temporary, path, {"step": step, "model_id": identity.result()}, digests)
     except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
-        shutil.rmtree(temporary, ignore_errors=True)
-        recover(path)
-        free = shutil.disk_usage(path.parent if path.parent.exists() else ".").free
-        reason = getattr(error, "strerror", None) or f"{free / 1e6:.0f} MB are free on the disk"
-        raise UserError(f"the checkpoint {path} could not be written ({reason}); what was there is intact", 1) from None
+        drop(temporary, path)
+        raise not_written(path, why(error, path)) from None
+
+
+def begin(temporary: Path, model: GPT, tokenizer: Tokenizer | None) -> None:
+    """Make the folder in which a checkpoint is written, with all of it but tensors."""
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    lora, values = adapters_of(model), {"gptft": dataclasses.asdict(model.config)}
+    if lora:
+        values |= {"lora": dataclasses.asdict(lora.config), "base": dataclasses.asdict(lora.base)}
+        if tokenizer and tokenizer.template:
+            (temporary / "template.json").write_text(json.dumps(tokenizer.template.to_dict(), indent=1))
+    elif tokenizer:
+        tokenizer.save(temporary)
+    (temporary / "config.json").write_text(json.dumps(values, indent=1))
+
+
+def complete(temporary: Path, path: Path, about: dict, digests: Mapping[str, str]) -> None:
+    """Give a checkpoint whose files are written its manifest, put it on disk and move it to its place. `digests`: of
+    files that were hashed already."""
+    names = sorted({file.name for file in temporary.iterdir()} | digests.keys())
+    sha256 = {name: digests.get(name) or sha256_file(temporary / name) for name in names}
+    (temporary / "manifest.json").write_text(json.dumps(about | {"sha256": sha256}, indent=1))
+    sync_tree(temporary)
+    recover(path)
+    old = beside(path, "old")
+    if path.exists():
+        shutil.rmtree(old, ignore_errors=True)
+        os.rename(path, old)
+    os.rename(temporary, path)
+    sync_directory(path.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def drop(temporary: Path, path: Path) -> None:
+    """Take away what could not be written; what was at `path` is there."""
+    shutil.rmtree(temporary, ignore_errors=True)
+    recover(path)
+
+
+def why(error: BaseException, path: Path) -> str:
+    """What kept a checkpoint from being written, in a few words."""
+    free = shutil.disk_usage(path.parent if path.parent.exists() else ".").free
+    return getattr(error, "strerror", None) or f"{free / 1e6:.0f} MB are free on the disk"
+
+
+def not_written(path: Path, reason: str) -> UserError:
+    return UserError(f"the checkpoint {path} could not be written ({reason}); what was there is intact", 1)
 
 
 def write_tensors(values: dict, path: Path) -> str:
@@ -142,7 +164,8 @@ def weights_of(model: GPT) -> tuple[str, dict[str, Tensor]]:
     return ("adapter.pt", lora_state(model)) if adapters_of(model) else ("model.pt", model.state_dict())
 
 
-def _beside(path: Path, suffix: str) -> Path:
+def beside(path: Path, suffix: str) -> Path:
+    """Where a checkpoint is while it is written ("tmp"), or replaced ("old")."""
     return path.parent / f".{path.name}.{suffix}"
 
 
@@ -154,7 +177,7 @@ def is_there(path: Path) -> bool:
 
 def recover(path: Path) -> None:
     """Undo a replacement that was cut off between its two renames."""
-    old = _beside(path, "old")
+    old = beside(path, "old")
     if not path.exists() and old.exists():
         os.rename(old, path)
 
@@ -209,15 +232,21 @@ def set_aside(path: Path) -> Path | None:
     return place
 
 
-def load_weights(model: GPT, path: Path, dtype: torch.dtype = torch.float32, verified: bool = False) -> dict:
+def load_weights(model: GPT, path: Path, verified: bool = False) -> dict:
     """Put the weights of checkpoint `path` into `model`, or its adapters where `model` has some; -> its manifest.
 
-    The file is verified before it is read, unless it was `verified` a moment ago: hashing takes a while. A model on the
-    "meta" device is allocated in `dtype` and filled piece by piece, so that its weights are never held in another.
-    Raises UserError, with the model as it was; a missing, extra or misshapen tensor is named.
+    The file is verified before it is read, unless it was `verified` a moment ago: hashing takes a while. Raises
+    UserError, with the model as it was; a missing, extra or misshapen tensor is named.
     """
+    manifest = verify(path, () if verified else (weights_of(model)[0],))
+    stored_weights(model, path, manifest).fill(model)
+    return manifest
+
+
+def stored_weights(model: GPT, path: Path, manifest: dict) -> Weights:
+    """The weights of checkpoint `path`, or its adapters where `model` has some, not read yet. Raises UserError where
+    they are not those of such a model; a missing, extra or misshapen tensor is named."""
     file, wanted = weights_of(model)
-    manifest = verify(path, () if verified else (file,))
     stored = {tensor.name: tensor for tensor in read_bin(listed_file(path, manifest, file))}
     for name in wanted.keys() | stored.keys():
         if name not in stored or name not in wanted:
@@ -228,14 +257,7 @@ def load_weights(model: GPT, path: Path, dtype: torch.dtype = torch.float32, ver
                 f"{path}: a checkpoint of another architecture: {name!r} has shape {stored[name].shape} "
                 f"where {tuple(wanted[name].shape)} is due"
             )
-    if next(model.parameters()).is_meta:
-        model.to(dtype).to_empty(device="cpu")
-        _, wanted = weights_of(model)
-    with torch.no_grad():
-        for name, tensor in wanted.items():
-            for start, stop, piece in stored[name].pieces():
-                put_rows(tensor, start, stop, piece)
-    return manifest
+    return Weights([as_stored(name, tensor) for name, tensor in stored.items()], model.tok.weight.dtype)
 
 
 def load_tensors(path: Path) -> dict:

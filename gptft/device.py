@@ -78,14 +78,18 @@ def set_random_state(state: dict, device: torch.device) -> None:
         torch.mps.set_rng_state(state["mps"])
 
 
+def rows_here(tensor: Tensor) -> tuple[Tensor, int]:
+    """The rows of a tensor that this process holds, and the number of the first: all, or those of its part, of n rows
+    on N ranks n / N rounded up each, in order."""
+    if not hasattr(tensor, "to_local"):
+        return tensor, 0
+    mesh = tensor.device_mesh
+    return tensor.to_local(), min(tensor.size(0), -(-tensor.size(0) // mesh.size()) * mesh.get_local_rank())
+
+
 def put_rows(target: Tensor, start: int, stop: int, rows: Tensor) -> None:
-    """Copy rows into a tensor, from `start` to `stop`; where this process holds a part of it, those that are in that:
-    of n rows on N ranks, n / N rounded up each, in order."""
-    if not hasattr(target, "to_local"):
-        target[start:stop].copy_(rows)
-        return
-    mine, mesh = target.to_local(), target.device_mesh
-    first = min(target.size(0), -(-target.size(0) // mesh.size()) * mesh.get_local_rank())
+    """Copy rows into a tensor, from `start` to `stop`; of one that this process holds a part of, those in that part."""
+    mine, first = rows_here(target)
     begin, end = max(start, first), min(stop, first + mine.size(0))
     if begin < end:
         mine[begin - first : end - first].copy_(rows[begin - start : end - start])

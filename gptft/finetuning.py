@@ -37,6 +37,7 @@ from gptft.model import GPT
 from gptft.parallel.launch import agree, rank_device, together
 from gptft.parallel.ranks import Ranks, here
 from gptft.parallel.saving import copy_weights, load_together, save_together
+from gptft.parallel.streaming import identify
 from gptft.parallel.window import as_asked, settle_window
 from gptft.prompts import load_template
 from gptft.report.page import last_report, refresh_report
@@ -48,10 +49,10 @@ from gptft.run.folder import choose_out_dir, open_run, refuse_used
 from gptft.run.lock import claim_first
 from gptft.run.loggers import check_loggers
 from gptft.run.rehearsal import rehearse
-from gptft.run.resume import describe_inputs, earlier_window, find_checkpoint, identify, load_run_state
+from gptft.run.resume import describe_inputs, earlier_window, find_checkpoint, load_run_state
 from gptft.run.setup import set_up_cpu
 from gptft.run.signals import resumable
-from gptft.run.spread import spread
+from gptft.run.spread import read_divided, spread, start_again
 from gptft.tokenizer import Tokenizer, embedded
 from gptft.training import TrainState, evaluate_loss, total_steps, train
 
@@ -90,7 +91,7 @@ def finetune_on(ranks: Ranks, config: Config, device: torch.device) -> Run:
     check_inputs(config)
 
     # 1. what we start from, and the data, as tokens
-    model, tokenizer = load_start(config)
+    model, tokenizer = load_start(config, device=device)
     datasets, (train_set, val_set, test_set) = ranks.first_do(partial(load_data, config, model, tokenizer))
     print_data(datasets, train_set, val_set, test_set)
     say(describe_data(datasets, config.fields, tokenizer.template))
@@ -167,14 +168,20 @@ def check_inputs(config: Config) -> None:
         load_template(config.template, config.fields)
 
 
-def load_start(config: Config, base: str = "") -> tuple[GPT, Tokenizer]:
-    """The model and tokenizer that training starts from. `base`: of adapters whose base was moved."""
+def load_start(config: Config, base: str = "", device: torch.device | None = None) -> tuple[GPT, Tokenizer]:
+    """The model and tokenizer that training starts from. `base`: of adapters whose base was moved. `device`: that of
+    several processes, each of which may hold a part of the model."""
+    opened = loading.open_model(config.init) if device and here().size > 1 else None
+    if opened:
+        check_start(config, opened.model, opened.tokenizer)
+        if model := read_divided(opened, config, device):
+            return model, opened.tokenizer
     if config.init in PRESETS:
         model, tokenizer = loading.preset(config.init, config.seed), embedded()
     else:
         # a GGUF file that is frozen in fewer bits is so as it is read: it need not fit into memory at full width
         freeze = frozen_kind(config) if config.lora_rank else "fp32"
-        model, tokenizer = loading.load(config.init, base=base or None, freeze=freeze)
+        model, tokenizer = loading.load(config.init, base=base or None, freeze=freeze, opened=opened)
     if adapters_of(model):
         if config.lora_rank:  # new adapters would belong to a base that is on no disk
             raise UserError(
@@ -183,27 +190,24 @@ def load_start(config: Config, base: str = "") -> tuple[GPT, Tokenizer]:
             )
         merge_lora(model)
         say(f"the adapters of {config.init} are merged into their base")
-    if tokenizer is None:
-        raise UserError(f"--init {config.init} has no tokenizer")
-    if config.max_length > model.config.block_size:
-        raise UserError(f"--max_length {config.max_length} is above the model's block_size {model.config.block_size}")
+    check_start(config, model, tokenizer)
     if config.lora_rank:
         add_adapters(config, model, tokenizer)
     return model, tokenizer
 
 
+def check_start(config: Config, model: GPT, tokenizer: Tokenizer | None) -> None:
+    """Refuse a model that cannot be trained as it is asked for."""
+    if tokenizer is None:
+        raise UserError(f"--init {config.init} has no tokenizer")
+    if config.max_length > model.config.block_size:
+        raise UserError(f"--max_length {config.max_length} is above the model's block_size {model.config.block_size}")
+
+
 def add_adapters(config: Config, model: GPT, tokenizer: Tokenizer) -> None:
     """Freeze the model and put adapters on it, which are then all that is trained and saved."""
-    settings = LoraConfig(
-        config.lora_rank,
-        config.lora_alpha,
-        config.lora_targets,
-        config.lora_rslora,
-        config.lora_dropout,
-        config.lora_dora,
-    )
     base = loading.base_of(model, tokenizer, config.init, config.seed)  # before its weights are rounded
-    add_lora(model, settings, config.seed, base, frozen_kind(config))
+    add_lora(model, LoraConfig.asked(config), config.seed, base, frozen_kind(config))
 
 
 def frozen_kind(config: Config) -> str:
@@ -223,8 +227,9 @@ def restore_best(
     elif progress.evaluated >= 0 and progress.best_step == 0 and math.isfinite(progress.best_loss):
         what = "lowered the validation loss" if config.best_by == "loss" else f"raised the answers' {config.best_by}"
         say(f"note: no step {what}: the best model is the one that training started from")
-        start, _ = load_start(config)
-        copy_weights(state.model, start.state_dict())
+        if not start_again(state.model, config):
+            start, _ = load_start(config)
+            copy_weights(state.model, start.state_dict())
         save_together(best, state.model, tokenizer, 0)
     elif progress.evaluated >= 0:
         say("note: the best weights of this run are lost: the last are taken for them")

@@ -116,7 +116,8 @@ def respond(
     answers: list[list[int]] = [[] for _ in ids]
     ended: set[int] = set()  # the prompts whose response has come to one of `until`
     order = sorted(range(len(ids)), key=lambda n: len(ids[n]))  # like lengths together: less padding
-    batches = here().share([order[start : start + batch_size] for start in range(0, len(order), batch_size)])
+    each = max(1, min(batch_size, -(-len(order) // here().size)))  # of few prompts, too, each rank has some
+    batches = here().share([order[start : start + each] for start in range(0, len(order), each)])
     was_training, lowered = model.training, lowered_dtype(model, precision)
     model.eval()
     try:

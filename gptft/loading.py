@@ -2,43 +2,76 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
-from gptft.adapters.frozen import is_frozen
+from gptft.adapters.frozen import freeze_layers_as, is_frozen
 from gptft.adapters.lora import Base, LoraConfig, adapters_of, add_lora, lora_state, merge_lora
 from gptft.architecture import PRESETS, GPTConfig
-from gptft.checkpoint import listed_file, load_weights, model_id, recover, save, verify
+from gptft.checkpoint import listed_file, load_weights, model_id, recover, save, stored_weights, verify
 from gptft.errors import UserError, nearest
 from gptft.files import read_json
-from gptft.formats.gguf import WeightsOf, load_gguf
+from gptft.formats.gguf import open_gguf
 from gptft.formats.gguf_file import is_gguf, read_gguf
 from gptft.formats.gguf_tokenizer import read_gguf_tokenizer
-from gptft.formats.hf import hf_tokenizer, is_hf, load_hf
+from gptft.formats.hf import hf_tokenizer, is_hf, open_hf
 from gptft.formats.hub import download
 from gptft.formats.peft import TEMPLATE, is_peft, peft_base, read_peft
+from gptft.formats.tensors import Weights
 from gptft.model import GPT
 from gptft.prompts import saved_template
 from gptft.tokenizer import Tokenizer, embedded
+
+
+@dataclass
+class Opened:
+    """What lies in files: the model on the "meta" device, its weights, not read yet, and its tokenizer."""
+
+    model: GPT
+    weights: Weights
+    tokenizer: Tokenizer | None
+    is_gguf: bool = False
+
+    def load(self, freeze: str = "fp32") -> tuple[GPT, Tokenizer | None]:
+        """The model on the CPU and its tokenizer. `freeze`: as `load` has it."""
+        model = freeze_layers_as(self.model, freeze) if self.is_gguf else self.model
+        return self.weights.fill(model.to_empty(device="cpu")), self.tokenizer
 
 
 def load_ours(
     path: Path, dtype: torch.dtype = torch.float32, base: str | Path | None = None
 ) -> tuple[GPT, Tokenizer | None]:
     """Model (on the CPU) and tokenizer of one of our checkpoints, verified."""
+    manifest, values = read_ours(path)
+    if "lora" not in values:
+        return open_ours(path, manifest, values, dtype).load()
+    model, tokenizer = load_adapters(path, values, dtype, base)
+    if tokenizer and "template.json" in manifest["sha256"]:  # adapters bring the one that they were trained with
+        tokenizer.template = saved_template(read_json(path / "template.json"), str(path / "template.json"))
+    return model, tokenizer
+
+
+def read_ours(path: Path) -> tuple[dict, dict]:
+    """The manifest and config.json of one of our checkpoints, verified."""
+    if verify(path, ()).get("sharded"):
+        raise UserError(
+            f"{path} is a sharded checkpoint, to go on from: make an ordinary one of it, by "
+            f"python -m gptft consolidate {path} OUT, and name OUT"
+        )
     manifest = verify(path)
-    values = read_json(listed_file(path, manifest, "config.json"))
-    if "lora" in values:
-        model, tokenizer = load_adapters(path, values, dtype, base)
-        if tokenizer and "template.json" in manifest["sha256"]:  # adapters bring the one that they were trained with
-            tokenizer.template = saved_template(read_json(path / "template.json"), str(path / "template.json"))
-        return model, tokenizer
+    return manifest, read_json(listed_file(path, manifest, "config.json"))
+
+
+def open_ours(path: Path, manifest: dict, values: dict, dtype: torch.dtype) -> Opened:
+    """One of our checkpoints that is a whole model."""
     config = GPTConfig.from_dict(values.get("gptft", {}), str(path / "config.json"))
     with torch.device("meta"):
-        model = GPT(config)
-    load_weights(model, path, dtype, verified=True)
-    return model, load_tokenizer(path, manifest)
+        model = GPT(config).to(dtype)
+    return Opened(model, stored_weights(model, path, manifest), load_tokenizer(path, manifest))
 
 
 def load_tokenizer(path: Path, manifest: dict) -> Tokenizer | None:
@@ -99,9 +132,13 @@ def merge(path: str | Path, out: str | Path, base: str | Path | None = None) -> 
     save(out, merge_lora(model), tokenizer, manifest.get("step", 0))
 
 
-def base_of(model: GPT, tokenizer: Tokenizer | None, name: str, seed: int = 0) -> Base:
-    """How adapters for `model`, which was loaded by `name`, will name it. `seed`: of a preset."""
-    state = WeightsOf(read_gguf(Path(name))) if is_frozen(model) else None  # it was frozen as it was read
+def base_of(
+    model: GPT, tokenizer: Tokenizer | None, name: str, seed: int = 0, state: Mapping[str, Tensor] | None = None
+) -> Base:
+    """How adapters for `model`, which was loaded by `name`, will name it. `seed`: of a preset. `state`: its weights,
+    where it holds them otherwise."""
+    if state is None and is_frozen(model):  # as it was read
+        _, state = open_gguf(read_gguf(Path(name)), torch.float32)
     ids = {"bf16": model_id(model, tokenizer, torch.bfloat16, state)}
     if model.tok.weight.dtype != torch.bfloat16:
         ids["fp32"] = model_id(model, tokenizer, state=state)
@@ -116,24 +153,45 @@ def load(
     dtype: torch.dtype | None = None,
     base: str | Path | None = None,
     freeze: str = "fp32",
+    opened: Opened | None = None,
 ) -> tuple[GPT, Tokenizer | None]:
     """A model and its tokenizer, from anything that can be loaded.
 
     `name`: a checkpoint of gptft or a run's folder (its `best`, else its `last`), a local Hugging Face directory or
     PEFT's, a GGUF file, a preset (fresh weights, embedded vocabulary), or a hub id. `dtype` None: fp32. The model is in
     evaluation mode. Adapters are loaded with their base, from where it was or from `base`, and stay apart from it
-    (`lora.merge_lora` makes one model of them). `freeze`: how the linear layers of a GGUF file are held, each as soon
-    as it is read (`adapters.frozen.freeze_layers_as`); of anything else that is for the caller to do.
+    (`lora.merge_lora` makes one model of them). `freeze`: how the linear layers of a GGUF file are held, as they are
+    read (`adapters.frozen.freeze_layers_as`); of anything else that is for the caller to do. `opened`: by `open_model`.
     """
-    model, tokenizer = _load(str(name), dtype or torch.float32, base, freeze)
+    model, tokenizer = opened.load(freeze) if opened else _load(str(name), dtype or torch.float32, base, freeze)
     if base and not adapters_of(model):
         raise UserError(f"{name} is a whole model; --base (base= in Python) goes with adapters")
+    check_vocabulary(str(name), model, tokenizer)
+    return model.to(device).eval(), tokenizer
+
+
+def open_model(name: str, dtype: torch.dtype = torch.float32) -> Opened | None:
+    """A model as it lies in files, for whoever is to say where its weights go; None for one that does not lie there as
+    it is: a preset, or adapters. Raises UserError as `load` does."""
+    path = None if name in PRESETS else find(name)
+    if path is None or is_peft(path):
+        return None
+    if (path / "manifest.json").exists():
+        manifest, values = read_ours(path)
+        opened = None if "lora" in values else open_ours(path, manifest, values, dtype)
+    else:
+        opened = open_other(path, dtype, name)
+    if opened:
+        check_vocabulary(name, opened.model, opened.tokenizer)
+    return opened
+
+
+def check_vocabulary(name: str, model: GPT, tokenizer: Tokenizer | None) -> None:
     if tokenizer and tokenizer.n_vocab > model.config.vocab_size:
         raise UserError(
             f"{name}: its tokenizer has {tokenizer.n_vocab} ids, more than the {model.config.vocab_size} rows of the "
             "model's embedding"
         )
-    return model.to(device).eval(), tokenizer
 
 
 def find_ours(path: Path) -> Path | None:
@@ -146,27 +204,38 @@ def find_ours(path: Path) -> Path | None:
 def _load(
     name: str, dtype: torch.dtype, base: str | Path | None = None, freeze: str = "fp32"
 ) -> tuple[GPT, Tokenizer | None]:
-    path = Path(name)
     if name in PRESETS:  # a folder of that name is meant by ./NAME
         return preset(name, seed=0).to(dtype), embedded()
+    path = find(name)
+    if (path / "manifest.json").exists():
+        return load_ours(path, dtype, base)
+    if is_peft(path):
+        return load_peft(path, dtype, base)
+    return open_other(path, dtype, name).load(freeze)
+
+
+def find(name: str) -> Path:
+    """Where a model lies: a folder, a hub's files fetched into one, or a GGUF file. Raises UserError."""
+    path = Path(name)
     inner = find_ours(path)
-    if inner is not None:
-        return load_ours(inner, dtype, base)
+    if inner is not None or is_gguf(path) or path.is_dir():
+        return inner or path
+    if path.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1 or path.suffix == ".gguf":
+        missing = "no such file" if path.suffix == ".gguf" else f"no such directory{nearest(name, PRESETS)}"
+        what = "a file, and no GGUF file" if path.is_file() else missing
+        raise UserError(f"{name}: {what}")
+    return download(name)
+
+
+def open_other(path: Path, dtype: torch.dtype, name: str) -> Opened:
+    """A model that others have written: a GGUF file, or a Hugging Face directory. `name`: how it was asked for."""
     if is_gguf(path):
         file = read_gguf(path)
         tokenizer = read_gguf_tokenizer(file)  # first, for it is the quicker to fail
-        return load_gguf(file, dtype, freeze), tokenizer
-    if not path.is_dir():
-        if path.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1 or path.suffix == ".gguf":
-            missing = "no such file" if path.suffix == ".gguf" else f"no such directory{nearest(name, PRESETS)}"
-            what = "a file, and no GGUF file" if path.is_file() else missing
-            raise UserError(f"{name}: {what}")
-        path = download(name)
-    if is_peft(path):
-        return load_peft(path, dtype, base)
+        return Opened(*open_gguf(file, dtype), tokenizer, is_gguf=True)
     if is_hf(path):
-        model = load_hf(path, dtype)
-        return model, hf_tokenizer(path, model.config)
+        model, weights = open_hf(path, dtype)
+        return Opened(model, weights, hf_tokenizer(path, model.config))
     raise UserError(
         f"{name}: neither a checkpoint (manifest.json), nor a run with one, nor a Hugging Face "
         "directory (config.json with a model_type), nor PEFT's adapters (adapter_config.json)"

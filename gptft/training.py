@@ -14,6 +14,7 @@ from functools import partial
 
 import torch
 from torch import Tensor
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from gptft.collate import Batch, by_length, plan
 from gptft.config import Config
@@ -25,6 +26,7 @@ from gptft.model import GPT, training_flops
 from gptft.optim import learning_rate, load_optimizer_state, step_where_finite
 from gptft.parallel.ranks import here, whole
 from gptft.parallel.window import own_slices
+from gptft.parallel.wrap import synced_behind_last
 
 ToBatch = Callable[[Sequence[Example]], Batch]  # `collate` with the run's pad id and mask bound to it
 
@@ -33,7 +35,7 @@ ToBatch = Callable[[Sequence[Example]], Batch]  # `collate` with the run's pad i
 class Step:
     """One optimizer step. `loss`: nats a target over the window; times in seconds; `flops`: FLOP/s on real tokens;
     `data_share`: of the time, what the loop waited for its data; `epoch`: passes over the data, of a stream, shards;
-    `trained`: the window's batches, each with the losses of its targets; `ranks`: figures by rank, of several."""
+    `trained`: the window's batches, each with the losses of its targets."""
 
     step: int
     epoch: float
@@ -46,7 +48,6 @@ class Step:
     data_share: float
     remaining_time: float
     trained: list[tuple[Batch, Tensor]] = field(default_factory=list, compare=False)
-    ranks: dict[str, list] = field(default_factory=dict, compare=False)
 
 
 @dataclass(frozen=True)
@@ -146,7 +147,6 @@ def train(
     Raises NonFinite, with the weights as they were after the last good step, when a loss or gradient is not finite.
     """
     model, optimizer, scaler, progress = state.model, state.optimizer, state.precision.scaler, state.progress
-    ranks = here()
     total = total_steps(len(train_set), config)
     eval_every = config.eval_every or max(1, total // 10)
     started, first_step, per_epoch = time.perf_counter(), progress.step, 1
@@ -173,7 +173,7 @@ def train(
 
         # forward and backward: one normalisation over the window, so its division into batches changes nothing
         began, step = time.perf_counter(), progress.step + 1
-        n_targets, *work = ranks.total(*count(model, batches))
+        n_targets, *work = here().total(*count(model, batches))
         before, following = random_state(model.device), None
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, total, config)
@@ -183,7 +183,7 @@ def train(
                 asked = time.perf_counter()
                 following = following or (next(windows) if step < total else [])  # collated while the device works
                 waited = time.perf_counter() - asked
-                loss_sum, grad_norm = ranks.add_up(add_up(losses)), clip_gradients(state, config.grad_clip)
+                loss_sum, grad_norm = here().add_up(add_up(losses)), clip_gradients(state, config.grad_clip)
             except (Interrupted, SourceFailed, RuntimeError, MemoryError) as error:
                 # the window is dropped: the state is that of the last completed step
                 optimizer.zero_grad(set_to_none=True)
@@ -243,12 +243,11 @@ def backward(
     state: TrainState, objective: Objective, batches: list[Batch], n_targets: int, should_stop: Callable[[], bool]
 ) -> list[Tensor]:
     """Add up the gradients of the window's mean loss a target -> per batch, each target's loss. Raises Interrupted."""
-    losses, ranks = [], here()
-    for batch in batches:
-        ranks.sync_gradients(objective, last=batch is batches[-1])
+    losses = []
+    for batch in synced_behind_last(objective, batches):
         with state.precision.autocast():
             loss, each = objective(batch)
-        state.precision.scaler.scale(loss / max(n_targets, 1) * ranks.size).backward()  # which is their mean then
+        state.precision.scaler.scale(loss / max(n_targets, 1)).backward()
         losses.append(each)
         if should_stop():
             raise Interrupted
@@ -265,7 +264,10 @@ def clip_gradients(state: TrainState, limit: float) -> Tensor:
     """Scale the gradients down to a norm of `limit` (0: leave them) -> the norm before, a scalar on the device. After
     unscaling, so that the limit means the same in every precision."""
     state.precision.scaler.unscale_(state.optimizer)
-    return whole(torch.nn.utils.clip_grad_norm_(state.model.parameters(), limit or math.inf))
+    parameters = [parameter for parameter in state.model.parameters() if parameter.grad is not None]
+    norm = whole(get_total_norm([parameter.grad for parameter in parameters]))
+    clip_grads_with_norm_(parameters, limit or math.inf, norm)
+    return norm
 
 
 def update_weights(state: TrainState, finite: Tensor, n_targets: int) -> None:
@@ -352,12 +354,12 @@ def evaluate_loss(
     It does not depend on the batch size. Dropout is off, and training mode is as before afterwards. Raises
     Interrupted when `should_stop` says so between two batches.
     """
-    model, ranks = objective.model, here()
+    model = objective.model
     was_training = model.training
     model.eval()
     losses, n_targets = [], 0
     try:
-        for chosen in ranks.share(by_length(split.lengths, batch_size), []):
+        for chosen in here().share(by_length(split.lengths, batch_size), []):
             if should_stop():
                 raise Interrupted
             batch = to_batch([split[i] for i in chosen]).to(model.device)
@@ -367,7 +369,8 @@ def evaluate_loss(
             n_targets += batch.n_targets
     finally:
         model.train(was_training)
-    return ranks.add_up(torch.stack(losses).sum()).item() / ranks.total(n_targets)[0]
+    loss_sum, n_targets = here().total(torch.stack(losses).sum().item(), n_targets)
+    return loss_sum / n_targets
 
 
 def describe_non_finite(

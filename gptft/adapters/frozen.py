@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from gptft.device import rows_here
 from gptft.errors import UserError
 from gptft.model import GPT, working_dtype
 
@@ -52,16 +53,22 @@ class Int8Linear(nn.Module):
     def __init__(self, layer: nn.Linear) -> None:
         super().__init__()
         self.out_features, self.in_features = layer.weight.shape
-        weight = layer.weight.detach().float()  # (out, in)
-        scale = weight.abs().amax(1) / 127  # (out,)
-        scale[scale == 0] = 1.0  # a row of zeros
-        self.register_buffer("q", (weight / scale[:, None]).round().to(torch.int8))  # (out, in)
-        self.register_buffer("scale", scale)
+        q, scale = in_int8(layer.weight.detach())
+        self.register_buffer("q", q)  # (out, in)
+        self.register_buffer("scale", scale)  # (out,)
         self.bias = None if layer.bias is None else nn.Parameter(layer.bias.detach(), requires_grad=False)
 
     def forward(self, x: Tensor) -> Tensor:
         y = Int8Product.apply(x.to(working_dtype(x)), self.q, self.scale)  # (..., out)
         return y if self.bias is None else y + self.bias.to(y.dtype)
+
+
+def in_int8(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows (n, in) of a weight -> q (n, in) and scale (n,): each row is rounded by itself."""
+    rows = rows.float()
+    scale = rows.abs().amax(1) / 127
+    scale = scale.masked_fill(scale == 0, 1.0)  # a row of zeros
+    return (rows / scale[:, None]).round().to(torch.int8), scale
 
 
 class Int8Product(torch.autograd.Function):
@@ -87,36 +94,38 @@ class Int8Product(torch.autograd.Function):
 
 
 def dense(layer: nn.Module, dtype: torch.dtype, rows: slice = slice(None)) -> Tensor:
-    """The weight (out, in) of a frozen layer, or some of its rows, however it is held."""
+    """The weight (out, in) of a frozen layer, or some of its rows, however it is held; of one in parts, of the rows
+    that this process holds."""
+    mine, first = rows_here(held_by(layer))
     if isinstance(layer, Int8Linear):
-        return layer.q[rows].to(dtype).mul_(layer.scale[rows, None].to(dtype))
-    return layer.weight.detach()[rows].to(dtype)
+        scale = layer.scale[first : first + len(mine)]
+        return mine[rows].to(dtype).mul_(scale[rows, None].to(dtype))
+    return mine[rows].to(dtype)
+
+
+def held_by(layer: nn.Module) -> Tensor:
+    """The tensor (out, in) that a layer holds its weight in."""
+    return layer.q if isinstance(layer, Int8Linear) else layer.weight.detach()
 
 
 def dense_pieces(layer: nn.Module, dtype: torch.dtype) -> Iterator[Tensor]:
     """The same weight some rows (n, in) at a time, so that of one held in fewer bits there is never a copy at full
     width; one that is held in `dtype` comes in one piece, which is no copy."""
-    n_rows = layer.out_features
-    if isinstance(layer, Int8Linear) or layer.weight.dtype != dtype:
+    n_rows = all_rows = len(rows_here(held_by(layer))[0])
+    if held_by(layer).dtype != dtype:
         n_rows = max(1, DENSE_AT_ONCE // layer.in_features)
-    for start in range(0, layer.out_features, n_rows):
+    for start in range(0, all_rows, n_rows or 1):
         yield dense(layer, dtype, slice(start, start + n_rows))
 
 
 def linear_layers(model: GPT) -> Iterator[tuple[str, nn.Module, str, nn.Module]]:
     """(full name, parent, name, module) of every linear layer in the blocks."""
     for n, block in enumerate(model.blocks):
-        for path, parent, name, layer in layers_of(block):
-            yield f"blocks.{n}.{path}", parent, name, layer
-
-
-def layers_of(block: nn.Module) -> Iterator[tuple[str, nn.Module, str, nn.Module]]:
-    """The same of one block, with the names inside it."""
-    for part, names in LAYERS.items():
-        parent = getattr(block, part)
-        for name in names:
-            if getattr(parent, name, None) is not None:
-                yield f"{part}.{name}", parent, name, getattr(parent, name)
+        for part, names in LAYERS.items():
+            parent = getattr(block, part)
+            for name in names:
+                if getattr(parent, name, None) is not None:
+                    yield f"blocks.{n}.{part}.{name}", parent, name, getattr(parent, name)
 
 
 def kind_for(lora_base: str, precision: str) -> str:
@@ -131,28 +140,19 @@ def freeze_layers_as(model: GPT, kind: str) -> GPT:
     Returns the model.
 
     One layer after the other, so that no more than one is there twice. Raises UserError, with the model as it was, for
-    numbers beyond fp16's range.
+    numbers beyond fp16's range. One on the "meta" device stays there, to have its weights read into it so.
     """
-    for n, block in enumerate(model.blocks):
-        _check_range(block, kind, f"blocks.{n}.")
-    for block in model.blocks:
-        _freeze(block, kind)
-    return model
-
-
-def freeze_block_as(block: nn.Module, kind: str, prefix: str) -> None:
-    """`freeze_layers_as` for one block, whose layers are called `prefix` and their names."""
-    _check_range(block, kind, prefix)
-    _freeze(block, kind)
-
-
-def _freeze(block: nn.Module, kind: str) -> None:
     if kind == "fp32":
-        return
+        return model
+    if kind == "fp16" and not model.tok.weight.is_meta:
+        for path, _, _, layer in linear_layers(model):
+            for name, parameter in layer.named_parameters():
+                check_range(parameter, f"{path}.{name}")
     frozen = {"bf16": HalfLinear, "fp16": partial(HalfLinear, dtype=torch.float16), "int8": Int8Linear}[kind]
-    for _, parent, name, layer in layers_of(block):
+    for _, parent, name, layer in linear_layers(model):
         if not isinstance(layer, HalfLinear | Int8Linear):
             setattr(parent, name, frozen(layer))
+    return model
 
 
 def is_frozen(model: GPT) -> bool:
@@ -160,10 +160,10 @@ def is_frozen(model: GPT) -> bool:
     return any(isinstance(layer, HalfLinear | Int8Linear) for *_, layer in linear_layers(model))
 
 
-def _check_range(block: nn.Module, kind: str, prefix: str) -> None:
-    for path, _, _, layer in layers_of(block) if kind == "fp16" else ():
-        if not all(tensor.abs().max() <= FP16_MAX for tensor in layer.parameters()):  # a nan is not either
-            raise UserError(
-                f"{prefix}{path} holds numbers beyond fp16's {FP16_MAX:.0f}, and is not frozen in it: take another "
-                "--precision, or --lora_base int8 or fp32"
-            )
+def check_range(numbers: Tensor, path: str) -> None:
+    """Raise UserError for numbers beyond fp16's range; `path`: LAYER.weight, or .bias."""
+    if not numbers.abs().max() <= FP16_MAX:  # a nan is not either
+        raise UserError(
+            f"{path.rpartition('.')[0]} holds numbers beyond fp16's {FP16_MAX:.0f}, and is not frozen in it: take "
+            "another --precision, or --lora_base int8 or fp32"
+        )

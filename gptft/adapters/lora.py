@@ -31,9 +31,11 @@ from gptft.adapters.frozen import (
     dense,
     dense_pieces,
     freeze_layers_as,
+    held_by,
     linear_layers,
 )
-from gptft.config import FIELDS
+from gptft.config import FIELDS, Config
+from gptft.device import put_rows, rows_here
 from gptft.errors import UserError, nearest
 from gptft.model import GPT, working_dtype
 
@@ -61,6 +63,11 @@ class LoraConfig:
         for target in self.targets:
             if target not in TARGETS:
                 raise UserError(f"lora: there is no target {target!r}{nearest(target, TARGETS)}")
+
+    @classmethod
+    def asked(cls, config: Config) -> LoraConfig:
+        """What a run's settings ask for."""
+        return cls(*(getattr(config, f"lora_{field.name}") for field in dataclasses.fields(cls)))
 
     @property
     def scale(self) -> float:
@@ -110,18 +117,31 @@ class LoraLinear(nn.Module):
         super().__init__()
         self.base, self.scale, self.dropout = base, config.scale, config.dropout
         n_out, n_in = base.out_features, base.in_features
-        weight = base.q if isinstance(base, Int8Linear) else base.weight
+        weight = held_by(base)
         dtype, device = torch.float64 if weight.dtype == torch.float64 else torch.float32, weight.device
-        bound = 1 / math.sqrt(n_in)  # kaiming_uniform with a = sqrt(5), as the paper's code and PEFT have it
-        A = torch.empty(config.rank, n_in).uniform_(-bound, bound, generator=generator)
-        self.A = nn.Parameter(A.to(device, dtype))
-        self.B = nn.Parameter(torch.zeros(n_out, config.rank, device=device, dtype=dtype))
+        self.A = nn.Parameter(torch.empty(config.rank, n_in, device=device, dtype=dtype))
+        self.B = nn.Parameter(torch.empty(n_out, config.rank, device=device, dtype=dtype))
         self.m = None
         if config.dora:
-            # (out,) of the frozen weights: they never change
-            squares = torch.cat([rows.square().sum(1) for rows in dense_pieces(base, dtype)])
-            self.register_buffer("squares", squares, persistent=False)
-            self.m = nn.Parameter(squares.sqrt())
+            # |w|^2 (out,) of the frozen weights' rows: they never change
+            self.register_buffer("squares", torch.empty(n_out, device=device, dtype=dtype), persistent=False)
+            self.m = nn.Parameter(torch.empty(n_out, device=device, dtype=dtype))
+        if not weight.is_meta:
+            self.start(generator)
+
+    @torch.no_grad()
+    def start(self, generator: torch.Generator) -> None:
+        """Set what training starts from; of tensors in parts, those rows that this process holds."""
+        bound = 1 / math.sqrt(self.A.size(1))  # kaiming_uniform with a = sqrt(5), as the paper's code and PEFT have it
+        put_rows(self.A, 0, len(self.A), torch.empty(self.A.shape).uniform_(-bound, bound, generator=generator))
+        rows_here(self.B)[0].zero_()
+        if self.m is not None:
+            _, row = rows_here(held_by(self.base))
+            for rows in dense_pieces(self.base, self.A.dtype):
+                self.squares[row : row + len(rows)] = rows.square().sum(1)
+                row += len(rows)
+            m, first = rows_here(self.m)
+            m.copy_(self.squares[first : first + len(m)].sqrt())
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) -> (..., out), in the dtype that an ordinary linear layer would give.
@@ -192,6 +212,15 @@ def add_lora(model: GPT, config: LoraConfig, seed: int = 0, base: Base | None = 
             setattr(parent, name, LoraLinear(layer, config, generator).train(layer.training))
     model.lora = Adapters(config, base, frozen_as)
     return model
+
+
+def start_adapters(model: GPT, seed: int) -> None:
+    """Have a model's adapters as `add_lora` made them, where it stood on the "meta" device, or where they were trained;
+    of tensors in parts, those rows that this process holds."""
+    generator = torch.Generator().manual_seed(seed)
+    for *_, layer in linear_layers(model):
+        if isinstance(layer, LoraLinear):
+            layer.start(generator)
 
 
 def merge_lora(model: GPT) -> GPT:

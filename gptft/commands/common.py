@@ -25,7 +25,8 @@ MODEL = (
 
 
 def run(command: Callable[[list[str]], None], argv: list[str] | None = None) -> None:
-    """Run a command; what the user can put right becomes one line on standard error and an exit status."""
+    """Run a command; what the user can put right becomes one line on standard error and an exit status. Of several
+    processes that torchrun started, and that have not found each other yet, the machine's first says it."""
     for stream in (sys.stdin, sys.stdout):  # an odd character must not end a run that is nearly done
         with contextlib.suppress(AttributeError, OSError):  # a stream that is no text file has no such method
             stream.reconfigure(errors="replace")
@@ -33,21 +34,26 @@ def run(command: Callable[[list[str]], None], argv: list[str] | None = None) -> 
     try:
         command(sys.argv[1:] if argv is None else argv)
     except UserError as error:
-        print(f"gptft: {error}", file=sys.stderr)
+        complain(str(error))
         sys.exit(error.status)
     except BadRecord as error:  # a prompt for which the checkpoint's template has no place
-        print(f"gptft: {error}", file=sys.stderr)
+        complain(str(error))
         sys.exit(2)
     except KeyboardInterrupt:
-        print("gptft: interrupted", file=sys.stderr)
+        complain("interrupted")
         sys.exit(130)
     except BrokenPipeError:  # the reader, `head` for one, has had enough
         sys.stdout = open(os.devnull, "w")
         sys.exit(0)
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
-        print(f"gptft: {where}{error.strerror or error}", file=sys.stderr)
+        complain(f"{where}{error.strerror or error}")
         sys.exit(1)
+
+
+def complain(line: str) -> None:
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        print(f"gptft: {line}", file=sys.stderr)
 
 
 def make_parser(command: ModuleType) -> Parser:

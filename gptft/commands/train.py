@@ -6,7 +6,7 @@ import os
 from argparse import Namespace
 
 from gptft.commands.parser import Parser
-from gptft.config import fields_by_heading, resolve
+from gptft.config import Config, fields_by_heading, resolve
 
 USAGE = "python train.py [--config FILE.toml] [--FIELD VALUE ...]"
 
@@ -21,17 +21,26 @@ def add_arguments(parser: Parser) -> None:
 
 def run(options: Namespace) -> None:
     """Train as the flags, the file and the defaults say, in this order."""
-    config_path, given = options.config, options.settings
+    given = options.settings
+    config_path, config = settle(options.config, given)  # before torch is imported: what is misspelt is said at once
+    from gptft.commands.default import embedded_default
+    from gptft.finetuning import finetune
+    from gptft.parallel.launch import folder_begun, restarted
+
+    if restarted() and "resume" not in given and (out_dir := folder_begun()):  # not in a folder that is another's
+        given.update(resume=True, out_dir=out_dir)
+        config_path, config = settle(options.config, given)
+    if config_path or given.get("data") or given.get("init"):
+        finetune(config)
+    else:
+        embedded_default(given)
+
+
+def settle(config_path: str, given: dict) -> tuple[str, Config]:
+    """The file that holds beside what was given, if any, and the settings. A run that is gone on with has one."""
     if given.get("resume") and not config_path and given.get("out_dir"):
         earlier = os.path.join(given["out_dir"], "config.toml")
         is_default = os.path.isdir(os.path.join(given["out_dir"], "pretrain"))  # two stages, gone on with as two
         if os.path.exists(earlier) and not is_default:
             config_path = earlier  # the run's own settings; flags still win
-    config = resolve(config_path, given)  # before torch is imported, so that a misspelt value is answered at once
-    from gptft.commands.default import embedded_default
-    from gptft.finetuning import finetune
-
-    if config_path or given.get("data") or given.get("init"):
-        finetune(config)
-    else:
-        embedded_default(given)
+    return config_path, resolve(config_path, given)

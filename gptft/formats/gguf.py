@@ -6,16 +6,14 @@ refused by name.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
+from functools import partial
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from gptft.adapters.frozen import freeze_block_as
 from gptft.architecture import GPTConfig
 from gptft.errors import UserError
 from gptft.formats.families import config_from_hf
@@ -28,11 +26,10 @@ from gptft.formats.gguf_names import (
     OWN_CONFIG,
     Entry,
     entries_of,
-    entries_of_layer,
     settings_of,
     slowing,
 )
-from gptft.formats.tensors import Stored
+from gptft.formats.tensors import Part, Piece, Stored, Weights, held_against
 from gptft.model import GPT
 
 NEAR = 1e-5  # between two ways to compute the same fp32 numbers
@@ -52,73 +49,50 @@ HARMLESS = {
 STRETCHED = ((1.0, 4.0, 8192),)
 
 
-def load_gguf(file: GGUFFile, dtype: torch.dtype, freeze: str = "fp32") -> GPT:
-    """A GPT with the weights of a GGUF file, on the CPU, in `dtype`, filled piece by piece. Missing, extra and
-    misshapen tensors raise UserError by name, before any memory is taken.
-
-    `freeze`: how the linear layers of the blocks are held, as `adapters.frozen` has it, each block frozen as soon as it
-    is read: no more than one of them is ever there at full width.
-    """
+def open_gguf(file: GGUFFile, dtype: torch.dtype) -> tuple[GPT, Weights]:
+    """A GPT in `dtype` on the "meta" device, and its weights in a GGUF file, not read yet. Missing, extra and misshapen
+    tensors raise UserError by name."""
     arch, config = read_config(file)
     if config.n_layer > len(file.tensors):  # said before so many layers are built
         raise UserError(f"{file.path}: {config.n_layer:,} layers in its settings, {len(file.tensors):,} tensors")
     with torch.device("meta"):
         model = GPT(config).to(dtype)
-    _check_tensors(file, _entries_in(file, model, arch))
-    blocks, outside = model.blocks, [child for name, child in model.named_children() if name != "blocks"]
-    for module in outside:
-        module.to_empty(device="cpu")
-    for layer, block in enumerate(blocks):
-        block.to_empty(device="cpu")
-        for entry in entries_of_layer(model, arch, layer):
-            _fill(entry, file)
-        freeze_block_as(block, freeze, f"blocks.{layer}.")
-    for entry in _entries_in(file, model, arch, outside_blocks=True):
-        if entry.made and entry.name in file.tensors:
+    entries = _entries_in(file, model, arch)
+    _check_tensors(file, entries)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    parts = []
+    for entry in entries:
+        if not entry.made:
+            shapes = {names[id(part)]: tuple(part.shape) for part in entry.parts}
+            parts.append(Part(shapes, partial(_read, file.tensors[entry.name], shapes, entry.heads)))
+        elif entry.name != HEAD and entry.name in file.tensors:
             _check_made(file, entry, file.tensors[entry.name])
-        elif not entry.made:
-            _fill(entry, file)
-    return model
+    if config.tie_embeddings and HEAD in file.tensors:
+        differs = f"{file.path}: the tensor {HEAD!r} is not what the rest of the file asks for"
+        parts = [held_against(p, file.tensors[HEAD], dtype, differs) if "tok.weight" in p.shapes else p for p in parts]
+    return model, Weights(parts, dtype)
 
 
-def _fill(entry: Entry, file: GGUFFile) -> None:
-    for start, _, rows in file.tensors[entry.name].pieces():
-        entry.fill(start, rows)
+def _read(
+    stored: Stored, shapes: dict[str, tuple[int, ...]], heads: int, wanted: dict[str, tuple[int, int]]
+) -> Iterator[Piece]:
+    """The rows that are wanted of the tensors that a stored one holds, one after the other; with `heads`, in whole
+    heads, whose rows lie as neighbours."""
+    before = 0
+    for name, (n_rows, *_) in shapes.items():
+        of = n_rows // heads if heads else 1
+        first, last = wanted.get(name, (0, 0))
+        first, last = first // of * of, -(-last // of) * of
+        for start, stop, rows in stored.pieces(before + first, before + last, of):
+            if heads:  # (nh, hs/2, 2, ...) -> (nh, 2, hs/2, ...)
+                rows = rows.unflatten(0, (-1, of // 2, 2)).transpose(1, 2).flatten(0, 2)
+            yield name, start - before, stop - before, rows
+        before += n_rows
 
 
-class WeightsOf(Mapping):
-    """The weights of a GGUF file by our names, in fp32, each read when it is asked for: a model in fewer bits is known
-    by these."""
-
-    def __init__(self, file: GGUFFile) -> None:
-        self.file = file
-        arch, config = read_config(file)
-        with torch.device("meta"):
-            model = GPT(config)
-        names = {id(parameter): name for name, parameter in model.named_parameters()}
-        self.places = {
-            names[id(part)]: (entry, n)
-            for entry in entries_of(model, arch)
-            if not entry.made
-            for n, part in enumerate(entry.parts)
-        }
-
-    def __len__(self) -> int:
-        return len(self.places)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.places)
-
-    def __getitem__(self, name: str) -> Tensor:
-        entry, n = self.places[name]
-        entry = dataclasses.replace(entry, parts=tuple(torch.empty(part.shape) for part in entry.parts))
-        _fill(entry, self.file)
-        return entry.parts[n]
-
-
-def _entries_in(file: GGUFFile, model: GPT, arch: str, outside_blocks: bool = False) -> list[Entry]:
+def _entries_in(file: GGUFFile, model: GPT, arch: str) -> list[Entry]:
     """`entries_of`, and a head that is stored although it is the embedding, as many files have it."""
-    entries = list(entries_of(model, arch, outside_blocks))
+    entries = list(entries_of(model, arch))
     doubled = model.config.tie_embeddings and HEAD in file.tensors and all(entry.name != HEAD for entry in entries)
     return [*entries, Entry(HEAD, (model.tok.weight,), made=True)] if doubled else entries
 
@@ -147,12 +121,10 @@ def _check_tensors(file: GGUFFile, entries: list[Entry]) -> None:
             )
 
 
-@torch.no_grad()
 def _check_made(file: GGUFFile, entry: Entry, stored: Stored) -> None:
     """A tensor that follows from the rest must be what follows."""
     for start, stop, rows in stored.pieces():
-        due = entry.parts[0][start:stop]
-        if not torch.allclose(rows.to(due.dtype), due, rtol=NEAR, atol=0):
+        if not torch.allclose(rows, entry.parts[0][start:stop], rtol=NEAR, atol=0):
             raise UserError(f"{file.path}: the tensor {entry.name!r} is not what the rest of the file asks for")
 
 

@@ -69,31 +69,15 @@ class Entry:
             x = x.unflatten(0, (self.heads, 2, -1)).transpose(1, 2).flatten(0, 2)  # (nh, 2, hs/2, ...) -> (rows, ...)
         return x.contiguous().numpy()
 
-    @torch.no_grad()
-    def fill(self, start: int, rows: Tensor) -> None:
-        """The rows of the file's tensor from `start` on -> ours, in the dtype that ours have."""
-        first = 0
-        for part in self.parts:
-            n = part.size(0)
-            a, b = max(start, first), min(start + len(rows), first + n)
-            if a < b and self.heads:
-                row = torch.arange(a - first, b - first)
-                size = n // self.heads  # of a head: row 2i + w of the file is row w * size / 2 + i of ours
-                ours = row // size * size + row % 2 * (size // 2) + row % size // 2
-                part[ours] = rows[a - start : b - start].to(part.dtype)
-            elif a < b:
-                part[a - first : b - first].copy_(rows[a - start : b - start])
-            first += n
 
-
-def entries_of(model: GPT, arch: str, outside_blocks: bool = False) -> Iterator[Entry]:
-    """Every tensor of the file of a model; `outside_blocks`: but not the parameters of its blocks."""
+def entries_of(model: GPT, arch: str) -> Iterator[Entry]:
+    """Every tensor of the file of a model."""
     config = model.config
     for name, parameter in model.named_parameters():
         stem, _, part = name.rpartition(".")
         if not stem.startswith("blocks."):
             yield Entry(f"{OUTER[stem]}.{part}", (parameter,))
-    for layer in () if outside_blocks else range(config.n_layer):
+    for layer in range(config.n_layer):
         yield from entries_of_layer(model, arch, layer)
     if arch == "gptneox":  # it asks for tensors that others may leave out: zeros and a copy change nothing
         if config.tie_embeddings:

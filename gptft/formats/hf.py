@@ -18,7 +18,17 @@ from gptft.errors import UserError
 from gptft.files import read_json
 from gptft.formats.families import FAMILIES, Family, Place, all_places, config_from_hf
 from gptft.formats.hf_tokenizer import has_tokenizer, read_hf_tokenizer
-from gptft.formats.tensors import SAFETENSORS_DTYPES, Stored, read_bin, read_safetensors
+from gptft.formats.tensors import (
+    SAFETENSORS_DTYPES,
+    Part,
+    Piece,
+    Stored,
+    Weights,
+    as_stored,
+    held_against,
+    read_bin,
+    read_safetensors,
+)
 from gptft.model import GPT
 from gptft.tokenizer import Tokenizer, gpt2
 
@@ -30,7 +40,14 @@ BUFFER = re.compile(r"(?:\.attn|\.attention)\.(?:masked_)?bias$|rotary_emb\.inv_
 
 def load_hf(directory: Path, dtype: torch.dtype) -> GPT:
     """A GPT with the weights of a local Hugging Face directory, on the CPU, in `dtype`; no weight is ever held in
-    another. Missing, extra, doubled and misshapen tensors raise UserError by name, before any memory is taken."""
+    another. Raises UserError."""
+    model, weights = open_hf(directory, dtype)
+    return weights.fill(model.to_empty(device="cpu"))
+
+
+def open_hf(directory: Path, dtype: torch.dtype) -> tuple[GPT, Weights]:
+    """A GPT in `dtype` on the "meta" device, and its weights in a local Hugging Face directory, not read yet. Missing,
+    extra, doubled and misshapen tensors raise UserError by name."""
     hf = read_json(directory / "config.json")
     config = config_from_hf(hf, str(directory / "config.json"))
     family, stored = FAMILIES[hf["model_type"]], list(stored_in(directory))
@@ -45,13 +62,11 @@ def load_hf(directory: Path, dtype: torch.dtype) -> GPT:
         due = tuple(places[name].join([ours[part] for part in places[name].ours]).shape)
         if tensor.shape != due:
             raise UserError(f"{directory}: tensor {tensor.name!r} has shape {tensor.shape}; the config asks for {due}")
-    model.to_empty(device="cpu")
-    ours = dict(model.named_parameters())
-    for name, tensor in placed.items():
-        _place(places[name], tensor, ours)
+    parts = [_part(places[name], tensor, ours) for name, tensor in placed.items()]
     if tied_head is not None:
-        _check_tied(tied_head, ours["tok.weight"], directory)
-    return model
+        differs = f"{directory}: tie_word_embeddings is true, yet {tied_head.name} differs from the embedding"
+        parts = [held_against(p, tied_head, dtype, differs) if "tok.weight" in p.shapes else p for p in parts]
+    return model, Weights(parts, dtype)
 
 
 def _find_places(
@@ -80,24 +95,16 @@ def _find_places(
     return placed, placed.pop(family.head, None) if config.tie_embeddings else None
 
 
-@torch.no_grad()
-def _place(place: Place, tensor: Stored, ours: dict[str, Tensor]) -> None:
-    """Copy a stored tensor to its place, or its places, in our parameters."""
+def _part(place: Place, tensor: Stored, ours: dict[str, Tensor]) -> Part:
+    """Our tensors that are in a stored one."""
     if len(place.ours) == 1 and not place.transposed:
-        for start, stop, piece in tensor.pieces():
-            ours[place.ours[0]][start:stop].copy_(piece)
-        return
-    for name, part in zip(place.ours, place.split(tensor.read_all()), strict=True):
-        ours[name].copy_(part)
+        return as_stored(place.ours[0], tensor)
 
+    def read(_) -> Iterator[Piece]:
+        for name, rows in zip(place.ours, place.split(tensor.read_all()), strict=True):
+            yield name, 0, len(rows), rows
 
-def _check_tied(head: Stored, embedding: Tensor, directory: Path) -> None:
-    """A head that is stored although it is the embedding must be the embedding."""
-    same = head.shape == tuple(embedding.shape) and all(
-        torch.equal(piece.to(embedding.dtype), embedding[start:stop]) for start, stop, piece in head.pieces()
-    )
-    if not same:
-        raise UserError(f"{directory}: tie_word_embeddings is true, yet {head.name} differs from the embedding")
+    return Part({name: tuple(ours[name].shape) for name in place.ours}, read)
 
 
 def stored_in(directory: Path) -> Iterator[Stored]:

@@ -5,19 +5,22 @@ from __future__ import annotations
 import pickle
 import warnings
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from gptft.adapters.rows import places_for_rows
 from gptft.errors import UserError, need_extra
+from gptft.model import GPT
 
 # what safetensors calls a dtype (github.com/huggingface/safetensors, README.md, "Format")
 SAFETENSORS_DTYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 SAFETENSORS_NAMES = {dtype: name for name, dtype in SAFETENSORS_DTYPES.items()}
 PIECE = 2**23  # bytes of a tensor that are read at a time, or a hundredth of the file where that is more
+Piece = tuple[str, int, int, Tensor]  # one of our tensors by name; the first row, the one after the last, those rows
 
 
 @dataclass(frozen=True)
@@ -30,17 +33,88 @@ class Stored:
     read: Callable[[int, int], Tensor]
     at_once: int = PIECE  # bytes
 
-    def pieces(self) -> Iterator[tuple[int, int, Tensor]]:
-        """(first row, row after the last, those rows), so many at a time that a piece stays near `at_once` bytes."""
+    def pieces(self, first: int = 0, last: int | None = None, of: int = 1) -> Iterator[tuple[int, int, Tensor]]:
+        """(first row, row after the last, those rows), from row `first` up to `last`, so many at a time that a piece
+        stays near `at_once` bytes, and always whole groups `of` so many."""
         n = self.shape[0] if self.shape else 1
         a_row = max(1, SAFETENSORS_DTYPES[self.dtype].itemsize * torch.Size(self.shape).numel() // max(n, 1))
-        step = max(1, self.at_once // a_row)
-        for start in range(0, n, step):
-            stop = min(n, start + step)
+        step, last = max(1, self.at_once // a_row // of) * of, n if last is None else last
+        for start in range(first, last, step):
+            stop = min(last, start + step)
             yield start, stop, self.read(start, stop)
 
     def read_all(self) -> Tensor:
         return self.read(0, self.shape[0] if self.shape else 1)
+
+
+@dataclass(frozen=True)
+class Part:
+    """Those of our tensors that lie in one tensor of a file, or in some: their shapes by name, not read yet.
+
+    `read`: which rows are wanted of each tensor, from the first to the one after the last -> pieces that hold them, and
+    perhaps others too. Of a tensor that is not named no row is wanted.
+    """
+
+    shapes: dict[str, tuple[int, ...]]
+    read: Callable[[dict[str, tuple[int, int]]], Iterator[Piece]]
+
+
+class Weights(Mapping):
+    """The weights of a model in files, by our names, not read yet. As a mapping it reads a whole tensor, in `dtype`,
+    whenever it is asked for one, and keeps none."""
+
+    def __init__(self, parts: list[Part], dtype: torch.dtype) -> None:
+        self.parts, self.dtype = parts, dtype
+        self.part_of = {name: part for part in parts for name in part.shapes}
+
+    def __len__(self) -> int:
+        return len(self.part_of)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.part_of)
+
+    def __getitem__(self, name: str) -> Tensor:
+        part = self.part_of[name]
+        tensor = torch.empty(part.shapes[name], dtype=self.dtype)
+        for each, start, stop, rows in part.read({name: (0, len(tensor))}):
+            if each == name:
+                tensor[start:stop].copy_(rows)
+        return tensor
+
+    @torch.no_grad()
+    def fill(self, model: GPT) -> GPT:
+        """Read them into a model, piece by piece, however it holds them; of one in parts, those rows that this process
+        holds. Returns the model."""
+        places = places_for_rows(model)
+        for part in self.parts:
+            for name, start, stop, rows in part.read({name: places[name].wanted for name in part.shapes}):
+                places[name].put(start, stop, rows)
+        return model
+
+
+def as_stored(name: str, stored: Stored) -> Part:
+    """A tensor that lies in a file as it is here, perhaps under another name."""
+
+    def read(wanted: dict[str, tuple[int, int]]) -> Iterator[Piece]:
+        for start, stop, rows in stored.pieces(*wanted[name]):
+            yield name, start, stop, rows
+
+    return Part({name: stored.shape}, read)
+
+
+def held_against(part: Part, head: Stored, dtype: torch.dtype, differs: str) -> Part:
+    """The part with the embedding, for a file that holds the head too, which is to be the same: every row that is read
+    is compared with that of the head. Raises UserError, which says what `differs`."""
+    if head.shape != part.shapes["tok.weight"]:
+        raise UserError(differs)
+
+    def read(wanted: dict[str, tuple[int, int]]) -> Iterator[Piece]:
+        for name, start, stop, rows in part.read(wanted):
+            if not torch.equal(rows.to(dtype), head.read(start, stop).to(dtype)):
+                raise UserError(differs)
+            yield name, start, stop, rows
+
+    return Part(part.shapes, read)
 
 
 def read_safetensors(path: Path) -> Iterator[Stored]:

@@ -14,8 +14,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
+from torch import Tensor
 
 from gptft.errors import UserError
 from gptft.parallel.watch import Watch
@@ -104,11 +103,6 @@ class Ranks:
                 if errors:
                     raise errors[0] from None
         return made
-
-    def sync_gradients(self, objective: nn.Module, last: bool) -> None:
-        """DDP adds up the gradients of the ranks behind the last micro-batch of a window, and not behind each."""
-        if isinstance(objective, DistributedDataParallel):
-            objective.require_backward_grad_sync = last
 
     def beat(self) -> None:
         """Show the others that this rank gets on."""

@@ -1,12 +1,13 @@
-"""Checkpoints of several ranks, and going on from them.
+"""Ordinary checkpoints of several ranks, and going on from them.
 
-A checkpoint is one folder, as one process writes it: the first rank writes it, of weights that each rank has, or that
-are gathered for it, tensor by tensor. Whatever number of ranks goes on from it takes its own part.
+Such a checkpoint is one folder, as one process writes it: the first rank writes it, of weights that each rank has, or
+that are gathered for it, tensor by tensor, in its host's memory. Whatever number of ranks goes on from it takes its own
+part. What ranks write without gathering is in sharded.py.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from gptft import checkpoint
 from gptft.device import put_rows, random_state, set_random_state
+from gptft.errors import UserError
 from gptft.model import GPT
 from gptft.parallel.ranks import here, whole
 from gptft.parallel.wrap import is_sharded
@@ -21,7 +23,7 @@ from gptft.tokenizer import Tokenizer
 
 
 def save_together(path: Path, model: GPT, tokenizer: Tokenizer | None, step: int, resume: dict | None = None) -> None:
-    """As `checkpoint.save`, of a model that may be in parts. All ranks call it."""
+    """As `checkpoint.save`, of a model that may be in parts. All ranks call it; an error is raised on all."""
     ranks = here()
     if ranks.size == 1:
         checkpoint.save(path, model, tokenizer, step, resume)
@@ -29,17 +31,42 @@ def save_together(path: Path, model: GPT, tokenizer: Tokenizer | None, step: int
     if resume is not None:
         resume = gathered({**resume, "random_of_ranks": ranks.gather(random_state(model.device))})
     _, weights = checkpoint.weights_of(model)
-    weights = gathered(weights)
-    if ranks.first:
-        checkpoint.save(path, model, tokenizer, step, resume, weights)
+    weights, failed = gathered(weights), None
+    with ranks.pausing():  # the others wait
+        if ranks.first:
+            try:
+                checkpoint.save(path, model, tokenizer, step, resume, weights)
+            except UserError as error:
+                failed = error
+        failed = ranks.tell(failed)
+    if failed:
+        raise failed
 
 
 def identify_together(model: GPT, tokenizer: Tokenizer | None) -> str:
-    """As `checkpoint.model_id`, of a model that may be in parts."""
+    """As `checkpoint.model_id`, of a model that may be in parts. All ranks call it."""
     if not is_sharded(model):
         return checkpoint.model_id(model, tokenizer)
-    state = gathered(checkpoint.weights_of(model)[1])
-    return here().tell(here().first and checkpoint.model_id(model, tokenizer, state=state))
+    with here().pausing():
+        return here().tell(checkpoint.model_id(model, tokenizer, state=Gathered(model)))
+
+
+class Gathered(Mapping):
+    """The weights that a checkpoint keeps of a model in parts, by name. Each is gathered when it is asked for, which
+    all ranks do alike, and no rank keeps it; on all but the first it has no rows."""
+
+    def __init__(self, model: GPT) -> None:
+        self.parts = checkpoint.weights_of(model)[1]
+
+    def __len__(self) -> int:
+        return len(self.parts)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.parts)
+
+    def __getitem__(self, name: str) -> Tensor:
+        tensor = whole(self.parts[name].detach())
+        return tensor.cpu() if here().first else tensor.new_empty(0, device="cpu")
 
 
 def load_together(model: GPT, path: Path) -> None:

@@ -171,8 +171,9 @@ class Watch:
         self._listener = listen(address)
         if hasattr(os, "register_at_fork"):  # a child, such as a worker that reads data, would keep it open
             os.register_at_fork(after_in_child=self._listener.close)
-        who = f"process {self._pid} on {socket.gethostname()}"
-        self._place = {"address": address, "port": self._listener.getsockname()[1], "who": who}
+        host = socket.gethostname()
+        self._place = {"address": address, "port": self._listener.getsockname()[1], "host": host}
+        self._place["who"] = f"process {self._pid} on {host}"
         self._rounds, self._last = 0, now
         self._ticks, self._beaten, self._counted, self._moved = 0, now - BEAT, 0, now  # for this rank's beats
         self._neighbour: int | None = (self.rank + 1) % self.size  # None: all others have left
@@ -342,7 +343,10 @@ class Watch:
             self._peer = connect(place) if place else None
         except ConnectionRefusedError:  # nothing listens there any more; or the address is wrong, and beats go on
             self._next_try = now + 1.0
-            if lost or now - self._since > SILENT:
+            near, asked = place["host"] == self._place["host"], self._neighbour  # no address leads elsewhere
+            if near and not lost:
+                self._look(now)  # it may have left
+            if self._neighbour == asked and (lost or near or now - self._since > SILENT):
                 self._accuse(self._neighbour, self._died())
         except OSError:  # a lost machine; or a firewall, and the beats are all there is
             self._next_try = now + 10.0

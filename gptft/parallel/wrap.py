@@ -5,21 +5,20 @@
     fsdp  every rank holds a part of each tensor, of its gradient and of its optimizer state; the two halves of a block
           are gathered when they are computed, and let go again (fully_shard, after arXiv 1910.02054 and 2304.11277)
 
-Either averages over the ranks, so the loss of a rank counts as many times as there are ranks: the gradient is that of
-one process.
+The gradient is that of one process on the whole window, however many targets each rank has of it.
 """
 
 from __future__ import annotations
 
 import inspect
 import warnings
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
-from torch.distributed.fsdp.sharded_grad_scaler import ShardedGradScaler
 from torch.nn.parallel import DistributedDataParallel
 
 from gptft.adapters.frozen import Int8Linear
@@ -28,15 +27,25 @@ from gptft.collate import Batch
 from gptft.device import Precision
 from gptft.loss import Objective
 from gptft.model import GPT
+from gptft.parallel.ranks import local
+
+
+class OfRanks(Objective):
+    """The objective of one rank, whose gradient the engine takes the mean of with those of the others: each counts as
+    many times as there are ranks, so that the mean is their sum."""
+
+    def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        loss, each = super().forward(batch)
+        return loss * dist.get_world_size(), each
 
 
 class Replicated(DistributedDataParallel):
-    """The objective under DDP, which is to be had as one process has it: `model`, and plain passes in evaluation."""
+    """`OfRanks` under DDP, which is to be had as one process has it: `model`, and plain passes in evaluation."""
 
-    def __init__(self, objective: Objective) -> None:
+    def __init__(self, model: GPT) -> None:
         known = inspect.signature(DistributedDataParallel).parameters  # torch 2.13 has another name for it
         buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
-        super().__init__(objective, gradient_as_bucket_view=True, **{buffers: False})  # they never change
+        super().__init__(OfRanks(model), gradient_as_bucket_view=True, **{buffers: False})  # they never change
 
     @property
     def model(self) -> GPT:
@@ -44,6 +53,14 @@ class Replicated(DistributedDataParallel):
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
         return super().forward(batch) if torch.is_grad_enabled() else self.module(batch)
+
+
+def synced_behind_last(objective: nn.Module, batches: Sequence[Batch]) -> Iterator[Batch]:
+    """The batches one by one; DDP adds up the gradients of the ranks behind the last of them, and not behind each."""
+    for batch in batches:
+        if isinstance(objective, Replicated):
+            objective.require_backward_grad_sync = batch is batches[-1]
+        yield batch
 
 
 def is_sharded(model: nn.Module) -> bool:
@@ -61,7 +78,10 @@ def shard(model: GPT, precision: Precision) -> GPT:
     # what a half of a block returns may be a view, and nothing is written into it: the block adds it up anew
     warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor")
     mesh = init_device_mesh(precision.device.type, (dist.get_world_size(),))
-    keep_in_bits(model)
+    if shards_whole_numbers(mesh):
+        keep_in_bits(model)
+    elif any(isinstance(module, Int8Linear) for module in model.modules()):
+        warnings.warn("this torch cannot share out weights in 8 bits: they are whole on each rank", stacklevel=2)
     lower = precision.name != "fp32" and not adapters_of(model)
     lowered = MixedPrecisionPolicy(precision.dtype, torch.float32, cast_forward_inputs=False)
     plain = MixedPrecisionPolicy(cast_forward_inputs=False)
@@ -76,9 +96,30 @@ def shard(model: GPT, precision: Precision) -> GPT:
     return model
 
 
-def scaler_of_ranks(precision: Precision) -> torch.amp.GradScaler:
-    """A scaler of fp16's gradients that hears of an overflow in the parts of other ranks."""
-    return ShardedGradScaler(precision.device.type, enabled=precision.scaler.is_enabled())
+class ScalerOfParts(torch.amp.GradScaler):
+    """A scaler of fp16's gradients of which each rank holds a part: an overflow in any part counts for all.
+
+    torch's own ShardedGradScaler does the same, but its flag has a shape that fused optimizers do not take, and may be
+    more than the 1 that they look for.
+    """
+
+    def _unscale_grads_(self, optimizer, inv_scale, found_inf, allow_fp16) -> dict[torch.device, Tensor]:
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        grads = [local(parameter.grad) for parameter in parameters if parameter.grad is not None]
+        torch._amp_foreach_non_finite_check_and_unscale_(grads, found_inf, inv_scale)
+        dist.all_reduce(found_inf, op=dist.ReduceOp.MAX)
+        return {found_inf.device: found_inf}
+
+
+def shards_whole_numbers(mesh: DeviceMesh) -> bool:
+    """Whether this torch shares out parameters that are no floating-point numbers; 2.9 does not."""
+    probe = nn.Module()
+    probe.q = nn.Parameter(torch.zeros(mesh.size(), dtype=torch.int8), requires_grad=False)
+    try:
+        fully_shard(probe, mesh=mesh)
+    except RuntimeError:
+        return False
+    return True
 
 
 def keep_in_bits(model: GPT) -> None:

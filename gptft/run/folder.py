@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from gptft.device import is_out_of_memory
 from gptft.errors import NonFinite, SourceFailed, UserError
 from gptft.parallel.ranks import here, local
 from gptft.parallel.saving import save_together
+from gptft.parallel.sharded import Saver
+from gptft.parallel.wrap import is_sharded
 from gptft.run import console
 from gptft.run.console import say
 from gptft.run.loggers import open_loggers
@@ -69,13 +72,19 @@ def refuse_used(out_dir: Path, resume: bool) -> None:
 class Keeper:
     """Keeps what the loop's events tell: lines of metrics.jsonl, other loggers, the progress bar, checkpoints."""
 
+    parts: Saver | None = None  # where each rank holds a part of the model, what saves it so
+
     def __init__(
         self, out_dir: Path, state: TrainState, tokenizer: Tokenizer, config: Config, fingerprint: dict, total: int
     ) -> None:
         self.out_dir, self.state, self.tokenizer, self.config = out_dir, state, tokenizer, config
         self.fingerprint = fingerprint
+        if is_sharded(state.model):
+            self.parts = Saver()
         self.logs: list = []
         if here().first:
+            for left in out_dir.glob(".step-*.tmp"):  # by a run that was killed while it saved
+                shutil.rmtree(left, ignore_errors=True)
             self.logs = [
                 Metrics(out_dir / "metrics.jsonl", state.progress, config.log_every),
                 *open_loggers(config, out_dir, state.progress),
@@ -100,18 +109,17 @@ class Keeper:
                 raise Interruption(f"stopped after step {event.step}; saved in {path}", self.signal, self.out_dir)
             say(f"stopped early at step {event.step}: {self.config.patience} evaluations without improvement")
             return
-        if isinstance(event, Step):
-            event.ranks.update(self.of_ranks.measure(event.step))
+        of_ranks = self.of_ranks.measure(event.step) if isinstance(event, Step) else {}
         for log in self.logs:
-            log.write(event)
+            log.write(event, of_ranks)
         self.bar.show(event)
         if isinstance(event, Evaluation) and event.improved and event.step:  # the start is on the user's disk already
-            self.save("best", resumable=False)
+            self.save_whole("best", resumable=False)
         every = self.config.save_every
-        if isinstance(event, Step) and every and event.step % every == 0:
-            self.save(f"step-{event.step:06}")
-            if here().first:
-                checkpoint.prune(self.out_dir, self.config.keep, event.step)
+        if isinstance(event, Step):
+            self.settle(wait=False)
+            if every and event.step % every == 0:
+                self.save(f"step-{event.step:06}", wait=False)
         here().note(f"training, after step {event.step}")
         self.of_ranks.begin()
 
@@ -124,16 +132,57 @@ class Keeper:
         for each in (*self.logs, self.bar):
             each.close()
 
-    def save(self, name: str, resumable: bool = True) -> Path:
-        """Write a checkpoint of the state as it is; `resumable`: with all that going on takes."""
+    def save(self, name: str, wait: bool = True) -> Path:
+        """Write a checkpoint of the state as it is, to go on from. Where each rank holds a part of the model, each
+        writes its own: nothing is gathered, and `last` of a job that is to end is saved within seconds. Unless it is to
+        `wait`, it is written while training goes on."""
+        step, path = self.state.progress.step, self.out_dir / name
+        if not self.parts:
+            self.save_whole(name)
+            self.prune(step)
+            return path
+        self.finish_pending(name)
         here().note(f"saving {name}")
-        extra = {"state": self.state.state_dict(), "fingerprint": self.fingerprint} if resumable else None
-        path = self.out_dir / name
+        self.parts.begin(path, self.state.model, self.state.optimizer, self.tokenizer, step, self.resumable_state())
+        if wait:
+            self.settle(wait=True)
+        return path
+
+    def save_whole(self, name: str, resumable: bool = True) -> Path:
+        """Write an ordinary checkpoint of the state as it is; `resumable`: with all that going on takes. Of a model in
+        parts it is gathered, tensor by tensor, in the memory of the first rank's host: four bytes a weight, and twelve
+        with AdamW's state, which goes into what is resumable."""
+        here().note(f"saving {name}")
+        extra, path = self.resumable_state() if resumable else None, self.out_dir / name
         save_together(path, self.state.model, self.tokenizer, self.state.progress.step, extra)
         return path
 
+    def resumable_state(self) -> dict:
+        return {"state": self.state.state_dict(), "fingerprint": self.fingerprint}
+
+    def settle(self, wait: bool) -> None:
+        """Hear of the checkpoint that is written meanwhile. Older ones are deleted once it is whole. Raises UserError,
+        on all ranks, where it could not be written."""
+        if self.parts and (step := self.parts.settle(wait)) is not None:
+            self.prune(step)
+
+    def finish_pending(self, name: str) -> None:
+        """Before another is saved: wait for the one that is written meanwhile. That it failed ends the run, but for
+        `last`, which is newer."""
+        try:
+            self.settle(wait=True)
+        except UserError as error:
+            if name != "last":
+                raise
+            say(f"note: {error}")
+
+    def prune(self, step: int) -> None:
+        if here().first:
+            checkpoint.prune(self.out_dir, self.config.keep, step)
+
     def save_last_good(self) -> str:
         """After a loss that is not finite: save the state before it, if it is sound itself -> words on where it is."""
+        self.finish_pending("last")
         step, weights = self.state.progress.step, self.state.model.parameters()
         if here().any(not all(torch.isfinite(local(parameter)).all() for parameter in weights)):
             return f"The weights of step {step} are not finite themselves, so they were not saved"
@@ -172,6 +221,7 @@ def open_run(
                 f"evaluation, {LESS_TO_EVALUATE}. {saved or how_to_resume(out_dir)}",
                 1,
             ) from None
-        path = keeper.save("last")
+        keeper.finish_pending("last")
+        path = keeper.save_whole("last")
         if number := keeper.signal:
             raise Interruption(f"stopped after the last step; saved in {path}", number, out_dir)

@@ -43,12 +43,12 @@ def claim(out_dir: Path, name: str = LOCK) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def claim_first(out_dir: Path, ranks: Ranks) -> Iterator[None]:
+def claim_first(out_dir: Path, ranks: Ranks, name: str = LOCK) -> Iterator[None]:
     """`claim`, by the first of several ranks, for all of them. Raises UserError where another does not see the folder
     that the first sees."""
-    with claim(out_dir) if ranks.first else contextlib.nullcontext():
+    made = [path for path in (out_dir, *out_dir.parents) if not path.exists()]
+    with claim(out_dir, name) if ranks.first else contextlib.nullcontext():
         if ranks.size > 1:
-            was_there = ranks.first and any(path.name != LOCK for path in out_dir.iterdir())
             token = ranks.tell(f"{host()} {os.getpid()} {time.time()}")
             if ranks.first:
                 (out_dir / TOKEN).write_text(token)
@@ -57,10 +57,11 @@ def claim_first(out_dir: Path, ranks: Ranks) -> Iterator[None]:
             if ranks.first:
                 (out_dir / TOKEN).unlink()
             if any(blind):
-                if ranks.first and not was_there:
-                    (out_dir / LOCK).unlink()
-                    out_dir.rmdir()
-                named = ", ".join(f"rank {rank} ({name})" for rank, name in enumerate(blind) if name)
+                if ranks.first and made:
+                    (out_dir / name).unlink()
+                    for path in made:
+                        path.rmdir()
+                named = ", ".join(f"rank {rank} ({machine})" for rank, machine in enumerate(blind) if machine)
                 raise UserError(
                     f"--out_dir {out_dir}: {named} cannot see what rank 0 writes there: it must be on a file system "
                     "that all machines share"

@@ -32,8 +32,8 @@ class TensorBoard:
         self.writer = SummaryWriter(str(folder), purge_step=progress.step + 1 if progress.step else 0)
         self.log_every = log_every
 
-    def write(self, event: Step | Evaluation) -> None:
-        row = row_of(event, self.log_every) or {}
+    def write(self, event: Step | Evaluation, of_ranks: dict) -> None:
+        row = (row_of(event, self.log_every) or {}) | of_ranks
         left_out = ("step", "epoch") if isinstance(event, Evaluation) else ("step",)
         for name, value in row.items():
             if name not in left_out:

@@ -36,9 +36,9 @@ class Metrics(StepFile):
         super().__init__(path, lambda row: row["step"] <= (progress.evaluated if "eval_loss" in row else progress.step))
         self.log_every = log_every
 
-    def write(self, event: Step | Evaluation) -> None:
+    def write(self, event: Step | Evaluation, of_ranks: dict) -> None:
         if row := row_of(event, self.log_every):
-            self.add(row)
+            self.add(row | of_ranks)
 
 
 def row_of(event: Step | Evaluation, log_every: int) -> dict | None:
@@ -48,7 +48,7 @@ def row_of(event: Step | Evaluation, log_every: int) -> dict | None:
         return row | ({} if event.score is None else {"score": event.score})
     if event.step % log_every:
         return None
-    return {key: value for key, value in vars(event).items() if key not in ("trained", "ranks")} | event.ranks
+    return {key: value for key, value in vars(event).items() if key != "trained"}
 
 
 def iterate(path: Path) -> Iterator[dict]:

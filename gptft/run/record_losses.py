@@ -32,7 +32,7 @@ class TrainingLosses(StepFile):
         if here().first:
             super().__init__(out_dir / STEPS, lambda row: row["step"] <= progress.step)
 
-    def write(self, event: Step | Evaluation) -> None:
+    def write(self, event: Step | Evaluation, of_ranks: dict) -> None:
         if isinstance(event, Evaluation):
             return
         records = [row for batch, losses in event.trained for row in by_record(batch, losses.float().cpu().numpy())]

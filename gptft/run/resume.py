@@ -14,11 +14,10 @@ from gptft.config import Config, resolve
 from gptft.data.examples import Split
 from gptft.device import processor_name
 from gptft.errors import UserError
-from gptft.model import GPT
 from gptft.parallel.ranks import here
 from gptft.parallel.saving import restore_random_state
+from gptft.parallel.sharded import is_in_parts, load_parts
 from gptft.run.console import say
-from gptft.tokenizer import Tokenizer
 from gptft.training import TrainState
 
 # What fixes the order of the data and the meaning of the optimizer's state: another value is another run.
@@ -27,12 +26,6 @@ FIXED = ("seed", "batch_size", "grad_accum", "batching", "mask_prompt", "optimiz
 # What may be changed on the way, from the next step on.
 FREE = ("epochs", "max_steps", "lr", "min_lr", "warmup_steps", "schedule", "grad_clip", "dropout", "precision")
 FREE += ("eval_every", "patience")
-
-
-def identify(model: GPT, tokenizer: Tokenizer) -> str:
-    """The id of what training starts from; of adapters, their base's."""
-    lora = adapters_of(model)
-    return lora.base.id if lora else checkpoint.model_id(model, tokenizer)
 
 
 def describe_inputs(config: Config, state: TrainState, start: str, train_set: Split, val_set: Split) -> dict:
@@ -74,7 +67,8 @@ def find_checkpoint(out_dir: Path, fingerprint: dict) -> Path | None:
 
     Raises UserError, naming what differs, when data or model have changed; settings that may change are said.
     """
-    path, problems = checkpoint.newest(out_dir) if out_dir.is_dir() else (None, [])
+    with here().pausing():  # hashing takes a while, and other ranks may be waiting for it
+        path, problems = checkpoint.newest(out_dir) if out_dir.is_dir() else (None, [])
     for problem in problems:
         say(f"passed over: {problem}")
     if path is None:
@@ -119,9 +113,12 @@ def load_run_state(state: TrainState, path: Path, out_dir: Path, config: Config)
     A `best` that was saved after this checkpoint belongs to steps that are taken anew, perhaps otherwise: it is set
     aside, and the best is looked for again from here on.
     """
-    checkpoint.load_weights(state.model, path, verified=True)  # by `find_checkpoint`
     saved = checkpoint.load_tensors(path / "resume.pt")
     state.load_state_dict(saved["state"])
+    if is_in_parts(path):
+        load_parts(path, state.model, state.optimizer)
+    else:
+        checkpoint.load_weights(state.model, path, verified=True)  # by `find_checkpoint`
     say(f"going on from {path}, step {state.progress.step}")
     same = restore_random_state(saved, config.seed, state.progress.step, state.model.device)
     if not same and (config.dropout or config.lora_dropout):

@@ -1,4 +1,8 @@
-"""Ctrl-C and SIGTERM: a run ends in order, and says how to go on."""
+"""Ctrl-C, SIGTERM and SIGUSR1: a run ends in order, and says how to go on.
+
+SLURM sends SIGTERM before it takes a job's machines away, and whatever `--signal` names (SIGUSR1, as a rule) earlier.
+torchrun hands on SIGTERM and Ctrl-C only, so that under it `--signal=TERM@120` is the one to ask for.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +15,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from gptft.errors import UserError
+from gptft.parallel.ranks import here
+
+ENDS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]  # Windows: two
 
 
 def how_to_resume(out_dir: Path) -> str:
@@ -20,20 +27,21 @@ def how_to_resume(out_dir: Path) -> str:
 
 
 class Interruption(UserError):
-    """A run was stopped by Ctrl-C or SIGTERM (`number`) and can be resumed in `out_dir`."""
+    """A run was stopped by a signal (`number`) and can be resumed in `out_dir`. `at_once`: wherever this rank was, and
+    others may have ended otherwise."""
 
-    def __init__(self, what: str, number: int, out_dir: Path) -> None:
-        self.what, self.number = what, number
+    def __init__(self, what: str, number: int, out_dir: Path, at_once: bool = False) -> None:
+        self.what, self.number, self.at_once = what, number, at_once
         super().__init__(f"{what}. {how_to_resume(out_dir)}", 128 + number)
 
 
 @contextlib.contextmanager
 def handle_signals(handler) -> Iterator[None]:
-    """Let `handler(number, frame)` answer SIGINT and SIGTERM; only the main thread may set this."""
+    """Let `handler(number, frame)` answer these signals; only the main thread may set this."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    earlier = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
+    earlier = {number: signal.signal(number, handler) for number in ENDS}
     try:
         yield
     finally:
@@ -46,7 +54,7 @@ def resumable(out_dir: Path) -> Iterator[None]:
     """Before and after the loop: a signal ends the run at once, and the user is told how to go on."""
 
     def stop(number: int, frame) -> None:
-        raise Interruption("stopped; what was saved is kept", number, out_dir)
+        raise Interruption("stopped; what was saved is kept", number, out_dir, at_once=True)
 
     with handle_signals(stop):
         yield
@@ -61,6 +69,8 @@ def catch_signals() -> Iterator[list[int]]:
         if caught and number == signal.SIGINT:
             raise KeyboardInterrupt
         caught.append(number)
+        if here().size > 1:  # the others have to be asked first; one may have died, for which torchrun stops the rest
+            return
         # os.write, since a handler may interrupt a print and must not enter another; whoever read along may be gone
         with contextlib.suppress(OSError):
             os.write(2, b"\nstopping: saving the last completed step ... (again Ctrl-C: at once)\n")

@@ -91,10 +91,10 @@ def test_help_has_headings_and_a_line_for_every_flag(name):
         (line,) = [line for line in lines if line.lstrip().removeprefix("-h, ").split()[:1] == [flag]]
         assert len(line.split()) > 2  # it says something
     headings = [line for line in lines if line.endswith(":") and not line.startswith(" ")]
-    assert len(headings) >= 3 or name in ("merge", "chat"), headings
+    assert len(headings) >= 3 or name in ("merge", "consolidate", "chat"), headings
     assert text.startswith(f"usage: {'python train.py' if name == 'train' else f'python -m gptft {name}'} ")
 
 
 def test_the_listing_has_a_line_for_every_command():
     for name, module in COMMANDS.items():
-        assert f"  {name:<10}{module.__doc__.splitlines()[0]}" in listing().splitlines()
+        assert f"  {name:<13}{module.__doc__.splitlines()[0]}" in listing().splitlines()

@@ -1,7 +1,7 @@
-"""train.py with a fault in it: a rank that kills itself, stops, raises or hangs where a test wants it to.
+"""train.py with a fault in it: a rank that kills itself, stops, raises, hangs or differs where a test wants it to.
 
 The environment's GPTFT_FAULTS is a JSON object: `folder`, for notes to the test; `faults`, a list of {rank, at, do} and
-perhaps `call`, the how-many-th time at that place (1), and `restart`, in which start of the job by torchrun (0).
+perhaps `what`, of the deed; `call`, the how-many-th time at that place (1); `restart`, the start by torchrun (0).
 """
 
 import errno
@@ -10,71 +10,103 @@ import json
 import os
 import signal
 import sys
+import threading
 import time
+import warnings
 from functools import partial
 from pathlib import Path
 
-PLACES = {  # the phases of a run, by a function that each rank calls there, by the name that its caller has for it
-    "reading": "gptft.finetuning.load_data",
-    "rehearsal": "gptft.finetuning.rehearse",
-    "answers": "gptft.generation.decode",
-    "training": "gptft.training.backward",
-    "evaluation": "gptft.training.evaluate_loss",
-    "saving": "gptft.run.folder.save_together",
-    "writing": "gptft.checkpoint.write_tensors",  # the first rank's
-    "going on": "gptft.finetuning.load_run_state",
-    "results": "gptft.finetuning.write_results",  # the first rank's, when the others may have ended
+PLACES = {  # the phases of a run, each by a function that is called there, under the name that its caller has for it
+    "reading": "gptft.finetuning:load_data",
+    "rehearsal": "gptft.finetuning:rehearse",
+    "answers": "gptft.generation:decode",
+    "going on": "gptft.finetuning:load_run_state",
+    "training": "gptft.training:backward",
+    "evaluation": "gptft.training:evaluate_loss",
+    "saving": "gptft.run.folder:Keeper.save",
+    "writing": "gptft.checkpoint:write_tensors",  # the first rank's
+    "results": "gptft.finetuning:write_results",  # the first rank's, when the others may have ended
 }
-
-
-def raise_it(error):
-    raise error
 
 
 def out_of_memory():
     import torch
 
-    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+    return torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
 
-DEEDS = {
-    "SIGKILL": lambda: os.kill(os.getpid(), signal.SIGKILL),
-    "SIGSTOP": lambda: os.kill(os.getpid(), signal.SIGSTOP),
-    "SIGTERM": lambda: os.kill(os.getpid(), signal.SIGTERM),
-    "raise": lambda: raise_it(ValueError("a fault of the test's")),
-    "no memory": lambda: raise_it(MemoryError()),
+ERRORS = {
+    "raise": lambda: ValueError("a fault of the test's"),
+    "no memory": MemoryError,
     "no memory of a GPU": out_of_memory,
-    "disk full": lambda: raise_it(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))),
-    "hang": lambda: time.sleep(3600),
-    "warn": lambda: importlib.import_module("warnings").warn("only here", UserWarning, stacklevel=2),
+    "disk full": lambda: OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)),
 }
+
+
+def do(deed, what):
+    if deed.startswith("SIG"):
+        time.sleep(what or 0)
+        os.kill(os.getpid(), signal.Signals[deed])
+    elif deed in ERRORS:
+        raise ERRORS[deed]()
+    elif deed == "hang":
+        time.sleep(3600)
+    elif deed == "warn":
+        warnings.warn(what, UserWarning, stacklevel=1)
+    elif deed == "flags":
+        sys.argv += what
+    elif deed == "chdir":
+        os.chdir(what)
+    elif deed == "set":  # [name, value]: a constant of gptft's
+        module, _, name = what[0].partition(":")
+        setattr(importlib.import_module(module), name, what[1])
+    elif deed == "GPUs":
+        import torch
+
+        torch.cuda.is_available, torch.cuda.device_count = (lambda: True), (lambda: what)
+    else:
+        raise AssertionError(deed)
+
+
+def commit(fault, folder):
+    """Do it, and leave a note."""
+    note = folder / f"fault-{os.getpid()}-{len(list(folder.glob('fault-*')))}"
+    note.with_suffix(".new").write_text(json.dumps({"pid": os.getpid(), "time": time.time(), **fault}))
+    note.with_suffix(".new").rename(note)  # whole at once
+    do(fault["do"], fault.get("what"))
 
 
 def plant(fault, folder):
     """Let a function of gptft do something else first, once, when it is called for the `call`-th time."""
-    module, _, name = PLACES[fault["at"]].rpartition(".")
-    module, calls = importlib.import_module(module), []
-    function = getattr(module, name)
+    module, _, names = PLACES[fault["at"]].partition(":")
+    owner, calls = importlib.import_module(module), []
+    *owners, name = names.split(".")
+    for each in owners:
+        owner = getattr(owner, each)
+    function = getattr(owner, name)
 
     def faulty(*args, **options):
         calls.append(1)
         if len(calls) == fault.get("call", 1):
-            note = {"pid": os.getpid(), "time": time.time(), **fault}
-            (folder / f"fault-{os.getpid()}-{fault['at']}").write_text(json.dumps(note))
-            DEEDS[fault["do"]]()
+            commit(fault, folder)
         return function(*args, **options)
 
-    setattr(module, name, faulty)
+    setattr(owner, name, faulty)
 
 
 def main():
     plan, rank = json.loads(os.environ["GPTFT_FAULTS"]), int(os.environ.get("RANK", "0"))
     restart = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
     folder = Path(plan["folder"])
-    (folder / f"pid-{os.getpid()}").write_text(str(rank))
+    (folder / f"pid-{os.getpid()}-{rank}").touch()
     for fault in plan["faults"]:
-        if fault["rank"] == rank and fault.get("restart", 0) == restart:
-            plant(fault, folder)
+        if fault["rank"] in (rank, "all") and fault.get("restart", 0) == restart:
+            if fault["at"] in PLACES:
+                plant(fault, folder)
+            elif fault["at"] == "start":
+                do(fault["do"], fault["what"])
+            else:  # whenever that is
+                threading.Timer(fault["at"], commit, (fault, folder)).start()
     from gptft.commands import train
     from gptft.commands.common import run, run_command
 

@@ -23,7 +23,7 @@ from gptft.optim import make_optimizer
 from gptft.parallel.launch import together
 from gptft.parallel.ranks import here, whole
 from gptft.parallel.window import own_slices
-from gptft.parallel.wrap import Replicated, shard
+from gptft.parallel.wrap import OfRanks, Replicated, shard
 from gptft.training import TrainState, add_up, backward, clip_gradients, count, evaluate_loss
 
 CPU = torch.device("cpu")
@@ -95,11 +95,9 @@ def run_case(kind, shape, engine, grad_accum, checkpointed):
     to_batch = partial(collate, pad_id=0, mask_prompt=True)
     plain, model, precision = make(kind, shape), make(kind, shape), Precision("fp32", CPU)
     model.checkpoint_activations = checkpointed
-    if engine == "fsdp" and ranks.size > 1:
-        model, objective = shard(model, precision), None
     objective = Objective(model)
-    if engine == "ddp" and ranks.size > 1:
-        objective = Replicated(objective)
+    if ranks.size > 1:
+        objective = OfRanks(shard(model, precision)) if engine == "fsdp" else Replicated(model)
     state = TrainState(model, make_optimizer(model, config), precision)
     worst = {"loss": 0.0, "norm": 0.0, "gradient": 0.0}
     idle = 0

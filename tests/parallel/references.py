@@ -28,7 +28,6 @@ def ours(folder):
     from gptft.config import Config
     from gptft.device import Precision
     from gptft.loading import load
-    from gptft.loss import Objective
     from gptft.optim import make_optimizer
     from gptft.parallel.launch import together
     from gptft.parallel.wrap import Replicated
@@ -39,9 +38,7 @@ def ours(folder):
     with together(config, cpu):
         model, _ = load(folder)
         state = TrainState(model.train(), make_optimizer(model, config), Precision("fp32", cpu))
-        events = train(
-            state, Replicated(Objective(model)), config, Examples(EXAMPLES), Examples([]), partial(collate, pad_id=EOT)
-        )
+        events = train(state, Replicated(model), config, Examples(EXAMPLES), Examples([]), partial(collate, pad_id=EOT))
         return [event.loss for event in events]
 
 

@@ -14,18 +14,9 @@ REFERENCES = Path(__file__).parent / "references.py"
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("toy")
-    config = transformers.GPT2Config(
-        vocab_size=97,
-        n_positions=64,
-        n_embd=32,
-        n_layer=3,
-        n_head=4,
-        resid_pdrop=0,
-        embd_pdrop=0,
-        attn_pdrop=0,
-        bos_token_id=0,
-        eos_token_id=0,
-    )
+    shape = {"vocab_size": 97, "n_positions": 64, "n_embd": 32, "n_layer": 3, "n_head": 4}
+    shape |= {"resid_pdrop": 0, "embd_pdrop": 0, "attn_pdrop": 0, "bos_token_id": 0, "eos_token_id": 0}
+    config = transformers.GPT2Config(**shape)
     transformers.set_seed(0)
     transformers.GPT2LMHeadModel(config).save_pretrained(path)
     return path

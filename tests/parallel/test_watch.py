@@ -2,6 +2,7 @@
 accused. Real processes, a real store, real signals."""
 
 import contextlib
+import json
 import multiprocessing
 import os
 import signal
@@ -231,6 +232,19 @@ def test_a_child_of_a_killed_rank_does_not_hide_its_death(start):
         assert zero.told().message.startswith(one.name)
     finally:
         os.kill(child, signal.SIGKILL)
+
+
+@pytest.mark.slow
+def test_a_rank_on_another_machine_whose_address_leads_elsewhere_is_no_death(store, start):
+    """Debian's 127.0.1.1 is every machine's own name for itself; nothing listens there, and the beats go on."""
+    (one,) = start(2, only=[1])
+    client = TCPStore("127.0.0.1", store.port, None, False, timeout=timedelta(seconds=30))
+    place = json.loads(client.get("start0/place/1"))
+    client.set("start0/place/1", json.dumps(place | {"port": 1, "host": "another"}))
+    (zero,) = start(2, only=[0])
+    assert zero.told(2.0) is None and one.told(0.1) is None
+    one.signal(signal.SIGKILL)
+    assert zero.told().message.startswith(one.name)  # by its beats
 
 
 @pytest.mark.slow

@@ -48,7 +48,7 @@ def test_a_run_that_goes_on_has_each_step_once(tmp_path, write_lines, pairs):
     from gptft.training import Progress, Step
 
     beyond = TensorBoard(tmp_path / "run" / "tensorboard", Progress(step=4), 1)
-    beyond.write(Step(5, 1.0, 99.0, *[1.0] * 7))
+    beyond.write(Step(5, 1.0, 99.0, *[1.0] * 7), {})
     beyond.close()
     finetune(**settings, max_steps=6, resume=True)
     read = read_board(tmp_path / "run" / "tensorboard")

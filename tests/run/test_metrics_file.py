@@ -13,7 +13,7 @@ def step(number):
 def write_events(path, progress, *events, log_every=1):
     metrics = Metrics(path, progress, log_every)
     for event in events:
-        metrics.write(event)
+        metrics.write(event, {})
     metrics.close()
     return [(row["step"], "eval_loss" in row) for row in read_metrics(path)]
 
@@ -24,7 +24,7 @@ def test_a_line_a_logged_step_and_a_line_an_evaluation(tmp_path):
     path = tmp_path / "metrics.jsonl"
     assert write_events(path, Progress(), *events, log_every=2) == [(0, True), (2, False), (3, True), (4, False)]
     rows = read_metrics(path)
-    assert rows[1] | {"trained": [], "ranks": {}} == vars(step(2)) and rows[2] == {
+    assert rows[1] | {"trained": []} == vars(step(2)) and rows[2] == {
         "step": 3,
         "epoch": 0.3,
         "eval_loss": 3.5,
