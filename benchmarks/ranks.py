@@ -10,17 +10,20 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 from benchmarks import common, results
 from gptft.errors import UserError
 
 RANKS = (1, 2, 4)
+CHECKPOINT = ("waits_seconds", "save_seconds", "load_seconds")
 ENGINES = ("alone", "ddp", "fsdp")
 CONTENDERS = [f"{engine} {n}" for n in RANKS for engine in ENGINES if n > 1 or engine == "alone"]
-MODEL = {"n_layer": 6, "n_embd": 384, "vocab_size": 8192, "length": 128, "batch_size": 4, "steps": 10}
+MODEL = {"n_layer": 6, "n_embd": 384, "vocab_size": 8192, "length": 128, "batch_size": 4, "steps": 5}
 QUICK = {"n_layer": 2, "n_embd": 96, "vocab_size": 1000, "length": 64, "batch_size": 2, "steps": 5}
 
 
@@ -46,11 +49,51 @@ def main(argv: list[str]) -> None:
     options.threads = 1
     result = common.header("ranks", options, {"rounds": rounds, **task}, ["torch"])
     with common.temporary() as folder:
+        result["said"], result["died"] = jobs(Path(folder))
         measured = common.interleave(CONTENDERS, rounds, lambda name, _: measure(name, task, folder), "seconds_a_step")
     result["rounds"] = measured
     check(measured)
     result["summary"] = summarise(measured, task)
     results.save(result, common.results_folder(options))
+
+
+JOB = ["--init", "tiny", "--batch_size", "4", "--global_batch_size", "24", "--lr", "1e-3", "--test_samples", "6"]
+SHOWN = ("ranks:", "training:", "  step ", "test loss", "gptft:")
+
+
+def jobs(folder: Path) -> tuple[list[str], list[str]]:
+    """What three processes say of a run, and of one in which the system kills one of them."""
+    records = (
+        {"question": f"What comes after {n}?", "answer": f"It is {n + 1}." + " Yes." * (n % 9)} for n in range(240)
+    )
+    (folder / "faq.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "3", "--rdzv_backend", "c10d"]
+    command += ["--rdzv_endpoint", "localhost:0", str(common.REPOSITORY / "train.py"), "--data", "faq.jsonl", *JOB]
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(common.REPOSITORY)}
+    given = {"cwd": folder, "env": env, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    said = subprocess.run([*command, "--epochs", "3"], **given).stdout
+    job = subprocess.Popen([*command, "--epochs", "900"], **given)
+    for line in job.stdout:
+        if line.startswith("  step      0"):
+            time.sleep(1.0)
+            ranks = subprocess.run(["pgrep", "-P", str(job.pid)], capture_output=True, text=True).stdout.split()
+            os.kill(int(ranks[-1]), signal.SIGKILL)
+            break
+    died, _ = job.communicate()
+    return [[line for line in text.splitlines() if line.startswith(SHOWN)] for text in (said, died)]
+
+
+def console(lines: list[str]) -> str:
+    return "\n".join(["```", *lines, "```"])
+
+
+def said() -> str:
+    """What the processes of a run said, for the document."""
+    return console(results.read("ranks")["said"])
+
+
+def died() -> str:
+    return console([line for line in results.read("ranks")["died"] if line.startswith("gptft:")])
 
 
 def check(rounds: list[dict]) -> None:
@@ -86,7 +129,14 @@ def summarise(rounds: list[dict], task: dict) -> dict:
         for engine in ENGINES[1:]:
             name, due = f"{engine} {n}", theory(engine, n, task)
             row = {"over_apart": common.ratios(rounds, name, f"alone {n}", "seconds_a_step"), "theory": due}
-            for key in ("bytes_a_step", "held_bytes", "resident_bytes", "save_seconds", "load_seconds"):
+            for key in (
+                "bytes_a_step",
+                "held_bytes",
+                "resident_bytes",
+                "waits_seconds",
+                "save_seconds",
+                "load_seconds",
+            ):
                 row[key] = common.spread([outcome[name][key] for outcome in rounds])
             summary["of_several"][name] = row
     summary["parameters"] = rounds[0]["alone 1"]["parameters"]
@@ -109,11 +159,11 @@ def table(result: dict) -> str:
                     results.shown(row["over_apart"], 2) + " times",
                     against(row["bytes_a_step"]["median"], due["bytes_a_step"]),
                     against(row["held_bytes"]["median"], due["held_bytes"]),
-                    f"{row['save_seconds']['median']:.2f}, {row['load_seconds']['median']:.2f}",
+                    ", ".join(f"{row[key]['median']:.2f}" for key in CHECKPOINT),
                 ]
             rows.append(cells + [""] * (7 - len(cells)))
     heads = ["processes", "", "seconds a step", "over apart, by round", "MB moved a step (theory)"]
-    return results.markdown([*heads, "MB held a rank (theory)", "seconds to save, to load"], rows)
+    return results.markdown([*heads, "MB held a rank (theory)", "seconds waited, until saved, to load"], rows)
 
 
 def against(found: float, due: float) -> str:

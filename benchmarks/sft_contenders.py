@@ -79,7 +79,7 @@ def train_gptft(task: dict) -> dict:
     losses = []
     began = time.perf_counter()
     for event in train(state, objective, config, measured, nothing, to_batch):
-        metrics.write(event)
+        metrics.write(event, {})
         losses.append(event.loss)
     seconds = time.perf_counter() - began
     metrics.close()

@@ -106,7 +106,10 @@ def all_flags():
 
 @pytest.mark.parametrize("name", DOCUMENTS)
 def test_flags_that_are_shown_exist(name):
-    others = {"--check", "--no-deps", "--dist"}  # of other programs: ruff, pip, pytest
+    others = {"--check", "--no-deps", "--dist"}  # of other programs: ruff, pip, pytest; torchrun and SLURM
+    others |= {"--nnodes", "--node_rank", "--nproc_per_node", "--master_addr", "--master_port", "--max_restarts"}
+    others |= {"--rdzv_backend", "--rdzv_endpoint", "--rdzv_id", "--nodes", "--ntasks-per-node", "--gpus-per-node"}
+    others |= {"--requeue", "--signal"}
     assert set(re.findall(r"(?<![\w-])--[a-z][\w-]*", read(name))) <= all_flags() | others
 
 

@@ -22,8 +22,9 @@ ENDS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if ha
 
 def how_to_resume(out_dir: Path) -> str:
     """The command that goes on with a run, as this one was started."""
-    command = "python train.py" if Path(sys.argv[0]).name == "train.py" else "python -m gptft train"
-    return f"Go on with: {command} --resume --out_dir {out_dir}"
+    starter = "python" if here().size == 1 else f"torchrun --nproc_per_node {here().local_size}"
+    command = "train.py" if Path(sys.argv[0]).name == "train.py" else "-m gptft train"
+    return f"Go on with: {starter} {command} --resume --out_dir {out_dir}"
 
 
 class Interruption(UserError):

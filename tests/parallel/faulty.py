@@ -25,6 +25,8 @@ PLACES = {  # the phases of a run, each by a function that is called there, unde
     "evaluation": "gptft.training:evaluate_loss",
     "saving": "gptft.run.folder:Keeper.save",
     "writing": "gptft.checkpoint:write_tensors",  # the first rank's
+    "part": "gptft.parallel.sharded:Writer.write_data",  # each rank's, beside the training, of a model in parts
+    "completing": "gptft.parallel.sharded:Saver._complete",
     "results": "gptft.finetuning:write_results",  # the first rank's, when the others may have ended
 }
 

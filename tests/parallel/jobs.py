@@ -6,6 +6,7 @@ import contextlib
 import json
 import multiprocessing
 import os
+import re
 import runpy
 import signal
 import subprocess
@@ -173,6 +174,11 @@ class Job:
         self.process.join(within)
         assert self.process.exitcode is not None, f"no end within {within} s; so far:\n{self.output}"
         return self.process.exitcode
+
+
+def without_torchrun(output):
+    """What was said before torchrun's own account, which has tracebacks of its own: W1231 23:59:59 ..."""
+    return re.split(r"^[WE]\d{4} ", output, maxsplit=1, flags=re.MULTILINE)[0]
 
 
 def is_alive(pid):

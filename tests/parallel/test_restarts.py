@@ -69,9 +69,10 @@ def test_the_embedded_default_goes_on_in_the_stage_that_was_broken_off(tmp_path)
     assert summary["steps"] == 3
 
 
-def random_faults(kills, ranks, draw):
+def random_faults(kills, ranks, draw, in_parts):
     """A death in each start of the job, wherever; none lets it take more than two steps beyond what was saved."""
-    faults, places = [], ["training", "evaluation", "saving", "writing", "moment", "going on", "rehearsal", "reading"]
+    faults, places = [], ["training", "evaluation", "saving", "moment", "going on", "rehearsal", "reading"]
+    places += ["part", "completing"] if in_parts else ["writing"]
     for restart in range(kills):
         if restart % len(places) == 0:
             draw.shuffle(places)
@@ -81,7 +82,7 @@ def random_faults(kills, ranks, draw):
         elif at == "moment" or (at == "going on" and restart < 3):  # there may be nothing yet
             at = "training"
         rank = 0 if at == "writing" else draw.randrange(ranks)
-        call = draw.choice([1, 2]) if at in ("training", "saving", "writing") else 1
+        call = draw.choice([1, 2]) if at in ("training", "saving", "writing", "part", "completing") else 1
         faults.append({"rank": rank, "at": at, "call": call, "do": "SIGKILL", "restart": restart})
     return faults
 
@@ -95,7 +96,7 @@ def test_killed_at_random_again_and_again_it_ends_with_the_same_weights(tmp_path
     words += ["--dropout", "0.1", "--eval_every", "2"]
     with Job(tmp_path, *words, "--out_dir", "whole", log="whole_notes") as job:
         assert job.end() == 0, job.output
-    faults = random_faults(KILLS, 3, random.Random(shard))
+    faults = random_faults(KILLS, 3, random.Random(shard), shard == "fsdp")
     with Job(tmp_path, *words, faults=faults, options=["--max_restarts", str(KILLS)]) as job:
         status = job.end(600)
     print(f"{len(job.faults())} deaths: {[(fault['at'], fault['rank']) for fault in faults]}")

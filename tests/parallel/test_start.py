@@ -5,11 +5,14 @@ import json
 import os
 import shutil
 import signal
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
-from jobs import ONLY_LINUX, SHORT, Job
-from torchrun import ROOT, torchrun
+from jobs import ONLY_LINUX, SHORT, Job, without_torchrun
+from torchrun import ROOT, TRAIN, torchrun
 
 pytestmark = ONLY_LINUX
 ENDED = {2, -signal.SIGTERM}  # the second: by torchrun, of a rank that had not yet begun when the first one ended
@@ -125,9 +128,29 @@ def test_ranks_with_another_version_of_the_code_are_found_and_named(data, tmp_pa
     script.write_text(CHANGED.format(copy=str(copy), root=str(ROOT)))
     status, said = torchrun(2, script, *SHORT, "--data", data, "--out_dir", tmp_path / "out")
     lines = [line for line in said.splitlines() if line.startswith("gptft: ")]
-    assert status == 1 and len(lines) == 1 and "Traceback" not in said.split("W1")[0], said
+    assert status == 1 and len(lines) == 1 and "Traceback" not in without_torchrun(said), said
     assert lines[0].startswith("gptft: rank 1 (") and "differs from rank 0: the code of gptft is '" in lines[0]
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_ranks_may_be_started_without_torchrun(data, tmp_path):
+    """As SLURM's srun does: the first rank holds what torchrun would have held, and is the last to end."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    there = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    command = [sys.executable, TRAIN, *SHORT, "--data", data, "--out_dir", tmp_path / "out", "--test_samples", "2"]
+    ranks = []
+    for rank in ("1", "0"):
+        env = {**os.environ, "OMP_NUM_THREADS": "1", **there, "RANK": rank, "LOCAL_RANK": rank}
+        ranks.append(subprocess.Popen([*map(str, command)], env=env))
+    try:
+        assert [rank.wait(120) for rank in ranks] == [0, 0]
+    finally:
+        for rank in ranks:
+            rank.kill()
+    assert (tmp_path / "out" / "summary.json").exists()
 
 
 def test_the_embedded_default_runs_both_stages_on_several_ranks(start, tmp_path):
