@@ -34,7 +34,7 @@ from gptft.files import atomic_write
 from gptft.generation import prompt_ids
 from gptft.loss import Objective
 from gptft.model import GPT
-from gptft.parallel.launch import agree, rank_device, together
+from gptft.parallel.launch import agree, check_enough, note_folder, rank_device, together
 from gptft.parallel.ranks import Ranks, here
 from gptft.parallel.saving import copy_weights, load_together, save_together
 from gptft.parallel.streaming import identify
@@ -78,9 +78,8 @@ def finetune(config: Config | None = None, **settings) -> Run:
     )
     if not config.data:
         raise UserError("--data is missing: name the files to train on")
-    device = pick_device(rank_device(config.device))
-    with together(config, device) as ranks:  # one process, unless torchrun has started several
-        return finetune_on(ranks, config, device)
+    with together(config) as ranks:  # one process, unless torchrun has started several
+        return finetune_on(ranks, config, pick_device(rank_device(config.device)))
 
 
 def finetune_on(ranks: Ranks, config: Config, device: torch.device) -> Run:
@@ -91,14 +90,18 @@ def finetune_on(ranks: Ranks, config: Config, device: torch.device) -> Run:
     check_inputs(config)
 
     # 1. what we start from, and the data, as tokens
-    model, tokenizer = load_start(config, device=device)
+    ranks.note("reading model and data")
+    with ranks.pausing():
+        model, tokenizer = load_start(config, device=device)
     datasets, (train_set, val_set, test_set) = ranks.first_do(partial(load_data, config, model, tokenizer))
+    check_enough(len(train_set), ranks)
     print_data(datasets, train_set, val_set, test_set)
     say(describe_data(datasets, config.fields, tokenizer.template))
     questions = choose_questions(config, model, tokenizer, test_set)
     score = make_score(config, model, tokenizer, val_set)
 
     # 2. the state of training; a rehearsal of what costs most finds now what would fail later
+    ranks.note("the rehearsal")
     start = identify(model, tokenizer)
     model.set_dropout(config.dropout)
     model.checkpoint_activations = config.checkpoint_activations
@@ -118,6 +121,7 @@ def finetune_on(ranks: Ranks, config: Config, device: torch.device) -> Run:
     with claim_first(out_dir, ranks), resumable(out_dir), last_report(out_dir):
         newest = ranks.tell(ranks.first and begin_run(out_dir, config, fingerprint))
         comparison = Comparison(config, out_dir, state, tokenizer, test_set, questions, to_batch, val_set)
+        ranks.note("the answers before training")
         comparison.before(goes_on=newest is not None)
         torch.manual_seed(config.seed + ranks.rank)
         if newest:
@@ -138,6 +142,7 @@ def finetune_on(ranks: Ranks, config: Config, device: torch.device) -> Run:
         state.model.eval()
         ledgers = close_books(datasets, train_set, state.progress, config.mask_prompt)
         summary = summarise(state, tokenizer, out_dir, ledgers)
+        ranks.note("the answers after training")
         evaluation = comparison.after(summary)
         say_of_others()
         if ranks.first:
@@ -148,6 +153,7 @@ def finetune_on(ranks: Ranks, config: Config, device: torch.device) -> Run:
 def begin_run(out_dir: Path, config: Config, fingerprint: dict) -> Path | None:
     """Note the settings in the run's folder -> the checkpoint to go on from, if there is one."""
     refuse_used(out_dir, config.resume)  # again: another run may have begun and ended since this one was started
+    note_folder(out_dir)
     newest = find_checkpoint(out_dir, fingerprint) if config.resume else None
     if newest is None and (aside := checkpoint.set_aside(out_dir / "best")):
         say(f"note: {out_dir / 'best'} is of a run that cannot be gone on with: it is in {aside} now")

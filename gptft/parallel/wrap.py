@@ -23,11 +23,11 @@ from torch.nn.parallel import DistributedDataParallel
 
 from gptft.adapters.frozen import Int8Linear
 from gptft.adapters.lora import adapters_of
-from gptft.collate import Batch
-from gptft.device import Precision
+from gptft.collate import Batch, collate
+from gptft.device import Precision, random_state, set_random_state
 from gptft.loss import Objective
 from gptft.model import GPT
-from gptft.parallel.ranks import local
+from gptft.parallel.ranks import here, local
 
 
 class OfRanks(Objective):
@@ -47,6 +47,19 @@ class Replicated(DistributedDataParallel):
         buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
         super().__init__(OfRanks(model), gradient_as_bucket_view=True, **{buffers: False})  # they never change
 
+        self.settle_buckets()
+
+    def settle_buckets(self) -> None:
+        """Take an empty pass. After its first backward pass DDP divides the gradients anew, in the order in which they
+        came, and sums over three ranks or more are rounded by where a number stands: a run that goes on would take its
+        first step otherwise than one that was never broken off."""
+        device = self.model.device
+        before = random_state(device)
+        loss, _ = self(collate([], 0).to(device))
+        loss.backward()
+        self.zero_grad(set_to_none=True)
+        set_random_state(before, device)
+
     @property
     def model(self) -> GPT:
         return self.module.model
@@ -60,6 +73,7 @@ def synced_behind_last(objective: nn.Module, batches: Sequence[Batch]) -> Iterat
     for batch in batches:
         if isinstance(objective, Replicated):
             objective.require_backward_grad_sync = batch is batches[-1]
+        here().beat()  # who has not come here is the one that the others wait for
         yield batch
 
 

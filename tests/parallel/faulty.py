@@ -100,7 +100,8 @@ def main():
     plan, rank = json.loads(os.environ["GPTFT_FAULTS"]), int(os.environ.get("RANK", "0"))
     restart = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
     folder = Path(plan["folder"])
-    (folder / f"pid-{os.getpid()}-{rank}").touch()
+    began = Path("/proc/self/stat").read_text().rsplit(")", 1)[1].split()[19]  # a number is given again to another
+    (folder / f"pid-{os.getpid()}-{rank}-{began}").touch()
     for fault in plan["faults"]:
         if fault["rank"] in (rank, "all") and fault.get("restart", 0) == restart:
             if fault["at"] in PLACES:

@@ -129,7 +129,9 @@ class Job:
         return self
 
     def __exit__(self, *_):
-        for pid in [self.process.pid, *self.pids()]:
+        if self.process.exitcode is None:
+            self.process.kill()
+        for pid in self.alive():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         self.process.join()
@@ -145,10 +147,13 @@ class Job:
 
     def pids(self):
         """{pid: rank} of all ranks that were ever started."""
-        return {int(pid): int(rank) for _, pid, rank in (path.name.split("-") for path in self.notes.glob("pid-*"))}
+        return {pid: rank for pid, rank, _ in self._started()}
 
     def alive(self):
-        return {pid: rank for pid, rank in self.pids().items() if is_alive(pid)}
+        return {pid: rank for pid, rank, began in self._started() if is_alive(pid, began)}
+
+    def _started(self):
+        return [tuple(map(int, path.name.split("-")[1:])) for path in self.notes.glob("pid-*")]
 
     def statuses(self):
         """{rank: exit status}, as torchrun saw it."""
@@ -181,8 +186,10 @@ def without_torchrun(output):
     return re.split(r"^[WE]\d{4} ", output, maxsplit=1, flags=re.MULTILINE)[0]
 
 
-def is_alive(pid):
+def is_alive(pid, began):
+    """Whether the process runs that began at that tick of the system's: its number may be another's by now."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+        state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+        return state[0] != "Z" and int(state[19]) == began
     except (FileNotFoundError, ProcessLookupError):
         return False
