@@ -107,7 +107,7 @@ def signalled(*_, **__):
     [
         ("gptft.loss.Objective.forward", full),  # in the loop
         ("gptft.run.folder.Keeper.keep", full),  # in what is made of its events
-        ("gptft.run.folder.Keeper.save", full),  # in the last save
+        ("gptft.run.folder.Keeper.save_whole", full),  # in the last save
         ("gptft.finetuning.restore_best", full),  # after it
         ("gptft.run.comparison.Comparison.after", signalled),
     ],
