@@ -36,12 +36,8 @@ def settle_window(config: Config, size: int, earlier: int = 0) -> Config:
         )
     if wanted % (config.batch_size * size):
         raise UserError(describe_division(config, size, wanted, earlier))
-    settled = dataclasses.replace(config, grad_accum=wanted // config.batch_size)
-    return (
-        settled
-        if size == 1 and not config.global_batch_size
-        else dataclasses.replace(settled, global_batch_size=wanted)
-    )
+    fixed = wanted if size > 1 or config.global_batch_size else 0  # one process writes down what it was given
+    return dataclasses.replace(config, grad_accum=wanted // config.batch_size, global_batch_size=fixed)
 
 
 def as_asked(config: Config) -> Config:

@@ -46,7 +46,6 @@ class Replicated(DistributedDataParallel):
         known = inspect.signature(DistributedDataParallel).parameters  # torch 2.13 has another name for it
         buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
         super().__init__(OfRanks(model), gradient_as_bucket_view=True, **{buffers: False})  # they never change
-
         self.settle_buckets()
 
     def settle_buckets(self) -> None:
