@@ -19,7 +19,7 @@ from gptft.device import Precision
 from gptft.errors import NonFinite
 from gptft.optim import make_optimizer
 from gptft.parallel.launch import together
-from gptft.parallel.ranks import here, whole
+from gptft.parallel.ranks import here, local, whole
 from gptft.parallel.wrap import OfRanks, Replicated, ScalerOfParts, shard
 from gptft.training import TrainState, train
 
@@ -61,13 +61,14 @@ def meet_nan(engine):
 
 
 def meet_overflow(engine, overflows):
-    """The gradient of one rank overflows once, in its third backward pass."""
+    """The gradient of one rank overflows once, in its third backward pass: all of it ("whole"), or, in the part of the
+    sum that this rank holds, one number ("part")."""
     state, objective, config, examples = set_up(engine, "fp16", max_steps=4)
     calls = [0]
 
     def enlarge(grad):
         calls[0] += 1
-        return grad * torch.inf if overflows and calls[0] == 3 and here().rank == 1 else grad
+        return grad * torch.inf if overflows == "whole" and calls[0] == 3 and here().rank == 1 else grad
 
     inner = objective.module if engine == "ddp" else objective
     forward = inner.forward
@@ -78,6 +79,14 @@ def meet_overflow(engine, overflows):
         return loss, each
 
     inner.forward = forward_and_watch
+    unscale = state.precision.scaler.unscale_
+
+    def unscale_and_watch(optimizer):
+        if overflows == "part" and calls[0] == 3 and here().rank == 1:
+            local(next(state.model.parameters()).grad)[0, 0] = torch.inf
+        unscale(optimizer)
+
+    state.precision.scaler.unscale_ = unscale_and_watch
     to_batch = partial(collate, pad_id=0)
     losses = [event.loss for event in train(state, objective, config, examples, Examples([]), to_batch)]
     scale, seen = state.precision.scaler.get_scale(), state.progress.examples
@@ -96,8 +105,9 @@ def main(out):
     with together(Config(data=("x",)), CPU) as ranks:
         for engine in ("ddp", "fsdp"):
             found[f"{engine} nan"] = meet_nan(engine)
-            found[f"{engine} overflow"] = meet_overflow(engine, True)
-            found[f"{engine} none"] = meet_overflow(engine, False)
+            found[f"{engine} overflow"] = meet_overflow(engine, "whole")
+            found[f"{engine} none"] = meet_overflow(engine, "")
+        found["fsdp part"] = meet_overflow("fsdp", "part")
         Path(f"{out}-{ranks.rank}.json").write_text(json.dumps(found))
         ranks.gather(None)
 
