@@ -290,7 +290,7 @@ PYTHIA_70M = {
 }
 
 
-@pytest.mark.skipif(not os.path.exists("/proc/self/clear_refs"), reason="the peak of memory is read from Linux's /proc")
+@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="the peak of memory is read from Linux's /proc")
 @pytest.mark.parametrize(
     "stored, wanted, form",
     [
@@ -314,29 +314,34 @@ def test_loading_takes_the_memory_of_the_model_and_no_more(tmp_path, stored, wan
         checkpoint.save(tmp_path / "ours", *load(tmp_path), step=0)
         tmp_path = tmp_path / "ours"
     code = f"""
-import sys, torch
+import sys, threading, torch
 from gptft.loading import (load)
 
-def kilobytes(key):
-    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith(key))
+def anonymous():  # what is mapped of a file can be dropped by the kernel at any time, and it keeps more or less of it
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("RssAnon:"))
 
 import safetensors
 from gptft.architecture import GPTConfig
 from gptft.model import GPT
 with torch.device("meta"):
     GPT(GPTConfig(vocab_size=9, block_size=8, n_layer=1, n_head=1, n_embd=8))  # loads code of torch's, 75 MB of it
-open("/proc/self/clear_refs", "w").write("5")  # the peak starts anew
-before = kilobytes("VmRSS:")
+before, peak, done = anonymous(), 0, threading.Event()
+
+def sample():
+    global peak
+    while not done.wait(0.001):
+        peak = max(peak, anonymous())
+
+sampler = threading.Thread(target=sample)
+sampler.start()
 model, _ = load({str(tmp_path)!r}, dtype=torch.{wanted})
+done.set()
+sampler.join()
 size = sum(p.numel() * p.element_size() for p in model.parameters())
 assert all(p.dtype == torch.{wanted} for p in model.parameters())
-print((kilobytes("VmHWM:") - before) * 1024 / size)
+print((max(peak, anonymous()) - before) * 1024 / size)
 """
 
-    def measure():
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        return float(done.stdout)
-
-    # how much of a file the kernel keeps mapped is its own affair: 1.15, and in one process of ten 1.17
-    assert any(measure() < 1.15 for _ in range(3))
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) < 1.1  # 1.00 to 1.03 seen, with one tensor on its way

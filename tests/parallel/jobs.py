@@ -114,7 +114,7 @@ class Job:
         torchrun = ["--nproc_per_node", str(ranks), *rendezvous, *options, str(FAULTY), *map(str, words)]
         self.process = SERVER.Process(target=be_torchrun, args=(torchrun, env, str(self.folder), str(self.log)))
         self.process.start()
-        self.ended = None  # when the last rank did
+        self.ended, self.left = None, set()  # when the last rank did, and which stopped ones were there still
         threading.Thread(target=self._watch, daemon=True).start()
 
     def _watch(self):
@@ -122,8 +122,9 @@ class Job:
         while self.process.exitcode is None and not self.ended:
             time.sleep(0.1)
             stopped = {fault["pid"] for fault in self.faults() if fault["do"] == "SIGSTOP"}
-            if (len(self.pids()) >= self.ranks or self.faults()) and not self.alive().keys() - stopped:
-                self.ended = time.time()
+            alive = self.alive().keys()
+            if (len(self.pids()) >= self.ranks or self.faults()) and not alive - stopped:
+                self.left, self.ended = set(alive), time.time()
 
     def __enter__(self):
         return self

@@ -90,7 +90,7 @@ def test_a_stopped_rank_is_found_by_its_silence_and_named_in_each_phase(start, p
         print(f"{name}: {took - seconds:.1f} s after the {seconds} of --stall_timeout")
         assert seconds <= took < seconds + SOON, (name, took, job.output)
         is_named_once(name, job, fault["rank"], f"process {fault['pid']}", "no sign of life for 8 seconds", "stopped")
-        assert job.alive().keys() == {fault["pid"]}
+        assert job.left == {fault["pid"]}  # which torchrun kills half a minute later
 
 
 def test_a_rank_that_hangs_by_itself_is_named_and_not_those_that_wait_for_it(start):
