@@ -53,7 +53,7 @@ def choose(logits: Tensor, sampling: Sampling, generators: Sequence[torch.Genera
         logits = logits.masked_fill(logits < smallest, -torch.inf)
     probabilities = logits.softmax(-1)  # (B, V)
     if sampling.top_p < 1:
-        probabilities = probabilities.masked_fill(probabilities < _nucleus(probabilities, sampling.top_p), 0.0)
+        probabilities = probabilities.masked_fill(probabilities < nucleus_floor(probabilities, sampling.top_p), 0.0)
     cumulated = probabilities.cumsum(-1, dtype=torch.float64)  # (B, V)
     total = cumulated[:, -1:].contiguous()  # (B, 1)
     if not torch.isfinite(total).all():
@@ -64,7 +64,7 @@ def choose(logits: Tensor, sampling: Sampling, generators: Sequence[torch.Genera
     return torch.searchsorted(cumulated, below, right=True)[:, 0]
 
 
-def _nucleus(probabilities: Tensor, top_p: float) -> Tensor:
+def nucleus_floor(probabilities: Tensor, top_p: float) -> Tensor:
     """The smallest probability (B, 1) among the fewest tokens of each row (B, V) that reach `top_p` together. Few do,
     as a rule, so that not the whole vocabulary is sorted."""
     V, most = probabilities.size(-1), 64
@@ -84,7 +84,7 @@ def allowed(logits: Tensor, n_vocab: int, holes: Sequence[int]) -> Tensor:
     return logits.index_fill(1, torch.tensor(holes, device=logits.device), -torch.inf) if holes else logits
 
 
-def _generators(sampling: Sampling, numbers: Sequence[int]) -> list[torch.Generator]:
+def random_streams(sampling: Sampling, numbers: Sequence[int]) -> list[torch.Generator]:
     """A stream of random numbers for each prompt, by its number. The two are hashed into one seed: a seed of any size
     has streams of its own."""
     seeds = [hashlib.blake2b(f"{sampling.seed} {number}".encode(), digest_size=8).digest() for number in numbers]
@@ -105,7 +105,7 @@ def decode_plain(
     of `n_vocab` and above, or in `holes`, is never chosen."""
     ids = list(prompt)
     check_lengths(model, [ids])
-    generators = _generators(sampling, [0])
+    generators = random_streams(sampling, [0])
     while len(ids) - len(prompt) < max_new_tokens and len(ids) <= model.config.block_size:
         h = model.hidden(torch.tensor([ids], device=model.device))  # (1, T, C)
         new = choose(allowed(model.head(h[:, -1]), n_vocab, holes), sampling, generators).item()
@@ -139,7 +139,7 @@ def decode(
     B, longest, block = len(prompts), max(map(len, prompts)), model.config.block_size
     cache = model.new_cache(B, min(longest + max_new_tokens, block), cache_dtype)
     left = [min(max_new_tokens, block - len(prompt) + 1) for prompt in prompts]  # tokens still to come, per prompt
-    generators = _generators(sampling, range(B) if numbers is None else numbers)
+    generators = random_streams(sampling, range(B) if numbers is None else numbers)
 
     idx = torch.zeros(B, longest, dtype=torch.long)
     for row, prompt in enumerate(prompts):

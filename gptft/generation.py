@@ -9,9 +9,11 @@ from typing import NamedTuple
 import torch
 
 from gptft.data.shapes import prompt_parts
-from gptft.decoding import GREEDY, Sampling, check_lengths, decode
+from gptft.decoding import GREEDY, Sampling, check_lengths
 from gptft.device import Precision
 from gptft.errors import UserError
+from gptft.fast.continuous import decode_continuously
+from gptft.fast.lookup import decode_with_lookup
 from gptft.fast.shared_context import Request, log_likelihoods_shared, score, sharing_pays
 from gptft.model import GPT
 from gptft.parallel.lockstep import lockstep
@@ -81,16 +83,19 @@ def generate(
     top_p: float = 1.0,
     seed: int = 0,
     precision: Precision | None = None,
+    lookup: bool = False,
 ) -> list[str]:
     """The model's responses to `prompts`, in their order; the prompt is not repeated. Greedy unless temperature > 0.
 
     A prompt is a text, a record such as {"instruction": ..., "input": ...}, or a list of messages; the checkpoint's
     template is applied unless `raw`. Raises UserError for a prompt beyond block_size, unless `max_input_tokens` (in
-    tokens) cuts its start. `precision`: what a run trains in; None: the weights' own.
+    tokens) cuts its start. `batch_size`: prompts at once. `precision`: what a run trains in; None: the weights' own.
+    `lookup`: greedily, one prompt after the other, faster where responses repeat what stands in the prompt.
     """
     sampling = Sampling(temperature, top_k, top_p, seed)
     given = (raw, max_input_tokens, batch_size, sampling, precision)
-    return [response.text for response in respond(model, tokenizer, prompts, max_new_tokens, *given)]
+    responses = respond(model, tokenizer, prompts, max_new_tokens, *given, lookup=lookup)
+    return [response.text for response in responses]
 
 
 def respond(
@@ -105,38 +110,45 @@ def respond(
     precision: Precision | None = None,
     until: Sequence[str] = (),
     numbers: Sequence[int] | None = None,
+    lookup: bool = False,
 ) -> list[Response]:
     """As `generate`, for whoever asks more than the text of each response. `until`: texts that end a response, too; it
     is cut before the first of them, and has the tokens that were made. `numbers`: which stream of random numbers each
     prompt draws from, where these prompts are some of many; None: 0, 1, 2, ..."""
     if isinstance(prompts, str):
         raise UserError("prompts must be a list of prompts, not one text")
+    if lookup and sampling.temperature > 0:
+        raise UserError("lookup foresees the likeliest tokens alone: it needs temperature 0")
     ids = [prompt_ids(tokenizer, prompt, raw, max_input_tokens) for prompt in prompts]
     check_lengths(model, ids)
     answers: list[list[int]] = [[] for _ in ids]
-    ended: set[int] = set()  # the prompts whose response has come to one of `until`
-    order = sorted(range(len(ids)), key=lambda n: len(ids[n]))  # like lengths together: less padding
-    each = max(1, min(batch_size, -(-len(order) // here().size)))  # of few prompts, too, each rank has some
-    batches = here().share([order[start : start + each] for start in range(0, len(order), each)])
+    ended: set[int] = set()  # places in `mine`
+    # each rank has long prompts and short ones
+    mine = here().share(sorted(range(len(ids)), key=lambda n: len(ids[n])))
     was_training, lowered = model.training, lowered_dtype(model, precision)
     model.eval()
     try:
         with lockstep(model), precision.autocast() if lowered else contextlib.nullcontext():
-            for chosen in progress(batches, "batches", quiet=len(batches) < 2, desc="answering", delay=1):
-                batch = [ids[n] for n in chosen]
-                # a stream of random numbers belongs to a prompt, not to its place in a batch
-                stops, n_vocab, holes = stop_ids(tokenizer), tokenizer.n_vocab, tokenizer.holes
-                streams = [n if numbers is None else numbers[n] for n in chosen]
-                for pairs in decode(model, batch, max_new_tokens, stops, n_vocab, sampling, streams, lowered, holes):
-                    for row, token in pairs:
-                        answers[chosen[row]].append(token)
-                    ended.update(n for n in chosen if n not in ended and holds_one(tokenizer, answers[n], until))
-                    if all(chosen[row] in ended for row, _ in pairs):
-                        break
-                here().beat()
+            asked = (model, [ids[n] for n in mine], max_new_tokens, stop_ids(tokenizer), tokenizer.n_vocab)
+            if lookup:
+                passes = decode_with_lookup(*asked, lowered, tokenizer.holes, ended)
+            else:
+                # a stream of random numbers belongs to a prompt, not to its place here
+                streams = [n if numbers is None else numbers[n] for n in mine]
+                passes = decode_continuously(*asked, sampling, streams, lowered, tokenizer.holes, batch_size, ended)
+            quiet = len(mine) <= batch_size
+            with progress(total=len(mine), unit="prompts", quiet=quiet, desc="answering", delay=1) as bar:
+                for pairs in passes:
+                    for place, token in pairs:
+                        answer = answers[mine[place]]
+                        answer.append(token)
+                        if holds_one(tokenizer, answer, until):
+                            ended.add(place)
+                    bar.update(len(ended) - bar.n)
+                    here().beat()
     finally:
         model.train(was_training)
-    for n, answer in here().gather_lists([(n, answers[n]) for chosen in batches for n in chosen]):
+    for n, answer in here().gather_lists([(n, answers[n]) for n in mine]):
         answers[n] = answer
     template = None if raw else tokenizer.template
     lead, tail = (template.lead, template.tail) if template else ("", "")

@@ -165,7 +165,7 @@ def test_a_seed_of_any_size_has_streams_of_its_own():
     for seed in seeds:
         for number in (0, 1, 1 << 20):
             sampling = Sampling(1.0, seed=seed)
-            draws.add(choose(logits, sampling, decoding._generators(sampling, [number])).item())
+            draws.add(choose(logits, sampling, decoding.random_streams(sampling, [number])).item())
     assert len(draws) == 3 * len(seeds)
     model = toy_model()
     assert len(collect(model, random_prompts([4]), 5, (), 61, Sampling(1.0, seed=2**45))[0]) == 5
@@ -263,13 +263,13 @@ def test_a_run_generates_in_its_precision(monkeypatch, lowered):
     plain = generate(model, tokenizer, ["The dog", "One"], 6, raw=True)
     if lowered:
         monkeypatch.setattr(generation, "lowered_dtype", lambda model, precision: precision.dtype)
-    seen, decode_ids = [], generation.decode
+    seen, decode_ids = [], generation.decode_continuously
 
     def watch(*args):
-        seen.append((torch.is_autocast_enabled("cpu"), args[-2]))
+        seen.append((torch.is_autocast_enabled("cpu"), args[7]))
         return decode_ids(*args)
 
-    monkeypatch.setattr(generation, "decode", watch)
+    monkeypatch.setattr(generation, "decode_continuously", watch)
     texts = generate(model, tokenizer, ["The dog", "One"], 6, raw=True, precision=Precision("bf16", model.device))
     assert seen == [(lowered is not None, lowered)]
     assert lowered or texts == plain

@@ -38,7 +38,8 @@ def test_an_answer_ends_at_any_id_that_ends_one_and_prints_none(which, monkeypat
     model = GPT.create(toy_model(vocab_size=tokenizer.n_vocab, block_size=128).config, seed=1)
     for cached in (True, False):
         left = iter(written)
-        monkeypatch.setattr("gptft.decoding.choose", lambda logits, *_: torch.tensor([next(left)]))  # noqa: B023
+        place = "gptft.fast.continuous.choose_by_blocks" if cached else "gptft.decoding.choose"
+        monkeypatch.setattr(place, lambda logits, *_: torch.tensor([next(left)]))  # noqa: B023
         if cached:
             assert generate(model, tokenizer, ["Hi"], 20) == ["Yes."]
         else:
@@ -68,7 +69,7 @@ def test_what_stands_between_a_response_and_its_stop_is_not_given_back(monkeypat
     tokenizer.template = TEMPLATES["llama2"]
     model = toy_model(torch.float32, vocab_size=tokenizer.n_vocab, block_size=64)
     said = tokenizer.encode(" Paris. ")
-    monkeypatch.setattr(generation, "decode", lambda *arguments: ([(0, i)] for i in said))
+    monkeypatch.setattr(generation, "decode_continuously", lambda *arguments: ([(0, i)] for i in said))
     assert generation.generate(model, tokenizer, ["Where?"]) == ["Paris."]
 
 
@@ -98,7 +99,7 @@ def test_a_response_tells_whether_it_came_to_its_end(monkeypatch):
 
     def respond(written, new):
         left = iter([*written, *[7] * 100])
-        monkeypatch.setattr("gptft.decoding.choose", lambda logits, *_: torch.tensor([next(left)]))
+        monkeypatch.setattr("gptft.fast.continuous.choose_by_blocks", lambda logits, *_: torch.tensor([next(left)]))
         return generation.respond(model, tokenizer, ["Hi"], new)[0]
 
     assert respond([*said, tokenizer.eot], 100) == ("Yes it is", len(said), True)

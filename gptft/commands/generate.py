@@ -26,6 +26,14 @@ def add_arguments(parser: Parser) -> None:
         help="send the prompt as it is, without the template [false]",
     )
     add_decoding(parser)
+    parser.group("decoding").add_argument(
+        "--lookup",
+        nargs="?",
+        type=true_or_false,
+        const=True,
+        default=False,
+        help="greedily, one prompt after the other: faster where responses repeat their prompts [false]",
+    )
 
 
 def run(options: Namespace) -> None:
@@ -34,6 +42,8 @@ def run(options: Namespace) -> None:
     prompts = options.prompts or [line.rstrip("\n") for line in sys.stdin if line.strip()]
     if not prompts:
         raise UserError("there is no prompt")
+    if options.lookup and options.temperature > 0:
+        raise UserError("--lookup foresees the likeliest tokens alone: it needs --temperature 0")
     model, tokenizer = load_model(options, config.device)
     if options.input:
         prompts = [{"instruction": prompt, "input": options.input} for prompt in prompts]
@@ -50,6 +60,7 @@ def run(options: Namespace) -> None:
         top_k=options.top_k,
         top_p=options.top_p,
         seed=options.seed,
+        lookup=options.lookup,
     )
     for response in responses:
         print(response)

@@ -27,6 +27,17 @@ def test_generate_gives_what_python_gives_from_the_checkpoint_alone(saved, ask):
     assert out == given[0] + "\n"
 
 
+def test_lookup_changes_no_response_and_refuses_to_sample(ask, saved):
+    """It can foresee only what is likeliest; that was found out after the model was loaded."""
+    path = saved()
+    for prompts in (["How many?"], ["How many? How many? How many?", "Who is it?"]):
+        plain = ask(GPTFT, "generate", path, *prompts, "--max_new_tokens", "30")
+        assert ask(GPTFT, "generate", path, *prompts, "--max_new_tokens", "30", "--lookup") == plain and plain[1]
+    status, out, err = ask(GPTFT, "generate", "no/such/model", "How many?", "--lookup", "--temperature", "0.5")
+    assert status == 2 and out == ""
+    is_one_line(err, "--lookup foresees the likeliest tokens alone: it needs --temperature 0")
+
+
 def test_generate_says_what_is_wrong_with_a_prompt(ask, saved):
     path = saved()
     status, out, err = ask(GPTFT, "generate", path, stdin="\n \n")

@@ -19,7 +19,7 @@ from pathlib import Path
 PLACES = {  # the phases of a run, each by a function that is called there, under the name that its caller has for it
     "reading": "gptft.finetuning:load_data",
     "rehearsal": "gptft.finetuning:rehearse",
-    "answers": "gptft.generation:decode",
+    "answers": "gptft.generation:decode_continuously",
     "going on": "gptft.finetuning:load_run_state",
     "training": "gptft.training:backward",
     "evaluation": "gptft.training:evaluate_loss",
