@@ -22,11 +22,14 @@ class Layout:
     pos     (B or 1, T)  position of each token in its own document
     doc     (B, T)       which document of the row it belongs to; None: each row is one document
     causal               every row is one document from position 0 on, in order: torch's causal kernel needs no mask
+
+    A layout with a function `attends` has its own way to the same result (`fast.packing`).
     """
 
     pos: Tensor
     doc: Tensor | None = None
     causal: bool = False
+    attends = None
     _masks: dict[int, Tensor | None] = field(default_factory=dict, repr=False)
 
     @classmethod
@@ -115,6 +118,8 @@ def attend(
         # torch's kernel for the CPU is slower in 16 bits than in 32, its backward by a factor of three, and less exact
         with torch.autocast("cpu", enabled=False):
             return attend(q.float(), k.float(), v.float(), layout, dropout, sliding_window)
+    if layout is not None and layout.attends:
+        return layout.attends(q, k, v, dropout, sliding_window)
     causal = layout is None or layout.is_causal(sliding_window)
     mask = None if causal else layout.mask(sliding_window)
     B, nh, T, hs = q.shape

@@ -42,6 +42,13 @@ class Batch:
     def n_targets(self) -> int:
         return self.scored.numel()
 
+    @property
+    def whose(self) -> Tensor:
+        """(n,) the number in `records` of the example that each of `scored` is of."""
+        if self.layout is not None and self.layout.doc is not None:
+            return self.layout.doc.flatten()[self.scored]
+        return self.scored // self.idx.size(1)
+
     def to(self, device: torch.device) -> Batch:
         if device.type == "cpu":
             return self

@@ -168,6 +168,19 @@ class Config:
     keep_memory: bool = setting(
         False, "CPU on Linux: keep freed memory instead of giving it back; faster by 5 to 8%, up to a third more memory"
     )
+    fast: str = setting(
+        "auto", "faster ways to the same gradient: auto, those that pay on this machine; off, none", ("auto", "off")
+    )
+    packing: str = setting(
+        "auto",
+        "the tokens of a micro-batch behind one another, without padding: auto, where that saves a tenth of them",
+        ("auto", "on", "off"),
+    )
+    share_prefix: str = setting(
+        "auto",
+        "compute the tokens that the examples of a micro-batch begin with alike once for all; needs dropout 0",
+        ("auto", "on", "off"),
+    )
     compile: bool = setting(False, "compile the blocks with torch.compile")
     checkpoint_activations: bool = setting(False, "recompute activations in backward: less memory, more time")
     shard: str = setting(

@@ -30,6 +30,7 @@ from gptft.data.readings import choose_template
 from gptft.data.streams import find_streams
 from gptft.device import Precision, pick_device
 from gptft.errors import UserError
+from gptft.fast.choice import choose
 from gptft.files import atomic_write
 from gptft.generation import prompt_ids
 from gptft.loss import Objective
@@ -105,7 +106,8 @@ def finetune_on(ranks: Ranks, config: Config, device: torch.device) -> Run:
     start = identify(model, tokenizer)
     model.set_dropout(config.dropout)
     model.checkpoint_activations = config.checkpoint_activations
-    to_batch = partial(collate, pad_id=tokenizer.eot, mask_prompt=config.mask_prompt)
+    fast = choose(config, device)
+    to_batch = fast.batches(partial(collate, pad_id=tokenizer.eot, mask_prompt=config.mask_prompt))
     asked = [each.parts for each in questions + (score.questions if score else []) if not each.left_out]
     prompts = [prompt_ids(tokenizer, parts) for parts in asked]
 
@@ -114,6 +116,7 @@ def finetune_on(ranks: Ranks, config: Config, device: torch.device) -> Run:
 
     state, objective = spread(model, config, device, rehearsal)
     print_estimate(state, config, train_set, val_set)
+    say(fast.describe())
 
     # 3. from here on there is something to keep; the model is asked before it is trained, also by a resumed run
     fingerprint = describe_inputs(config, state, start, train_set, val_set)

@@ -379,7 +379,7 @@ def describe_non_finite(
     """What is not finite, and the examples behind it: those with such a loss, or else all of the window."""
     records = []
     for batch, each in zip(batches, losses, strict=True):
-        rows = batch.scored.cpu()[~torch.isfinite(each.cpu())] // batch.idx.size(1)
+        rows = batch.whose.cpu()[~torch.isfinite(each.cpu())]
         records += [batch.records[row] for row in sorted(set(rows.tolist()))]
     records = here().gather_lists(records) or here().gather_lists([r for batch in batches for r in batch.records])
     what = f"the loss is {loss_sum}" if not math.isfinite(loss_sum) else f"the gradient norm is {grad_norm}"

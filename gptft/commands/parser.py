@@ -53,7 +53,8 @@ class Parser(argparse.ArgumentParser):
             if isinstance(TYPES[name], types.GenericAlias):
                 shape = {"nargs": "+", "action": "extend"}
             else:
-                shape = {"nargs": "?", "const": "true"} if TYPES[name] is bool else {}
+                bare = "true" if TYPES[name] is bool else "on" if "on" in FIELDS[name].metadata["choices"] else None
+                shape = {"nargs": "?", "const": bare} if bare else {}
             self.group(heading).add_argument(
                 f"--{name}",
                 default=argparse.SUPPRESS,

@@ -73,7 +73,7 @@ def measure_losses(
             here().beat()
             batch = to_batch([examples[i] for i in chosen]).to(model.device)
             each, right = score_targets(model, batch, precision)
-            row = (batch.scored // batch.idx.size(1)).cpu().numpy()  # whose target it is
+            row = batch.whose.cpu().numpy()
             numbers = np.array(chosen, dtype=int)
             sums[numbers] = np.bincount(row, each, len(chosen))
             targets[numbers] = np.bincount(row, minlength=len(chosen))

@@ -53,7 +53,7 @@ def keep_none(out_dir: Path) -> None:
 
 def by_record(batch: Batch, losses: np.ndarray) -> list[tuple[str, int, float, int]]:
     """(file, line, nats, targets) of each row that has a target."""
-    row = batch.scored.cpu().numpy() // batch.idx.size(1)  # whose target it is
+    row = batch.whose.cpu().numpy()
     sums = np.bincount(row, losses, len(batch.records))
     targets = np.bincount(row, minlength=len(batch.records))
     return [(*batch.records[n], float(sums[n]), int(targets[n])) for n in np.flatnonzero(targets)]

@@ -93,7 +93,7 @@ def costliest(split: Split | Sequence, batch_size: int, to_batch: ToBatch) -> li
 
 
 def sizes(batch: Batch) -> str:
-    return f"{batch.idx.size(0)} examples of {batch.idx.size(1)} tokens, {batch.n_targets} targets"
+    return f"{len(batch.lengths)} examples of {max(batch.lengths)} tokens, {batch.n_targets} targets"
 
 
 @contextlib.contextmanager

@@ -18,6 +18,8 @@ from gptft.collate import collate, plan
 from gptft.config import Config
 from gptft.data.examples import Split
 from gptft.device import Precision
+from gptft.fast import packing
+from gptft.fast.choice import Choice
 from gptft.loss import Objective
 from gptft.optim import make_optimizer
 from gptft.parallel.launch import together
@@ -40,7 +42,9 @@ CASES = [  # what is trained, micro-batches a rank, whether activations are comp
     ("lora", 1, True),
     ("dora", 3, False),
     ("int8", 1, False),
+    ("packed", 2, False),  # full, without padding, and what the examples begin with alike computed once
 ]
+packing.FEWEST = 2
 
 
 class Examples(Split):
@@ -66,7 +70,7 @@ class Examples(Split):
 
 def make(kind, shape):
     model = toy_model(torch.float64, **MODELS[shape]).train()
-    if kind != "full":
+    if kind not in ("full", "packed"):
         add_lora(model, LoraConfig(4, dora=kind == "dora"), 0, None, "int8" if kind == "int8" else "fp32")
         with torch.no_grad():  # B starts at zero, and A would have no gradient
             for name, parameter in model.named_parameters():
@@ -93,8 +97,13 @@ def reference(model, examples):
 
 def run_case(kind, shape, engine, grad_accum, checkpointed):
     ranks, examples = here(), Examples(toy_examples(LENGTHS, prompt=4))
-    config = Config(data=("x",), batch_size=2, grad_accum=grad_accum * ranks.size, lora_rank=4 * (kind != "full"))
+    lora_rank = 0 if kind in ("full", "packed") else 4
+    config = Config(data=("x",), batch_size=2, grad_accum=grad_accum * ranks.size, lora_rank=lora_rank)
     to_batch = partial(collate, pad_id=0, mask_prompt=True)
+    if kind == "packed":
+        for example in examples.examples:
+            example.ids[:3] = 5
+        to_batch = Choice(0.0, True).batches(to_batch)
     plain, model, precision = make(kind, shape), make(kind, shape), Precision("fp32", CPU)
     model.checkpoint_activations = checkpointed
     objective = Objective(model)

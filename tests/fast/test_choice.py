@@ -1,0 +1,63 @@
+"""Which of the faster ways a run takes."""
+
+import pytest
+import torch
+
+from gptft.config import Config
+from gptft.errors import UserError
+from gptft.fast.choice import SAVING, choose
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+
+
+def chosen(device=CPU, **settings):
+    choice = choose(Config(data=("x",), **settings), device)
+    return choice.packing, choice.share
+
+
+def test_by_itself_a_run_takes_what_pays():
+    assert chosen() == (SAVING, True)
+
+
+def test_where_no_gain_was_seen_the_plain_path_stays():
+    assert chosen(CUDA) == (None, False)
+
+
+@pytest.mark.parametrize(
+    "settings, expected",
+    [
+        ({"fast": "off"}, (None, False)),
+        ({"packing": "off"}, (None, False)),
+        ({"share_prefix": "off"}, (SAVING, False)),
+        ({"fast": "off", "packing": "on"}, (0.0, False)),
+        ({"packing": "on"}, (0.0, True)),
+        ({"share_prefix": "on"}, (0.0, True)),
+        ({"packing": "off", "share_prefix": "on"}, (0.0, True)),
+        ({"dropout": 0.1}, (SAVING, False)),
+        ({"lora_rank": 4, "lora_dropout": 0.1}, (SAVING, False)),
+        ({"compile": True}, (None, False)),
+    ],
+)
+def test_what_is_asked_for_is_done(settings, expected):
+    assert chosen(**settings) == expected
+
+
+@pytest.mark.parametrize("settings", [{"dropout": 0.1}, {"lora_rank": 4, "lora_dropout": 0.1}])
+def test_sharing_with_dropout_is_refused_with_the_reason(settings):
+    """Each example would have to drop the same: another model than was asked for."""
+    with pytest.raises(UserError, match="--share_prefix: with dropout"):
+        chosen(share_prefix="on", **settings)
+    assert "no share_prefix: with dropout" in choose(Config(data=("x",), **settings), CPU).describe()
+
+
+def test_packing_with_compiled_blocks_is_refused_with_the_reason():
+    with pytest.raises(UserError, match="--packing: with --compile"):
+        chosen(packing="on", compile=True)
+
+
+def test_it_is_said_what_was_chosen():
+    assert choose(Config(data=("x",)), CPU).describe() == (
+        "fast: micro-batches are packed where that saves 10% of them, and what their examples begin with alike is "
+        "computed once"
+    )
+    assert choose(Config(data=("x",), fast="off"), CPU).describe() == "fast: the plain path"
