@@ -181,6 +181,11 @@ class Config:
         "compute the tokens that the examples of a micro-batch begin with alike once for all; needs dropout 0",
         ("auto", "on", "off"),
     )
+    copies: str = setting(
+        "auto",
+        "in bf16, let the linear layers compute with copies of their weights, made by the optimizer's step",
+        ("auto", "on", "off"),
+    )
     compile: bool = setting(False, "compile the blocks with torch.compile")
     checkpoint_activations: bool = setting(False, "recompute activations in backward: less memory, more time")
     shard: str = setting(

@@ -114,7 +114,7 @@ def finetune_on(ranks: Ranks, config: Config, device: torch.device) -> Run:
     def rehearsal(state: TrainState, objective: Objective) -> None:
         rehearse(state, objective, config, train_set, val_set, to_batch, prompts, test_set)
 
-    state, objective = spread(model, config, device, rehearsal)
+    state, objective = spread(model, config, device, fast, rehearsal)
     print_estimate(state, config, train_set, val_set)
     say(fast.describe())
 

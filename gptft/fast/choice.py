@@ -9,8 +9,14 @@ import torch
 
 from gptft.collate import Batch
 from gptft.config import Config
+from gptft.device import Precision
 from gptft.errors import UserError
+from gptft.fast.copies import CopiedAdamW, CopiedObjective, Copies
 from gptft.fast.packing import pack
+from gptft.loss import Objective
+from gptft.model import GPT
+from gptft.optim import hyperparameters, make_optimizer, parameter_groups
+from gptft.parallel.ranks import here
 
 SAVING = 0.1  # of the positions, what packing must save, for it has a cost of its own: up to 6% of a step was seen
 
@@ -19,11 +25,13 @@ SAVING = 0.1  # of the positions, what packing must save, for it has a cost of i
 class Choice:
     """packing  None: never; else the share of a micro-batch's positions that it must save, 0 for always
     share    whether what examples begin with alike is computed once
+    copies   whether the linear layers compute with copies in 16 bits
     why      what is left out that would be there otherwise, and for what reason
     """
 
     packing: float | None
     share: bool
+    copies: bool = False
     why: tuple[str, ...] = ()
 
     def batches(self, to_batch: Callable[[Sequence], Batch]) -> Callable[[Sequence], Batch]:
@@ -32,37 +40,67 @@ class Choice:
             return to_batch
         return lambda examples: pack(to_batch(examples), self.share, self.packing)
 
+    def prepare(self, model: GPT, config: Config, precision: Precision) -> tuple[torch.optim.Optimizer, Objective]:
+        """The optimizer and the objective of a model that is whole."""
+        if not self.copies:
+            return make_optimizer(model, config), Objective(model)
+        copies = Copies(model, precision.dtype)
+        groups = parameter_groups(model, config.weight_decay)
+        return CopiedAdamW(groups, copies, lr=config.lr, **hyperparameters(config)), CopiedObjective(model, copies)
+
     def describe(self) -> str:
         """One line for the user."""
-        if self.packing is None:
-            return "fast: the plain path" + "".join(f"; {reason}" for reason in self.why)
-        said = "micro-batches are packed" + (f" where that saves {self.packing:.0%} of them" if self.packing else "")
-        shared = ", and what their examples begin with alike is computed once" if self.share else ""
-        return f"fast: {said}{shared}" + "".join(f"; {reason}" for reason in self.why)
+        said = []
+        if self.packing is not None:
+            where = f" where that saves {self.packing:.0%} of them" if self.packing else ""
+            said.append(f"micro-batches are packed{where}")
+        if self.share:
+            said.append("what their examples begin with alike is computed once")
+        if self.copies:
+            said.append("linear layers compute with copies in 16 bits")
+        return "fast: " + "; ".join([*(said or ["the plain path"]), *self.why])
 
 
 def choose(config: Config, device: torch.device) -> Choice:
-    """What `config` asks for; where it leaves the choice, what is proven and pays on `device`. A function of these two
-    alone, so that a run that is gone on with computes as before. Raises UserError for what cannot be had."""
-    asked = {"packing": config.packing, "share_prefix": config.share_prefix}
-    hindered = {name: hindrance(name, config) for name in asked}
-    why = []
-    for name, value in asked.items():
-        if value == "on" and hindered[name]:
-            raise UserError(f"--{name}: {hindered[name]}")
-        if value == "auto" and config.fast == "auto" and hindered[name]:
-            why.append(f"no {name}: {hindered[name]}")
+    """What `config` asks for; where it leaves the choice, what is proven and pays on `device`. A function of these and
+    of the number of processes, so that a run that is gone on with computes as before. Raises UserError for what cannot
+    be had."""
+    asked = {"packing": config.packing, "share_prefix": config.share_prefix, "copies": config.copies}
     automatic = config.fast == "auto" and device.type == "cpu"  # nowhere else was a gain seen yet
-    wanted = {
-        name: value == "on" or (value == "auto" and automatic and not hindered[name]) for name, value in asked.items()
-    }
-    if not any(wanted.values()) or (config.packing == "off" and config.share_prefix != "on"):
-        return Choice(None, False, tuple(why))
-    return Choice(0.0 if "on" in asked.values() else SAVING, wanted["share_prefix"], tuple(why))
+    wanted, why = {}, []
+    for name, value in asked.items():
+        reason = "" if value == "off" else hindrance(name, config, device)
+        if value == "on" and reason:
+            raise UserError(f"--{name}: {reason}")
+        wanted[name] = value == "on" or (value == "auto" and automatic and not reason)
+        if value == "auto" and automatic and reason and (name, reason) not in OBVIOUS:
+            why.append(f"no {name}: {reason}")
+    if wanted["share_prefix"] and config.packing == "off" and config.share_prefix == "auto":
+        wanted["share_prefix"] = False  # it is a way of packing
+    packs = wanted["packing"] or wanted["share_prefix"]
+    least = 0.0 if "on" in (config.packing, config.share_prefix) else SAVING
+    return Choice(least if packs else None, wanted["share_prefix"], wanted["copies"], tuple(why))
 
 
-def hindrance(name: str, config: Config) -> str:
+OTHERS = {  # why a run in other bits, or one that trains other things, has no copies: it asks for none
+    "fp32": "they are for --precision bf16",
+    "lora": "the weights beside adapters are never cast anew with --lora_base bf16",
+}
+OBVIOUS = {("copies", reason) for reason in OTHERS.values()}
+
+
+def hindrance(name: str, config: Config, device: torch.device) -> str:
     """Why a way cannot be taken, in a few words; empty where it can."""
+    if name == "copies":
+        if Precision(config.precision, device).name != "bf16":
+            return OTHERS["fp32"]
+        if config.lora_rank:
+            return OTHERS["lora"]
+        if config.optimizer != "adamw":
+            return "they are made anew by AdamW's step"
+        if config.compile:
+            return "with --compile the blocks are compiled for the weights themselves"
+        return "of several processes, each gradient is added up in fp32" if here().size > 1 else ""
     if config.compile:
         return "with --compile every packed micro-batch, which has a shape of its own, would be compiled anew"
     if name == "share_prefix" and (config.dropout or config.lora_dropout):

@@ -16,8 +16,8 @@ from gptft.architecture import PRESETS
 from gptft.config import Config
 from gptft.device import Precision
 from gptft.errors import UserError
+from gptft.fast.choice import Choice
 from gptft.loading import Opened, open_model
-from gptft.loss import Objective
 from gptft.model import GPT, weight_bytes
 from gptft.optim import make_optimizer
 from gptft.parallel.ranks import here
@@ -33,7 +33,7 @@ MOMENTS = {"adamw": 2, "adafactor": 0}  # of an optimizer, numbers in fp32 besid
 
 
 def spread(
-    model: GPT, config: Config, device: torch.device, rehearse: Callable[[TrainState, nn.Module], None]
+    model: GPT, config: Config, device: torch.device, fast: Choice, rehearse: Callable[[TrainState, nn.Module], None]
 ) -> tuple[TrainState, nn.Module]:
     """The state of training and the objective, once the rehearsal has shown that they fit: the model whole on each
     rank, or, where that does not fit and it may be, in parts, as it may be already. Raises UserError where nothing
@@ -42,8 +42,9 @@ def spread(
     divide, why = (True, "") if is_sharded(model) else weigh(model, config, device)
     if not divide:
         try:
-            state = TrainState(model.to(device), make_optimizer(model, config), Precision(config.precision, device))
-            objective, failed = Objective(model), None
+            precision, failed = Precision(config.precision, device), None
+            optimizer, objective = fast.prepare(model.to(device), config, precision)
+            state = TrainState(model, optimizer, precision)
             if config.compile:
                 compile_blocks(model)
             rehearse(state, objective)
@@ -55,7 +56,7 @@ def spread(
             if ranks.size > 1:
                 say(f"ranks: {ranks.size} processes, ddp: each has the whole model ({why})")
             return state, objective if ranks.size == 1 else Replicated(model)
-        state = objective = None
+        state = objective = optimizer = None
         if device.type == "cuda":
             torch.cuda.empty_cache()
         why = f"whole it did not fit: {failed or 'on another rank'}"

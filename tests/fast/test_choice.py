@@ -10,8 +10,12 @@ from gptft.fast.choice import SAVING, choose
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
 
+def config(**settings):
+    return Config(**({"data": ("x",), "precision": "fp32"} | settings))
+
+
 def chosen(device=CPU, **settings):
-    choice = choose(Config(data=("x",), **settings), device)
+    choice = choose(config(**settings), device)
     return choice.packing, choice.share
 
 
@@ -47,7 +51,7 @@ def test_sharing_with_dropout_is_refused_with_the_reason(settings):
     """Each example would have to drop the same: another model than was asked for."""
     with pytest.raises(UserError, match="--share_prefix: with dropout"):
         chosen(share_prefix="on", **settings)
-    assert "no share_prefix: with dropout" in choose(Config(data=("x",), **settings), CPU).describe()
+    assert "no share_prefix: with dropout" in choose(config(**settings), CPU).describe()
 
 
 def test_packing_with_compiled_blocks_is_refused_with_the_reason():
@@ -56,8 +60,42 @@ def test_packing_with_compiled_blocks_is_refused_with_the_reason():
 
 
 def test_it_is_said_what_was_chosen():
-    assert choose(Config(data=("x",)), CPU).describe() == (
-        "fast: micro-batches are packed where that saves 10% of them, and what their examples begin with alike is "
-        "computed once"
+    assert choose(config(), CPU).describe() == (
+        "fast: micro-batches are packed where that saves 10% of them; what their examples begin with alike is computed "
+        "once"
     )
-    assert choose(Config(data=("x",), fast="off"), CPU).describe() == "fast: the plain path"
+    assert choose(config(fast="off"), CPU).describe() == "fast: the plain path"
+
+
+def copies(device=CPU, **settings):
+    return choose(config(**({"precision": "bf16"} | settings)), device).copies
+
+
+def test_copies_are_for_what_is_cast_otherwise():
+    assert copies() and copies(fast="off", copies="on")
+    assert not copies(copies="off") and not copies(fast="off") and not copies(CUDA, precision="bf16")
+    assert not copies(precision="fp32") and not copies(lora_rank=4) and not copies(optimizer="adafactor")
+    assert not copies(compile=True)
+
+
+@pytest.mark.parametrize(
+    "settings, reason",
+    [
+        ({"precision": "fp32"}, "they are for --precision bf16"),
+        ({"lora_rank": 4}, "--lora_base bf16"),
+        ({"optimizer": "adafactor"}, "AdamW's step"),
+        ({"compile": True}, "--compile"),
+    ],
+)
+def test_copies_that_cannot_be_are_refused_with_the_reason(settings, reason):
+    with pytest.raises(UserError, match=f"--copies: .*{reason}"):
+        copies(copies="on", **settings)
+
+
+def test_what_an_ordinary_run_never_had_is_not_complained_of():
+    """In fp32, or with adapters, there is nothing to copy, and a line about it would be noise."""
+    assert "copies" not in choose(config(), CPU).describe()
+    assert "copies" not in choose(config(lora_rank=4, precision="bf16"), CPU).describe()
+    assert "no copies: they are made anew by AdamW's step" in (
+        choose(config(optimizer="adafactor", precision="bf16"), CPU).describe()
+    )
