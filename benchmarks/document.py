@@ -138,11 +138,12 @@ def sft() -> str:
     summary, trl = result["summary"], result["versions"]["trl"]
     rows = []
     for kind in ("fp32", "bf16"):
-        for name in (f"TRL {kind}", f"gptft {kind}", f"gptft {kind}, keep_memory"):
+        ours = [f"gptft {kind}{rest}" for rest in (", fast off", "", ", keep_memory")]
+        for name in [f"TRL {kind}", *(name for name in ours if name in summary["examples_per_second"])]:
             is_peer = name.startswith("TRL")
             ratio = "" if is_peer else bold(common.ratios(result["rounds"], name, f"TRL {kind}", "examples_per_second"))
             who = f"TRL {trl} SFTTrainer" if is_peer else "gptft"
-            who += " `--keep_memory`" if "keep_memory" in name else ""
+            who += "".join(f" `{flag}`" for flag in ("--keep_memory", "--fast off") if flag[2:] in name)
             speed, peak = summary["examples_per_second"][name], summary["peak_bytes"][name]["median"]
             rows.append([who, kind, shown(speed), gigabytes(peak), ratio])
     return markdown(["who", "precision", "examples a second", "peak memory, GB", "against TRL, by round"], rows)

@@ -21,6 +21,7 @@ LEARNING_RATE = 5e-5
 SEED = 123  # of gptft's batches
 CONTENDERS = ("gptft fp32", "gptft bf16", "TRL fp32", "TRL bf16")
 KEEP_MEMORY = ("gptft fp32, keep_memory", "gptft bf16, keep_memory")
+PLAIN = ("gptft fp32, fast off", "gptft bf16, fast off")
 SAME_BATCHES = ("TRL fp32, gptft's batches", "TRL bf16, gptft's batches")
 
 
@@ -49,7 +50,7 @@ def load_gptft(task: dict):
 
 
 def train_gptft(task: dict) -> dict:
-    """Train with gptft's own loop, logging as a run does."""
+    """Train with gptft's own loop, logging as a run does, in the ways that a run would choose."""
     import numpy as np
     import torch
 
@@ -57,8 +58,7 @@ def train_gptft(task: dict) -> dict:
     from gptft.config import resolve
     from gptft.data.examples import Split
     from gptft.device import Precision, keep_freed_memory
-    from gptft.loss import Objective
-    from gptft.optim import make_optimizer
+    from gptft.fast.choice import choose
     from gptft.run.metrics_file import Metrics
     from gptft.training import Progress, TrainState, train
 
@@ -68,9 +68,12 @@ def train_gptft(task: dict) -> dict:
     if task["do"] in KEEP_MEMORY:
         keep_freed_memory()  # as gptft.finetune does with --keep_memory
     plain = {"schedule": "constant", "warmup_steps": 0, "weight_decay": 0.0, "grad_clip": 1.0, "epochs": 1}
+    plain["fast"] = "off" if task["do"] in PLAIN else "auto"
     config = resolve("", {"precision": precision, "batch_size": BATCH, "lr": LEARNING_RATE, "seed": SEED, **plain})
-    state = TrainState(model, make_optimizer(model, config), Precision(config.precision, torch.device("cpu")))
-    objective, to_batch = Objective(model), functools.partial(collate, pad_id=tokenizer.eot)
+    fast, precision = choose(config, torch.device("cpu")), Precision(config.precision, torch.device("cpu"))
+    optimizer, objective = fast.prepare(model, config, precision)
+    state = TrainState(model, optimizer, precision)
+    to_batch = fast.batches(functools.partial(collate, pad_id=tokenizer.eot))
     for _ in train(state, objective, config, warm, nothing, to_batch):
         pass
 
@@ -86,7 +89,8 @@ def train_gptft(task: dict) -> dict:
 
     windows = plan(measured.lengths, BATCH, 1, SEED, 0)
     outcome = books(seconds, [[int(measured.lengths[i]) for i in chosen] for (chosen,) in windows])
-    return outcome | {"loss": sum(losses) / len(losses), "flops": state.progress.flops / seconds}
+    outcome |= {"loss": sum(losses) / len(losses), "flops": state.progress.flops / seconds}
+    return outcome | {"chose": fast.describe()}
 
 
 def load_trl(task: dict, order: list[int], steps: int, callbacks=(), peft_config=None):
