@@ -103,8 +103,8 @@ class Answers:
         with progress(total=len(asked), quiet=disable_tqdm, desc="answers", unit="answers") as bar:
             for _, same in itertools.groupby(order, lambda n: repr(asked[n][1])):
                 numbers = list(same)
-                for start in range(0, len(numbers), self.batch_size):
-                    chosen = numbers[start : start + self.batch_size]
+                for start in range(0, len(numbers), 8 * self.batch_size):  # who waits enters as others end
+                    chosen = numbers[start : start + 8 * self.batch_size]
                     answers = self._generate([asked[n][0] for n in chosen], asked[chosen[0]][1], chosen)
                     for n, text in zip(chosen, answers, strict=True):
                         texts[n] = text
