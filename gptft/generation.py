@@ -13,6 +13,7 @@ from gptft.decoding import GREEDY, Sampling, check_lengths
 from gptft.device import Precision
 from gptft.errors import UserError
 from gptft.fast.continuous import decode_continuously
+from gptft.fast.decoding_model import arranged
 from gptft.fast.lookup import decode_with_lookup
 from gptft.fast.shared_context import Request, log_likelihoods_shared, score, sharing_pays
 from gptft.model import GPT
@@ -20,6 +21,8 @@ from gptft.parallel.lockstep import lockstep
 from gptft.parallel.ranks import here
 from gptft.text.progress import progress
 from gptft.tokenizer import Tokenizer
+
+BATCH = 16  # prompts that are answered at once, unless another number is given
 
 
 def prompt_ids(tokenizer: Tokenizer, prompt, raw: bool = False, max_input_tokens: int = 0) -> list[int]:
@@ -77,24 +80,26 @@ def generate(
     max_new_tokens: int = 100,
     raw: bool = False,
     max_input_tokens: int = 0,
-    batch_size: int = 16,
+    batch_size: int = BATCH,
     temperature: float = 0.0,
     top_k: int = 0,
     top_p: float = 1.0,
     seed: int = 0,
     precision: Precision | None = None,
     lookup: bool = False,
+    decode: str = "auto",
 ) -> list[str]:
     """The model's responses to `prompts`, in their order; the prompt is not repeated. Greedy unless temperature > 0.
 
     A prompt is a text, a record such as {"instruction": ..., "input": ...}, or a list of messages; the checkpoint's
     template is applied unless `raw`. Raises UserError for a prompt beyond block_size, unless `max_input_tokens` (in
     tokens) cuts its start. `batch_size`: prompts at once. `precision`: what a run trains in; None: the weights' own.
-    `lookup`: greedily, one prompt after the other, faster where responses repeat what stands in the prompt.
+    `lookup`: greedily, one prompt after the other, faster where responses repeat what stands in the prompt. `decode`:
+    how the weights are read (`fast.decoding_model.arranged`): in fp32, bf16 or int8, "plain", or as suits them.
     """
     sampling = Sampling(temperature, top_k, top_p, seed)
     given = (raw, max_input_tokens, batch_size, sampling, precision)
-    responses = respond(model, tokenizer, prompts, max_new_tokens, *given, lookup=lookup)
+    responses = respond(model, tokenizer, prompts, max_new_tokens, *given, lookup=lookup, decode=decode)
     return [response.text for response in responses]
 
 
@@ -105,12 +110,13 @@ def respond(
     max_new_tokens: int = 100,
     raw: bool = False,
     max_input_tokens: int = 0,
-    batch_size: int = 16,
+    batch_size: int = BATCH,
     sampling: Sampling = GREEDY,
     precision: Precision | None = None,
     until: Sequence[str] = (),
     numbers: Sequence[int] | None = None,
     lookup: bool = False,
+    decode: str = "auto",
 ) -> list[Response]:
     """As `generate`, for whoever asks more than the text of each response. `until`: texts that end a response, too; it
     is cut before the first of them, and has the tokens that were made. `numbers`: which stream of random numbers each
@@ -129,7 +135,9 @@ def respond(
     model.eval()
     try:
         with lockstep(model), precision.autocast() if lowered else contextlib.nullcontext():
-            asked = (model, [ids[n] for n in mine], max_new_tokens, stop_ids(tokenizer), tokenizer.n_vocab)
+            rows = 1 if lookup else max(1, min(batch_size, len(mine)))
+            fast = arranged(model, decode, rows, passes=max_new_tokens * -(-len(mine) // rows))
+            asked = (fast, [ids[n] for n in mine], max_new_tokens, stop_ids(tokenizer), tokenizer.n_vocab)
             if lookup:
                 passes = decode_with_lookup(*asked, lowered, tokenizer.holes, ended)
             else:

@@ -38,6 +38,8 @@ def run_benchmarks(options: Namespace, out: Path | None) -> None:
     for name in ("against", "metric", "mend", "data", "judge", "generations"):
         if getattr(options, name, None) or name in options.settings:
             raise UserError(f"--{name} and --tasks: measure one after the other")
+    if options.decode != "auto":
+        raise UserError("--decode and --tasks: the harness asks a model as it is")
     from gptft.evaluation.harness import harness_model
     from gptft.evaluation.tasks import run_tasks
     from gptft.files import atomic_write

@@ -22,8 +22,10 @@ def run(options: Namespace) -> None:
     config = resolve("", options.settings)
     model, tokenizer = load_model(options, config.device)
     from gptft.decoding import Sampling, decode
+    from gptft.fast.decoding_model import arranged
     from gptft.generation import prompt_ids, stop_ids
 
+    model = arranged(model, options.decode, take=True)
     template = tokenizer.template
     multi_turn = template is not None and template.multi_turn
     sampling = Sampling(options.temperature, options.top_k, options.top_p, options.seed)

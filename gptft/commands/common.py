@@ -87,6 +87,18 @@ def add_decoding(parser: Parser) -> None:
     )
     group.add_argument("--top_p", type=number, default=1.0, help="draw among the fewest tokens that reach p [1]")
     group.add_argument("--seed", type=whole_number(at_least=0), default=0, help="seed of the draws [0]")
+    add_decode(parser, "decoding")
+
+
+def add_decode(parser: Parser, heading: str) -> None:
+    """What decoding computes in."""
+    parser.group(heading).add_argument(
+        "--decode",
+        choices=("auto", "plain", "fp32", "bf16", "int8"),
+        default="auto",
+        help="how weights are held and multiplied: fp32; bf16 and int8, faster and not exact; plain: as in training; "
+        "auto: in the precision that they have, as this processor reads them fastest [auto]",
+    )
 
 
 def add_model(parser: Parser) -> None:

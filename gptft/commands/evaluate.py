@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from gptft.commands.benchmarking import add_benchmarks, run_benchmarks
-from gptft.commands.common import MODEL, add_model, load_model, new_folder
+from gptft.commands.common import MODEL, add_decode, add_model, load_model, new_folder
 from gptft.commands.judging import add_judge, check_judges, judge_answers, open_judges
 from gptft.commands.mending import add_mending, find_training, mend
 from gptft.commands.parser import Parser, number, whole_number
@@ -50,6 +50,7 @@ def add_arguments(parser: Parser) -> None:
     group.add_argument(
         "--max_new_tokens", type=whole_number(at_least=1), default=100, help="longest response, tokens [100]"
     )
+    add_decode(parser, "evaluation")
     group.add_argument(
         "--metric", nargs="+", default=[], help="further metrics, as file.py:function of (response, expected) -> 0 to 1"
     )
@@ -212,6 +213,7 @@ def examine(options: Namespace, name: str, other: Side | None = None) -> Side:
     from gptft.evaluation.losses import measure_losses
     from gptft.evaluation.responses import answer, make_questions
     from gptft.evaluation.samples import sample
+    from gptft.fast.decoding_model import arranged
     from gptft.finetuning import check_inputs, load_data
     from gptft.run.console import describe_ledger, print_dropped
 
@@ -226,15 +228,18 @@ def examine(options: Namespace, name: str, other: Side | None = None) -> Side:
     if other is None:
         print(describe_ledger("data", datasets["data"].ledger))
         print_dropped(datasets["data"])
+    if options.decode not in ("auto", "plain"):  # what is lost by fewer bits is to be seen in the losses, too
+        model = arranged(model, options.decode, options.batch_size, take=True)
     to_batch = partial(collate, pad_id=tokenizer.eot)
     losses = measure_losses(model, examples, options.batch_size, to_batch, Precision("fp32", model.device))
     records = other.examples if other else examples
     asked = range(min(options.samples, len(records)))
     questions = make_questions(model, tokenizer, records, asked, config.fields, options.max_new_tokens)
-    responses = answer(model, tokenizer, questions, options.max_new_tokens, options.batch_size)
+    how = {"batch_size": options.batch_size, "decode": options.decode}
+    responses = answer(model, tokenizer, questions, options.max_new_tokens, **how)
     sampling = Sampling(options.temperature, seed=options.seed)
-    given = (options.generations, sampling, options.max_new_tokens, options.batch_size)
-    drawn = sample(model, tokenizer, questions, *given) if options.generations else [[] for _ in questions]
+    given = (options.generations, sampling, options.max_new_tokens)
+    drawn = sample(model, tokenizer, questions, *given, **how) if options.generations else [[] for _ in questions]
     return Side(tokenizer, examples, losses, questions, responses, drawn)
 
 

@@ -47,10 +47,13 @@ def run(options: Namespace) -> None:
     model, tokenizer = load_model(options, config.device)
     if options.input:
         prompts = [{"instruction": prompt, "input": options.input} for prompt in prompts]
-    from gptft.generation import generate
+    from gptft.fast.decoding_model import arranged
+    from gptft.generation import BATCH, generate
 
+    rows = 1 if options.lookup else min(len(prompts), BATCH)
+    passes = options.max_new_tokens * -(-len(prompts) // rows)
     responses = generate(
-        model,
+        arranged(model, options.decode, rows, passes, take=True),
         tokenizer,
         prompts,
         options.max_new_tokens,
@@ -61,6 +64,7 @@ def run(options: Namespace) -> None:
         top_p=options.top_p,
         seed=options.seed,
         lookup=options.lookup,
+        decode="plain",  # as it is by now
     )
     for response in responses:
         print(response)

@@ -91,10 +91,13 @@ def answer(
     max_new_tokens: int,
     batch_size: int,
     precision: Precision | None = None,
+    decode: str = "auto",
 ) -> list[Response]:
-    """Greedy responses to the questions; empty ones to those that are left out. `precision`: as `generate` takes it."""
+    """Greedy responses to the questions; empty ones to those that are left out. `precision` and `decode`: as `generate`
+    takes them."""
     asked = [question.parts for question in questions if not question.left_out]
-    given = iter(respond(model, tokenizer, asked, max_new_tokens, batch_size=batch_size, precision=precision))
+    how = {"batch_size": batch_size, "precision": precision, "decode": decode}
+    given = iter(respond(model, tokenizer, asked, max_new_tokens, **how))
     return [Response("", 0, False) if question.left_out else next(given) for question in questions]
 
 

@@ -58,13 +58,14 @@ def sample(
     sampling: Sampling,
     max_new_tokens: int,
     batch_size: int,
+    decode: str = "auto",
 ) -> list[list[Response]]:
     """So many responses to each question, those of a left-out one empty. Each draws from a stream of random numbers of
     its own, by the question's number and its own: fewer questions, or another batch, leave the others as they are."""
     asked = [number for number, question in enumerate(questions) if not question.left_out]
     parts = [questions[number].parts for number in asked for _ in range(generations)]
     streams = [number * STREAMS + which for number in asked for which in range(generations)]
-    how = {"batch_size": batch_size, "sampling": sampling, "numbers": streams}
+    how = {"batch_size": batch_size, "sampling": sampling, "numbers": streams, "decode": decode}
     given = respond(model, tokenizer, parts, max_new_tokens, **how)
     made: list[list[Response]] = [[] for _ in questions]
     for at, response in enumerate(given):
