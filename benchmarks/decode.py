@@ -1,8 +1,9 @@
 """Greedy decoding with GPT-2 124M of random weights in fp32: 64 prompt tokens, 128 new ones, 1 and 8 prompts at once.
 
-gptft with its KV cache, gptft's plain uncached loop (the oracle; one prompt, fewer new tokens, since it slows down
-with each) and transformers' generate, each in a fresh process. Timed is all of it, the prompt's pass included, after
-one short generation to warm up. All must give the same ids.
+gptft as `generate` decodes, with the weights as they are, in bf16 and in int8 (`--decode`); gptft's plain uncached loop
+(the oracle; one prompt, fewer new tokens, since it slows down with each); and transformers' generate, in fp32 and bf16.
+Each is in a fresh process. Timed is all of it, the prompt's pass included, after one short generation to warm up. In
+fp32 all must give the same ids.
 
 --model takes a real pretrained model instead, --data the prompts from its first records, in the model's own template.
 Where llama-cpp-python is there, or GPTFT_LLAMACPP_PYTHON names a Python that has it, llama.cpp decodes the same weights
@@ -18,7 +19,9 @@ from benchmarks import common, real, results
 from gptft.errors import UserError
 
 PROMPT, NEW, NEW_PLAIN = 64, 128, 32
+KINDS = ("", " bf16", " int8")  # of the weights of gptft; "": fp32, as those of transformers
 CONTENDERS = ("gptft, 1", "transformers, 1", "gptft uncached, 1", "gptft, 8", "transformers, 8")
+ROUNDED = tuple(f"{who}, {n}" for n in (1, 8) for who in ("gptft bf16", "gptft int8", "transformers bf16"))
 PROMPTS = 8
 REFERENCE = "transformers, 8"
 LLAMACPP = "llama.cpp, 1"
@@ -37,9 +40,10 @@ def work(task: dict) -> dict:
     import torch
 
     who, count = task["do"].split(", ")
+    who, _, kind = who.partition(" ")
     prompts = (task.get("prompts") or random_prompts(50256, task["prompt"]))[: int(count)]
-    new = task["new_plain"] if "uncached" in who else task["new"]
-    run = with_transformers(task) if who == "transformers" else with_gptft(task, plain="uncached" in who)
+    new = task["new_plain"] if kind == "uncached" else task["new"]
+    run = (with_transformers if who == "transformers" else with_gptft)(task, kind)
     with torch.inference_mode():
         run(prompts, 4)
         began = time.perf_counter()
@@ -112,19 +116,24 @@ def gaps(task: dict) -> dict:
     return {"gaps": found}
 
 
-def with_gptft(task: dict, plain: bool):
+def with_gptft(task: dict, kind: str):
+    """As `python -m gptft generate` decodes; "uncached": the plain loop."""
     import gptft
-    from gptft.decoding import decode, decode_plain
+    from gptft.decoding import decode_plain
+    from gptft.fast.continuous import decode_continuously
+    from gptft.fast.decoding_model import arranged
 
     model, _ = gptft.load(task["model"])
     n_vocab = model.config.vocab_size
     never = ()  # nothing stops early
+    rows = int(task["do"].split(", ")[1])
+    fast = model if kind == "uncached" else arranged(model, kind or "auto", rows, task["new"], take=True)
 
     def run(prompts: list[list[int]], new: int) -> list[list[int]]:
-        if plain:
+        if kind == "uncached":
             return [decode_plain(model, prompt, new, never, n_vocab) for prompt in prompts]
         answers: list[list[int]] = [[] for _ in prompts]
-        for pairs in decode(model, prompts, new, never, n_vocab):
+        for pairs in decode_continuously(fast, prompts, new, never, n_vocab):
             for row, token in pairs:
                 answers[row].append(token)
         return answers
@@ -132,11 +141,11 @@ def with_gptft(task: dict, plain: bool):
     return run
 
 
-def with_transformers(task: dict):
+def with_transformers(task: dict, kind: str):
     import torch
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(task["model"], dtype=torch.float32).eval()
+    model = AutoModelForCausalLM.from_pretrained(task["model"], dtype=torch.bfloat16 if kind else torch.float32).eval()
     model.generation_config.eos_token_id = None  # nothing stops early
     model.generation_config.pad_token_id = padding = model.config.vocab_size - 1
 
@@ -185,12 +194,13 @@ def main(argv: list[str]) -> None:
                 return real.run_llamacpp(files[name], task["prompts"][0], task["new"], options.threads)
             return common.call("decode", {**task, "do": name}, env)
 
-        measured = common.interleave([*CONTENDERS, *files], rounds, measure, "tokens_per_second")
+        measured = common.interleave([*CONTENDERS, *ROUNDED, *files], rounds, measure, "tokens_per_second")
+        exact = {name: outcome for name, outcome in measured[0].items() if name not in ROUNDED}
         if given:
             settings["prompt_lengths"] = [len(prompt) for prompt in task["prompts"]]
-            departures = check_near(measured[0], task, env)
+            departures = check_near(exact, task, env)
         else:
-            check_ids(measured[0])
+            check_ids(exact)
     if files:
         result["versions"]["llama-cpp-python"] = measured[0][LLAMACPP]["version"]
     result["rounds"] = [
@@ -209,7 +219,11 @@ def summarise(measured: list[dict]) -> dict:
 
     summary = {
         "tokens_per_second": common.spreads(measured, "tokens_per_second"),
-        "ratios": {count: ratio(f"gptft, {count}", f"transformers, {count}") for count in ("1", "8")},
+        "ratios": {
+            f"{kind}, {count}".removeprefix(", ").strip(): ratio(f"gptft{kind}, {count}", f"transformers, {count}")
+            for kind in KINDS
+            for count in ("1", "8")
+        },
     }
     if LLAMACPP in measured[0]:
         names = [name for name in measured[0] if name.startswith("llama.cpp")]
@@ -265,7 +279,8 @@ def rows_of(result: dict) -> list[list[str]]:
     rows = []
     for name, speed in summary["tokens_per_second"].items():
         who, count = name.split(", ")
-        ratio = f"{results.shown(summary['ratios'][count])}x" if who == "gptft" else ""
+        ratio = summary["ratios"].get(name.removeprefix("gptft").lstrip(", "))
+        ratio = f"{results.shown(ratio)}x" if ratio and who.startswith("gptft") else ""
         new = settings["new_plain"] if "uncached" in who else settings["new"]
         rows.append([who, count, str(new), results.shown(speed, 1), ratio])
     return rows
@@ -277,9 +292,9 @@ def table(result: dict) -> str:
     lengths = settings.get("prompt_lengths", [settings["prompt"]])
     length = " - ".join(map(str, sorted({min(lengths), max(lengths)})))
     found = result["summary"].get("ids")
-    ids = describe_ids(result) if found else "All gave the same ids."
+    ids = describe_ids(result) if found else "All in fp32 gave the same ids."
     head = ["who", "prompts at once", "new tokens each", "tokens/s", "over transformers, by round"]
-    return f"{results.markdown(head, rows_of(result))}\n\nfp32, {size}, prompts of {length} tokens. {ids}"
+    return f"{results.markdown(head, rows_of(result))}\n\n{size}, prompts of {length} tokens. {ids}"
 
 
 def describe_ids(result: dict) -> str:

@@ -169,11 +169,13 @@ def sft_gate() -> str:
 def decode() -> str:
     summary = read("decode")["summary"]
     rows = []
-    for count, ratio in summary["ratios"].items():
-        speed = shown(summary["tokens_per_second"][f"gptft, {count}"], 1)
+    for name, ratio in summary["ratios"].items():
+        kind, _, count = name.rpartition(", ")
+        speed = shown(summary["tokens_per_second"][f"gptft{' ' * bool(kind)}{kind}, {count}"], 1)
         said = "" if ratio["median"] >= 1 else ": slower"
-        rows.append([count, speed, f"{shown(ratio)}x{said}"])
-    return markdown(["prompts at once", "tokens a second", "over transformers, by round"], rows)
+        rows.append([count, kind or "fp32", speed, f"{shown(ratio)}x{said}"])
+    head = ["prompts at once", "`--decode`", "tokens a second", "over transformers in fp32, by round"]
+    return markdown(head, rows)
 
 
 def decode_alone() -> str:

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from gptft.adapters.frozen import in_int8
 from gptft.data.cache import cache_directory, key_of
-from gptft.device import processor_name
+from gptft.device import cpu_has_bf16, processor_name
 from gptft.fast.products import LAYOUTS, Product, layouts_of
 from gptft.files import atomic_write
 
@@ -34,9 +34,9 @@ Seconds = dict[str, dict[str, float]]  # {rows of x: {layout: seconds for a prod
 
 EDITION = 1  # of the measurement: another one makes the kept files anew
 ROWS = (1, 8)  # of x, for which is measured: an answer alone, and several at once
-TRIES = 4
+TRIES = 3
 STEADY = 1.25  # the best try is believed where the next takes no longer than so many times as long
-BUDGET = 2.0  # seconds for the shapes of a model; beside a busy process a product may take a thousand times as long
+BUDGET = 3.0  # seconds for the shapes of a model; beside a busy process a product may take a thousand times as long
 GAIN = 0.05  # a layout that saves less of the time than this is not worth a copy
 DEFAULT_CACHE, LARGEST_CACHE = 32 << 20, 128 << 20  # bytes of a processor's last cache: untold, and at most
 LARGEST = 16 << 20  # numbers: a weight that has more is measured by its first rows
@@ -81,7 +81,7 @@ def calibrated(shapes: Collection[Shape], dtype: torch.dtype, measure: Measure) 
     names = {shape: f"{str(dtype).removeprefix('torch.')} {shape[0]}x{shape[1]}" for shape in shapes}
     found = {shape: kept[name] for shape, name in names.items() if is_whole(kept.get(name), dtype)}
     ends, fresh = time.perf_counter() + BUDGET, {}
-    for shape, name in names.items():
+    for shape, name in sorted(names.items(), key=lambda item: -math.prod(item[0])):  # the largest matter most
         if shape not in found and (path, name) not in _unsteady:
             seconds, steady = measure(shape, dtype, ends)
             if steady:
@@ -97,9 +97,12 @@ def calibrated(shapes: Collection[Shape], dtype: torch.dtype, measure: Measure) 
 
 
 def describe_machine() -> dict:
-    """All that decides which layout is fastest."""
+    """All that decides which layout is fastest. A virtual machine may name its processor by the family alone."""
     return {
         "processor": processor_name(torch.device("cpu")),
+        "capability": torch.backends.cpu.get_cpu_capability(),
+        "bf16": cpu_has_bf16(),
+        "cache": cache_bytes(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "edition": EDITION,

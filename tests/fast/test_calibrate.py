@@ -144,7 +144,7 @@ def test_a_measurement_outlives_a_busy_moment_and_a_layout_that_is_not_there(mon
                     raise NotImplementedError
                 calls.append((name, number))
                 # all copies are slow in all tries but one: a process beside this one
-                busy = name == "fast" and calls.count((name, number)) != 4
+                busy = name == "fast" and calls.count((name, number)) != TRIES
                 clock.now += 1000.0 if busy else seconds
                 return factor * (x @ weight.T)
 
