@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import os
 import sys
+import time
 from argparse import Namespace
 from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
@@ -19,6 +20,7 @@ from gptft.commands.parser import Parser, number, whole_number
 from gptft.errors import BadRecord, UserError
 from gptft.run import threads
 
+PATIENCE = 10.0  # seconds that a process gives the machine's first to say what it finds, too
 MODEL = (
     "a checkpoint, a run's folder, a Hugging Face directory, PEFT's adapters, a GGUF file, a hub id, or the preset tiny"
 )
@@ -52,8 +54,11 @@ def run(command: Callable[[list[str]], None], argv: list[str] | None = None) -> 
 
 
 def complain(line: str) -> None:
-    if os.environ.get("LOCAL_RANK", "0") == "0":
-        print(f"gptft: {line}", file=sys.stderr)
+    """Say it. Of several processes that torchrun has started the machine's first does, which finds what the others
+    find: they give it time, for as soon as one has ended torchrun ends all, and the first may be slower to begin."""
+    if os.environ.get("LOCAL_RANK", "0") != "0":
+        time.sleep(PATIENCE)
+    print(f"gptft: {line}", file=sys.stderr)
 
 
 def make_parser(command: ModuleType) -> Parser:

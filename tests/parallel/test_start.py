@@ -14,6 +14,8 @@ import pytest
 from jobs import ONLY_LINUX, SHORT, Job, without_torchrun
 from torchrun import ROOT, TRAIN, torchrun
 
+from gptft.commands import common
+
 pytestmark = ONLY_LINUX
 ENDED = {2, -signal.SIGTERM}  # the second: by torchrun, of a rank that had not yet begun when the first one ended
 
@@ -55,6 +57,16 @@ def is_refused(job, *parts, early=False):
 def test_what_every_rank_finds_is_said_once(start, data, words, said):
     """There were as many lines as processes."""
     is_refused(start("--data", data, "--out_dir", "out", *words), *said, early=True)
+
+
+def test_the_first_of_a_machine_is_given_time_to_say_it(monkeypatch, capsys):
+    """Another rank was quicker to find a misspelt flag and ended; torchrun ended the first before it had begun, and
+    nobody said a word."""
+    slept = []
+    monkeypatch.setattr(common.time, "sleep", lambda seconds: slept.append((seconds, capsys.readouterr().err)))
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    common.complain("unknown flag --bath_size")
+    assert slept == [(common.PATIENCE, "")] and capsys.readouterr().err == "gptft: unknown flag --bath_size\n"
 
 
 def test_more_processes_than_gpus_are_refused(start, data):
