@@ -54,6 +54,24 @@ def keep_freed_memory() -> bool:
     return sys.platform == "linux" and bool(mallopt(M_MMAP_MAX, 0) and mallopt(M_TRIM_THRESHOLD, 2**31 - 1))
 
 
+def return_freed_memory() -> None:
+    """Have glibc's allocator give back to the system what is free between blocks that are in use."""
+    with contextlib.suppress(OSError, AttributeError, TypeError):  # no glibc: macOS, Windows, musl
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def free_memory(device: torch.device, shared_by: int = 1) -> float:
+    """Bytes that one of so many processes may take; infinitely many where that cannot be told."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        free = next(line.split()[1] for line in lines if line.startswith("MemAvailable"))
+        return int(free) * 1024 / shared_by
+    except (OSError, StopIteration):  # not Linux
+        return float("inf")
+
+
 def cpu_has_bf16() -> bool:
     """Whether the processor multiplies bf16 natively; emulated, it would be slower than fp32."""
     names = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from toys import difference, toy_examples, toy_model
+from toys import Examples, difference, toy_examples, toy_model
 
 from gptft.collate import collate, plan
 from gptft.config import Config
@@ -22,21 +22,6 @@ from gptft.training import Evaluation, Step, Stopped, TrainState, evaluate_loss,
 
 CPU = torch.device("cpu")
 TO_BATCH = partial(collate, pad_id=0)
-
-
-class Examples(list):
-    """A split held in memory: all that the loop asks of one."""
-
-    def part(self, number, should_stop=None):
-        return self
-
-    @property
-    def lengths(self):
-        return np.array([len(example.ids) for example in self])
-
-    @property
-    def target_counts(self):
-        return np.array([sum(end - max(start, 1) for start, end in example.spans) for example in self])
 
 
 def setup(lengths=(5, 9, 14, 7, 20, 6, 11, 8, 17), dtype=torch.float64, n_val=3, model=None, **settings):

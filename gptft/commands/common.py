@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+import signal
 import sys
 import time
 from argparse import Namespace
@@ -36,29 +37,30 @@ def run(command: Callable[[list[str]], None], argv: list[str] | None = None) -> 
     try:
         command(sys.argv[1:] if argv is None else argv)
     except UserError as error:
-        complain(str(error))
-        sys.exit(error.status)
+        end(str(error), error.status)
     except BadRecord as error:  # a prompt for which the checkpoint's template has no place
-        complain(str(error))
-        sys.exit(2)
+        end(str(error), 2)
     except KeyboardInterrupt:
-        complain("interrupted")
-        sys.exit(130)
+        end("interrupted", 130, wait=0.0)
     except BrokenPipeError:  # the reader, `head` for one, has had enough
         sys.stdout = open(os.devnull, "w")
         sys.exit(0)
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
-        complain(f"{where}{error.strerror or error}")
-        sys.exit(1)
+        end(f"{where}{error.strerror or error}", 1)
 
 
-def complain(line: str) -> None:
-    """Say it. Of several processes that torchrun has started the machine's first does, which finds what the others
-    find: they give it time, for as soon as one has ended torchrun ends all, and the first may be slower to begin."""
+def end(line: str, status: int, wait: float = PATIENCE) -> None:
+    """Say why, and exit. Of several processes that torchrun has started the machine's first says it, which finds what
+    the others find: they give it time, for as soon as one has ended torchrun ends all, and the first may be slower to
+    begin. Whoever is ended while it waits exits with the same status."""
     if os.environ.get("LOCAL_RANK", "0") != "0":
-        time.sleep(PATIENCE)
+        if not wait:  # it is for the first alone to say
+            sys.exit(status)
+        signal.signal(signal.SIGTERM, lambda *_: os._exit(status))
+        time.sleep(wait)
     print(f"gptft: {line}", file=sys.stderr)
+    sys.exit(status)
 
 
 def make_parser(command: ModuleType) -> Parser:

@@ -18,7 +18,6 @@ computed again from them. In bf16 a logit of 20 has neighbours at a distance of 
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -27,6 +26,7 @@ from torch.nn import functional as F
 
 from gptft.adapters.frozen import HalfLinear, Int8Linear
 from gptft.attention import KVCache, Layout, attend
+from gptft.device import free_memory, return_freed_memory
 from gptft.errors import UserError
 from gptft.fast.weights import (
     KINDS,
@@ -39,7 +39,6 @@ from gptft.fast.weights import (
     groups_of,
     groups_of_block,
     head_of,
-    return_freed_memory,
 )
 from gptft.model import ACTIVATIONS, GPT, MLP, Attention, Block, rotary_frequencies, weight_bytes
 from gptft.parallel.ranks import here
@@ -254,13 +253,5 @@ def pays(model: GPT, passes: int, take: bool) -> bool:
     if any(isinstance(base_of(layer), Int8Linear) for layers in groups_of(model) for layer in layers):
         return False  # multiplied in fp32, they take as long as in the plain path
     needed = weight_bytes(model)
-    return needed < SMALL or (passes >= PASSES and (take or 2 * needed * here().size < available_memory()))
-
-
-def available_memory() -> float:
-    """Bytes that the system could give; infinitely many where that cannot be told."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        return 1024 * int(next(line.split()[1] for line in lines if line.startswith("MemAvailable")))
-    except (OSError, StopIteration):  # not Linux
-        return float("inf")
+    room = free_memory(model.device, here().size)
+    return needed < SMALL or (passes >= PASSES and (take or 2 * needed < room))

@@ -9,9 +9,7 @@ numbers they would be lost; adapters of layers in full precision are merged into
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import ctypes
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -226,9 +224,3 @@ def give_away(layer: nn.Module) -> None:
     for module in layer.modules():
         for name in [*module._parameters, *module._buffers]:
             setattr(module, name, None)
-
-
-def return_freed_memory() -> None:
-    """Have glibc's allocator give back to the system what is free between blocks that are in use."""
-    with contextlib.suppress(OSError, AttributeError, TypeError):  # no glibc: macOS, Windows, musl
-        ctypes.CDLL(None).malloc_trim(0)

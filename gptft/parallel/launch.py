@@ -91,6 +91,7 @@ def together(config: Config, device: torch.device | None = None) -> Iterator[Ran
     ranks = meet(config.stall_timeout)
     try:
         with ended_by_signals():
+            ranks.store.set(f"hears/{ranks.rank}", "")  # of others, and is not ended without a word
             ranks = _joined[0] = join(ranks, device or pick_device(rank_device(config.device)))
             _here[0] = ranks
             agree(versions() | described(config), ranks)
@@ -262,15 +263,17 @@ def end_together(ranks: Ranks, error: BaseException) -> None:
         failure = watch.fail(describe(error), status_of(error), said=True)
     if failure.rank == ranks.rank and not is_plain(error):
         traceback.print_exception(error)
-    if ranks.rank == speaker(ranks, failure):
-        if may_say(ranks):
+    speaks = speaker(ranks, failure)
+    listens = failure.rank != ranks.rank or not hears(ranks, speaks)
+    if ranks.rank == speaks:
+        if may_say(ranks, failure):
             if not ranks.first:
                 say(failure)
             elif isinstance(error, UserError) and describe(error) == failure.message:
                 raise error
             else:
                 raise UserError(words(failure), failure.status) from None
-    elif failure.rank != ranks.rank and not is_told(ranks, GRACE) and may_say(ranks):
+    elif listens and not is_told(ranks, GRACE) and may_say(ranks, failure):
         say(failure)
     raise SystemExit(failure.status) from None
 
@@ -317,11 +320,19 @@ def speaker(ranks: Ranks, failure: Failure) -> int:
     return ranks.size - 1
 
 
-def may_say(ranks: Ranks) -> bool:
-    """Whether nobody has told the user yet; whoever asks first is to tell."""
-    with contextlib.suppress(RuntimeError):  # the store is gone, with the rank that held it
+def hears(ranks: Ranks, rank: int) -> bool:
+    """Whether a rank has begun; before, torchrun would end it before it had said anything."""
+    with contextlib.suppress(RuntimeError):
+        return ranks.store.check([f"hears/{rank}"])
+    return False
+
+
+def may_say(ranks: Ranks, failure: Failure) -> bool:
+    """Whether nobody has told the user yet; whoever asks first is to tell. Where the store is gone, the first rank's
+    machine has ended, and has told of a failure that was neither its own nor this rank's."""
+    with contextlib.suppress(RuntimeError):
         return ranks.store.compare_set("told", "", str(ranks.rank)).decode() == str(ranks.rank)
-    return True
+    return ranks.first or failure.rank in (0, ranks.rank)
 
 
 def is_told(ranks: Ranks, wait: float) -> bool:
@@ -341,7 +352,7 @@ def stop_soon(ranks: Ranks, failure: Failure) -> None:
     error of its own; where it hangs, the process ends."""
 
     def speak() -> None:
-        if (ranks.rank == speaker(ranks, failure) or not is_told(ranks, 1.0)) and may_say(ranks):
+        if (ranks.rank == speaker(ranks, failure) or not is_told(ranks, 1.0)) and may_say(ranks, failure):
             say(failure)
 
     time.sleep(2 * GRACE)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from torch import nn
@@ -14,7 +13,7 @@ from gptft.adapters.frozen import kind_for
 from gptft.adapters.lora import LoraConfig, adapters_of, add_lora, start_adapters
 from gptft.architecture import PRESETS
 from gptft.config import Config
-from gptft.device import Precision
+from gptft.device import Precision, free_memory
 from gptft.errors import UserError
 from gptft.fast.choice import Choice
 from gptft.loading import Opened, open_model
@@ -122,15 +121,3 @@ def training_bytes(model: GPT, config: Config) -> int:
     """Weights, gradients and optimizer state of a whole model; activations come on top."""
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     return weight_bytes(model) + 4 * trained * (1 + MOMENTS[config.optimizer])
-
-
-def free_memory(device: torch.device, shared_by: int) -> float:
-    """Bytes that this rank may take; infinitely many where that cannot be told."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        free = next(line.split()[1] for line in lines if line.startswith("MemAvailable"))
-        return int(free) * 1024 / shared_by
-    except (OSError, StopIteration):  # not Linux
-        return float("inf")

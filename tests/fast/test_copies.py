@@ -4,7 +4,7 @@ from functools import partial
 
 import pytest
 import torch
-from toys import difference, toy_examples, toy_model
+from toys import Examples, difference, toy_examples, toy_model
 
 from gptft.collate import collate
 from gptft.config import Config
@@ -16,15 +16,6 @@ from gptft.training import TrainState, train
 
 CPU = torch.device("cpu")
 TO_BATCH = partial(collate, pad_id=0)
-
-
-class Examples(list):
-    def part(self, number, should_stop=None):
-        return self
-
-    @property
-    def lengths(self):
-        return torch.tensor([len(each.ids) for each in self]).numpy()
 
 
 def rows(count=64):

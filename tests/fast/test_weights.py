@@ -317,11 +317,11 @@ def test_auto_arranges_what_pays_in_time_and_memory(monkeypatch):
     monkeypatch.setattr(decoding_model, "SMALL", 0)
     assert arranged(model, passes=PASSES - 1) is model
     assert isinstance(arranged(model, passes=PASSES), DecodingModel)
-    monkeypatch.setattr(decoding_model, "available_memory", lambda: 2 * weight_bytes(model))
+    monkeypatch.setattr(decoding_model, "free_memory", lambda *_: 2 * weight_bytes(model))
     assert arranged(model) is model
     assert isinstance(arranged(model, "fp32"), DecodingModel)  # whoever asks for it gets it
     assert isinstance(arranged(model, take=True), DecodingModel)  # that is no copy
-    monkeypatch.setattr(decoding_model, "available_memory", lambda: 2 * 49_000 + 10**6)
+    monkeypatch.setattr(decoding_model, "free_memory", lambda *_: 2 * 49_000 + 10**6)
     frozen = freeze_layers_as(toy_model(torch.float32), "int8")
     assert arranged(frozen) is frozen  # in fp32 they take as long as they are
     assert arranged(frozen, "int8").kind == "int8"

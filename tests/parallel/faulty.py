@@ -57,6 +57,8 @@ def do(deed, what):
         warnings.warn(what, UserWarning, stacklevel=1)
     elif deed == "flags":
         sys.argv += what
+    elif deed == "sleep":
+        time.sleep(what)
     elif deed == "chdir":
         os.chdir(what)
     elif deed == "set":  # [name, value]: a constant of gptft's

@@ -10,6 +10,10 @@ import socket
 import pytest
 from jobs import BEGINS, ONLY_LINUX, SHORT, SOON, Job, without_torchrun
 
+from gptft.parallel.launch import may_say
+from gptft.parallel.ranks import Ranks
+from gptft.parallel.watch import Failure
+
 pytestmark = ONLY_LINUX
 DDP, FSDP = ("--shard", "ddp"), ("--shard", "fsdp")
 PHASES = {  # of each a place in tests/parallel/faulty.py, and the how-many-th call
@@ -176,6 +180,21 @@ def test_warnings_and_notes_of_other_ranks_are_said_once_and_by_name(start):
     assert job.end() == 0, job.output
     assert job.output.count("only on rank 1") == 1 and "\nrank 1: UserWarning: only on rank 1" in job.output
     assert job.output.count("everywhere") == 1 and "rank 1: UserWarning: everywhere" not in job.output
+
+
+class Gone:
+    """A store whose machine has ended."""
+
+    def compare_set(self, *_):
+        raise RuntimeError("Connection reset by peer")
+
+
+@pytest.mark.parametrize("failed, says", [(0, [0, 1, 2]), (1, [0, 1]), (2, [0, 2])])
+def test_once_the_first_machine_has_ended_what_it_heard_of_is_not_said_again(failed, says):
+    """A rank of another machine asked the store whether the user was told, when the machine that had told him was
+    gone, and told him again."""
+    failure = Failure(failed, "died", 1, said=False)
+    assert [rank for rank in range(3) if may_say(Ranks(rank, 3, store=Gone()), failure)] == says
 
 
 def test_two_machines_end_together_and_one_line_is_said_in_all(start, tmp_path):

@@ -59,14 +59,35 @@ def test_what_every_rank_finds_is_said_once(start, data, words, said):
     is_refused(start("--data", data, "--out_dir", "out", *words), *said, early=True)
 
 
+def test_a_first_rank_that_is_late_is_waited_for(start, data):
+    """Another found it and ended, in silence since it is for the first to say; torchrun ended the first before it had
+    heard of it, and nobody said a word."""
+    late = {"rank": 0, "at": "start", "do": "sleep", "what": 2.0}
+    job = start("--data", data, "--out_dir", "out", "--device", "cuda:0", faults=[late])
+    is_refused(job, "3 processes were started, which would share it", early=True)
+
+
 def test_the_first_of_a_machine_is_given_time_to_say_it(monkeypatch, capsys):
     """Another rank was quicker to find a misspelt flag and ended; torchrun ended the first before it had begun, and
     nobody said a word."""
     slept = []
+    monkeypatch.setattr(common.signal, "signal", lambda number, handler: slept.append(number))
     monkeypatch.setattr(common.time, "sleep", lambda seconds: slept.append((seconds, capsys.readouterr().err)))
     monkeypatch.setenv("LOCAL_RANK", "1")
-    common.complain("unknown flag --bath_size")
-    assert slept == [(common.PATIENCE, "")] and capsys.readouterr().err == "gptft: unknown flag --bath_size\n"
+    with pytest.raises(SystemExit) as ended:
+        common.end("unknown flag --bath_size", 2)
+    assert slept == [signal.SIGTERM, (common.PATIENCE, "")] and ended.value.code == 2
+    assert capsys.readouterr().err == "gptft: unknown flag --bath_size\n"
+
+
+def test_a_rank_that_is_ended_while_it_waits_exits_with_its_own_status():
+    """Of ranks that torchrun ends, all have the status of the error, as of one that is found later."""
+    env = {**os.environ, "LOCAL_RANK": "1", "PYTHONPATH": str(ROOT)}
+    rank = subprocess.Popen([sys.executable, TRAIN, "--bath_size", "4"], env=env, stderr=subprocess.PIPE, text=True)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        rank.wait(common.PATIENCE / 2)
+    rank.terminate()
+    assert (rank.wait(), rank.stderr.read()) == (2, "")
 
 
 def test_more_processes_than_gpus_are_refused(start, data):

