@@ -1,7 +1,7 @@
 """Fine-tuning GPT-2 124M on the first 935 records of instruction-data.json: gptft against TRL's SFTTrainer.
 
 Batch 8, the loss on responses only, no dropout, AdamW, gradients clipped at 1.0, on the CPU, in fp32 and in bf16
-autocast; gptft in the ways that a run chooses by itself, with --keep_memory, and with --fast off. All start from one
+autocast; gptft in the ways that a run chooses by itself, and with --fast off. All start from one
 directory of random weights in a fresh process. A round draws a sample of the records, the same for all; each contender
 makes its own batches of it. A first gate shows that they compute the same loss.
 
@@ -20,7 +20,7 @@ import random
 from pathlib import Path
 
 from benchmarks import common, real, results
-from benchmarks.sft_contenders import BATCH, CONTENDERS, KEEP_MEMORY, LEARNING_RATE, PLAIN, RECORDS, SAME_BATCHES, work
+from benchmarks.sft_contenders import BATCH, CONTENDERS, LEARNING_RATE, PLAIN, RECORDS, SAME_BATCHES, work
 from gptft.errors import UserError
 
 TARGET = 2.0  # times TRL's examples a second, at the same precision
@@ -115,7 +115,7 @@ def main(argv: list[str]) -> None:
 
         result["gate"] = measure("gate", 0)
         check_gate(result["gate"])
-        who = [*CONTENDERS, *KEEP_MEMORY, *PLAIN, *(SAME_BATCHES if options.same_batches else ())]
+        who = [*CONTENDERS, *PLAIN, *(SAME_BATCHES if options.same_batches else ())]
         who = [*real.of_precisions(who, precisions), "ceiling"]
         result["rounds"] = common.interleave(who, options.rounds, measure, "examples_per_second")
     result["ceilings"] = [once.pop("ceiling") for once in result["rounds"]]

@@ -20,7 +20,6 @@ BATCH = 8
 LEARNING_RATE = 5e-5
 SEED = 123  # of gptft's batches
 CONTENDERS = ("gptft fp32", "gptft bf16", "TRL fp32", "TRL bf16")
-KEEP_MEMORY = ("gptft fp32, keep_memory", "gptft bf16, keep_memory")
 PLAIN = ("gptft fp32, fast off", "gptft bf16, fast off")
 SAME_BATCHES = ("TRL fp32, gptft's batches", "TRL bf16, gptft's batches")
 
@@ -57,16 +56,15 @@ def train_gptft(task: dict) -> dict:
     from gptft.collate import collate, plan
     from gptft.config import resolve
     from gptft.data.examples import Split
-    from gptft.device import Precision, keep_freed_memory
+    from gptft.device import Precision
     from gptft.fast.choice import choose
     from gptft.run.metrics_file import Metrics
+    from gptft.run.setup import keep_memory
     from gptft.training import Progress, TrainState, train
 
     model, tokenizer, dataset = load_gptft(task)
     warm, measured, nothing = (Split(dataset, np.array(part, int)) for part in (task["warm"], task["measured"], []))
     precision = task["do"].split()[1].strip(",")
-    if task["do"] in KEEP_MEMORY:
-        keep_freed_memory()  # as gptft.finetune does with --keep_memory
     plain = {"schedule": "constant", "warmup_steps": 0, "weight_decay": 0.0, "grad_clip": 1.0, "epochs": 1}
     plain["fast"] = "off" if task["do"] in PLAIN else "auto"
     config = resolve("", {"precision": precision, "batch_size": BATCH, "lr": LEARNING_RATE, "seed": SEED, **plain})
@@ -74,6 +72,7 @@ def train_gptft(task: dict) -> dict:
     optimizer, objective = fast.prepare(model, config, precision)
     state = TrainState(model, optimizer, precision)
     to_batch = fast.batches(functools.partial(collate, pad_id=tokenizer.eot))
+    kept = keep_memory(config, precision.device)
     for _ in train(state, objective, config, warm, nothing, to_batch):
         pass
 
@@ -90,7 +89,7 @@ def train_gptft(task: dict) -> dict:
     windows = plan(measured.lengths, BATCH, 1, SEED, 0)
     outcome = books(seconds, [[int(measured.lengths[i]) for i in chosen] for (chosen,) in windows])
     outcome |= {"loss": sum(losses) / len(losses), "flops": state.progress.flops / seconds}
-    return outcome | {"chose": fast.describe()}
+    return outcome | {"chose": fast.describe(kept)}
 
 
 def load_trl(task: dict, order: list[int], steps: int, callbacks=(), peft_config=None):

@@ -51,7 +51,7 @@ from gptft.run.lock import claim_first
 from gptft.run.loggers import check_loggers
 from gptft.run.rehearsal import rehearse
 from gptft.run.resume import describe_inputs, earlier_window, find_checkpoint, load_run_state
-from gptft.run.setup import set_up_cpu
+from gptft.run.setup import keep_memory, set_up_cpu
 from gptft.run.signals import resumable
 from gptft.run.spread import read_divided, spread, start_again
 from gptft.tokenizer import Tokenizer, embedded
@@ -116,7 +116,7 @@ def finetune_on(ranks: Ranks, config: Config, device: torch.device) -> Run:
 
     state, objective = spread(model, config, device, fast, rehearsal)
     print_estimate(state, config, train_set, val_set)
-    say(fast.describe())
+    say(fast.describe(keep_memory(config, device)))
 
     # 3. from here on there is something to keep; the model is asked before it is trained, also by a resumed run
     fingerprint = describe_inputs(config, state, start, train_set, val_set)

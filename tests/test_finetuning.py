@@ -358,7 +358,7 @@ def test_settings_are_checked_before_anything_is_written(tmp_path, write_lines, 
 def test_keeping_freed_memory_changes_no_result(tmp_path, write_lines, pairs):
     """--keep_memory is an option beside the plain allocator: the same weights, bit for bit."""
     data, ids = write_lines(pairs(30)), []
-    for keep in ("true", "false"):
+    for keep in ("on", "false"):
         words = [f"--{name}={value}" for name, value in {**QUICK, "test_samples": 0, "data": data}.items()]
         command = [sys.executable, ROOT / "train.py", *words, f"--out_dir={tmp_path / keep}", "--keep_memory", keep]
         subprocess.run(list(map(str, command)), check=True, capture_output=True)

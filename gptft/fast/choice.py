@@ -48,8 +48,8 @@ class Choice:
         groups = parameter_groups(model, config.weight_decay)
         return CopiedAdamW(groups, copies, lr=config.lr, **hyperparameters(config)), CopiedObjective(model, copies)
 
-    def describe(self) -> str:
-        """One line for the user."""
+    def describe(self, *also: str) -> str:
+        """One line for the user. `also`: what else is faster, empty where it is not."""
         said = []
         if self.packing is not None:
             where = f" where that saves {self.packing:.0%} of them" if self.packing else ""
@@ -58,6 +58,7 @@ class Choice:
             said.append("what their examples begin with alike is computed once")
         if self.copies:
             said.append("linear layers compute with copies in 16 bits")
+        said += filter(None, also)
         return "fast: " + "; ".join([*(said or ["the plain path"]), *self.why])
 
 

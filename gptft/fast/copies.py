@@ -1,4 +1,4 @@
-"""Stands in for autocast's casts of weights and gradients: the linear layers of the blocks have copies in 16 bits, made
+"""Stands in for autocast's casts of weights and gradients: the linear layers and the head have copies in 16 bits, made
 anew by the optimizer's step as it writes the weights, and gradients stay in 16 bits until that step reads them.
 
                     autocast, bytes a weight and step         copies
@@ -9,6 +9,10 @@ anew by the optimizer's step as it writes the weights, and gradients stay in 16 
 
 The weights, and AdamW's moments, stay in fp32, and a gradient is in 16 bits under autocast, too, before it is cast: the
 same numbers meet. Where a window has several micro-batches, their gradients are added up in fp32.
+
+Where the head is the token embedding, its gradient is the sum of two: that of the head, and that of the few rows which
+the tokens of the batch looked up. These stay apart, in fp32, until the step adds them up: a tensor of the size of the
+vocabulary, zeros nearly all of it, is neither made nor added.
 """
 
 from __future__ import annotations
@@ -19,6 +23,7 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from gptft.collate import Batch
 from gptft.loss import Objective
@@ -27,14 +32,36 @@ from gptft.model import GPT
 CHUNK = 1 << 20  # numbers that are updated at a time: what is written of them is read again from the cache
 
 
+class LookUp(torch.autograd.Function):
+    """Rows of a weight (V, C) by their ids (...) -> (..., C). What they have of a gradient is put into `found`, as
+    (ids (n,), gradients (n, C)), and the weight is told of none."""
+
+    @staticmethod
+    def forward(ctx, weight: Tensor, idx: Tensor, found: list[tuple[Tensor, Tensor]]) -> Tensor:
+        ctx.idx, ctx.found = idx, found
+        return F.embedding(idx, weight)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[None, None, None]:
+        ctx.found.append((ctx.idx.flatten(), grad.flatten(0, -2)))
+        return None, None, None
+
+
 class Copies:
-    """Copies of the weights and biases of a model's linear layers, `dtype`: those of the blocks that are trained."""
+    """Copies of the weights and biases of a model's linear layers, `dtype`: those that are trained.
+
+    `tied`: the token embedding's weight where it is the head's too, else None; `rows`: what tokens that were looked up
+    in it have of a gradient, by micro-batch.
+    """
 
     def __init__(self, model: GPT, dtype: torch.dtype) -> None:
         self.model, self.places = model, []
         self.copies: list[Tensor] = []
-        for module in model.blocks.modules():
-            if type(module) is nn.Linear and module.weight.requires_grad:
+        self.rows: list[tuple[Tensor, Tensor]] = []
+        self.tied = model.tok.weight if model.lm_head is None and model.tok.weight.requires_grad else None
+        head = [model.tok] if self.tied is not None else [model.lm_head]
+        for module in [*model.blocks.modules(), *head]:
+            if type(module) in (nn.Linear, nn.Embedding) and module.weight.requires_grad:
                 for name, parameter in module.named_parameters(recurse=False):
                     self.places.append((module, name, parameter))
                     self.copies.append(parameter.detach().to(dtype).requires_grad_())
@@ -48,9 +75,12 @@ class Copies:
             self.refresh()
         for (module, name, _), copy in zip(self.places, self.copies, strict=True):
             module._parameters[name] = copy
+        if self.tied is not None:  # in fp32: only products are in 16 bits
+            self.model.tok.forward = lambda idx: LookUp.apply(self.tied, idx, self.rows)
         try:
             yield
         finally:
+            vars(self.model.tok).pop("forward", None)
             for module, name, parameter in self.places:
                 module._parameters[name] = parameter
 
@@ -62,6 +92,10 @@ class Copies:
     def note_versions(self) -> None:
         self.versions = [parameter._version for parameter in self.parameters]
 
+    def of(self, parameter: Tensor) -> Tensor:
+        """Its copy."""
+        return next(copy for copy, own in zip(self.copies, self.parameters, strict=True) if own is parameter)
+
     @torch.no_grad()
     def add_up(self) -> None:
         """Add what the copies have of a gradient to the weights' own, in fp32."""
@@ -72,6 +106,20 @@ class Copies:
                 else:
                     parameter.grad += copy.grad
                 copy.grad = None
+        for ids, grads in self.rows:
+            self.tied.grad.index_add_(0, ids, grads)
+        self.rows.clear()
+
+    @torch.no_grad()
+    def gather_rows(self) -> tuple[Tensor, Tensor] | None:
+        """Ids of the rows that were looked up, each once and in order, and the sum of what each has of a gradient."""
+        if not self.rows:
+            return None
+        ids, whose = torch.cat([ids for ids, _ in self.rows]).unique(return_inverse=True)
+        sums = self.tied.new_zeros(len(ids), self.tied.size(1))
+        sums.index_add_(0, whose, torch.cat([grads for _, grads in self.rows]))
+        self.rows.clear()
+        return ids, sums
 
 
 class CopiedObjective(Objective):
@@ -99,15 +147,21 @@ class CopiedAdamW(torch.optim.AdamW):
         super().__init__(groups, **settings, fused=True)
         self.copies = copies
         self.scale: Tensor | None = None  # what gradients are divided by
+        self.rows: tuple[Tensor, Tensor] | None = None  # the tied weight's gradient beside its copy's
 
     @torch.no_grad()
     def clip(self, limit: float) -> Tensor:
         """Have the step scale the gradients down to a norm of `limit` (0: leave them) -> the norm before."""
         if any(parameter.grad is not None for parameter in self.copies.parameters):
             self.copies.add_up()
+        self.rows = self.copies.gather_rows()
         owners = [p for group in self.param_groups for p in group["params"]] + self.copies.copies
         norms = [torch.linalg.vector_norm(p.grad, dtype=torch.float32) for p in owners if p.grad is not None]
         norm = torch.linalg.vector_norm(torch.stack(norms))
+        if self.rows is not None:
+            ids, sums = self.rows
+            head = self.copies.of(self.copies.tied).grad[ids].float()  # is in `norm` without what is added to it
+            norm = (norm.square() + (sums * (sums + 2 * head)).sum()).clamp(min=0).sqrt()
         # as torch.nn.utils.clip_grads_with_norm_ has it
         self.scale = ((norm + 1e-6) / limit).clamp(min=1.0) if limit and math.isfinite(limit) else None
         return norm
@@ -127,7 +181,7 @@ class CopiedAdamW(torch.optim.AdamW):
                 if parameter in copied:
                     self.update(parameter, copied[parameter], group, found_inf)
         self.copies.note_versions() if written else self.copies.refresh()
-        self.scale = None
+        self.scale = self.rows = None
 
     def update(self, parameter: Tensor, copy: Tensor, group: dict, found_inf: Tensor | None) -> None:
         """One weight's step and its new copy, a chunk at a time."""
@@ -138,11 +192,16 @@ class CopiedAdamW(torch.optim.AdamW):
         state["step"] += 1
         flat = [x.view(-1) for x in (parameter, copy.grad, state["exp_avg"], state["exp_avg_sq"], copy.detach())]
         beta1, beta2 = group["betas"]
-        for start in range(0, parameter.numel(), CHUNK):
-            weights, grads, first, second, new = (x[start : start + CHUNK] for x in flat)
+        C = parameter.size(-1)
+        chunk = max(1, CHUNK // C) * C  # whole rows
+        for start in range(0, parameter.numel(), chunk):
+            weights, grads, first, second, new = (x[start : start + chunk] for x in flat)
+            grads = grads.to(weights.dtype)
+            if parameter is self.copies.tied and self.rows is not None:
+                add_rows(grads.view(-1, C), start // C, *self.rows)
             torch._fused_adamw_(
                 [weights],
-                [grads.to(weights.dtype)],
+                [grads],
                 [first],
                 [second],
                 [],
@@ -163,5 +222,13 @@ class CopiedAdamW(torch.optim.AdamW):
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         super().zero_grad(set_to_none)
+        self.copies.rows.clear()
         for copy in self.copies.copies:
             copy.grad = None
+
+
+def add_rows(grads: Tensor, start: int, ids: Tensor, sums: Tensor) -> None:
+    """Add to `grads` (n, C), those of the rows from `start`, what is of these among `sums`, by ids in order."""
+    ends = torch.tensor((start, start + len(grads)), device=ids.device)
+    low, high = torch.searchsorted(ids, ends).tolist()
+    grads[ids[low:high] - start] += sums[low:high]
