@@ -14,7 +14,7 @@ from gptft.device import Precision
 from gptft.errors import UserError
 from gptft.fast.continuous import decode_continuously
 from gptft.fast.decoding_model import arranged
-from gptft.fast.lookup import decode_with_lookup
+from gptft.fast.lookup import decode_with_lookup, rows_in_a_pass
 from gptft.fast.shared_context import Request, log_likelihoods_shared, score, sharing_pays
 from gptft.model import GPT
 from gptft.parallel.lockstep import lockstep
@@ -136,7 +136,8 @@ def respond(
     try:
         with lockstep(model), precision.autocast() if lowered else contextlib.nullcontext():
             rows = 1 if lookup else max(1, min(batch_size, len(mine)))
-            fast = arranged(model, decode, rows, passes=max_new_tokens * -(-len(mine) // rows))
+            at_once = rows_in_a_pass(decode) if lookup else rows
+            fast = arranged(model, decode, at_once, passes=max_new_tokens * -(-len(mine) // rows))
             asked = (fast, [ids[n] for n in mine], max_new_tokens, stop_ids(tokenizer), tokenizer.n_vocab)
             if lookup:
                 passes = decode_with_lookup(*asked, lowered, tokenizer.holes, ended)

@@ -48,12 +48,14 @@ def run(options: Namespace) -> None:
     if options.input:
         prompts = [{"instruction": prompt, "input": options.input} for prompt in prompts]
     from gptft.fast.decoding_model import arranged
+    from gptft.fast.lookup import rows_in_a_pass
     from gptft.generation import BATCH, generate
 
     rows = 1 if options.lookup else min(len(prompts), BATCH)
+    at_once = rows_in_a_pass(options.decode) if options.lookup else rows
     passes = options.max_new_tokens * -(-len(prompts) // rows)
     responses = generate(
-        arranged(model, options.decode, rows, passes, take=True),
+        arranged(model, options.decode, at_once, passes, take=True),
         tokenizer,
         prompts,
         options.max_new_tokens,

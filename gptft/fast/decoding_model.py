@@ -212,8 +212,8 @@ def arranged(
         fp32, bf16, int8   arranged, in this kind
         auto               arranged in the precision that its weights have, where that gains and memory suffices
 
-    `rows` texts are written at once, in `passes` passes at most. `take`: as `DecodingModel` has it. Raises UserError
-    for another word, and for a model that cannot be arranged as one asks.
+    `rows` texts are written at once, or tokens of one text read, in `passes` passes at most. `take`: as `DecodingModel`
+    has it. Raises UserError for another word, and for a model that cannot be arranged as one asks.
     """
     if decode not in ("auto", "plain", *KINDS):
         raise UserError(f"decode must be one of auto, plain, {', '.join(KINDS)}, not {decode!r}")

@@ -29,7 +29,8 @@ from gptft.decoding import allowed, check_lengths
 from gptft.model import GPT
 
 NGRAM = 2  # tokens that are looked up: with three it is noticed later that something is copied
-SHORTEST, LONGEST = 3, 16  # drafts: on a CPU each token of a pass costs about an eighth of a pass over one
+SHORTEST, LONGEST = 3, 16  # drafts: on two cores each token of a pass costs an eighth of a pass over one with the
+# weights as they lie or as one row reads them fastest, a thirtieth as several rows do (`rows_in_a_pass`)
 REST = 64  # passes without a draft, at most, where drafts are of no use
 COARSE = 1e-2  # of the largest logit: where rounding may decide between logits so far apart, drafts cannot pay
 
@@ -61,6 +62,12 @@ def decode_with_lookup(
                 if number in ended:
                     break
         ended.add(number)
+
+
+def rows_in_a_pass(decode: str) -> int:
+    """For how many rows the weights are to be arranged (`decoding_model.arranged`): a draft is read as several rows
+    are. Where nothing is drafted it is one."""
+    return 1 if decode in ("bf16", "int8") else LONGEST
 
 
 class Text:
