@@ -1,0 +1,302 @@
+"""Full rows without a mask: training GPT-2 124M where every token is a target and none is padding, so that nothing can
+be left out. gptft against the classical loop of the books and transformers' Trainer.
+
+Rows of 256 tokens in batches of 8 and of 1,024 in batches of 2, from one text, the responses of instruction-data.json.
+The classical loop is that of many tutorials, on transformers' GPT2LMHeadModel: forward, cross-entropy over all logits,
+backward, clipping, torch.optim.AdamW. All start from one directory of random weights in a fresh process and take the
+same batches in the same order; AdamW, learning rate 5e-5, no decay, gradients clipped at 1.0. gptft trains in the ways
+that a run chooses by itself.
+
+Timed are whole steps, from the end of the last warm-up step to the end of the last; loading, tokenising and the warm-up
+are not. In fp32 the losses of the first steps must agree.
+"""
+
+from __future__ import annotations
+
+import functools
+import random
+import time
+from pathlib import Path
+
+from benchmarks import common, gpt2, real, results
+from gptft.errors import UserError
+
+ROWS = {256: 8, 1024: 2}  # tokens a row: rows a batch
+QUICK_ROWS = {16: 2, 32: 2}
+STEPS, WARM_STEPS = 6, 2
+FIRST = 2  # steps whose losses are compared
+NEAR = 1e-4  # nats a target
+LEARNING_RATE = 5e-5
+SEED = 123  # of gptft's order, which all take
+CONTENDERS = ("gptft fp32", "gptft bf16", "book fp32", "Trainer fp32", "Trainer bf16")
+TARGETS = {  # times the other's tokens a second
+    ("gptft fp32", "book fp32"): 1.0,
+    ("gptft fp32", "Trainer fp32"): 1.0,
+    ("gptft bf16", "Trainer bf16"): 1.0,
+    ("gptft bf16", "book fp32"): 2.0,
+}
+
+
+# the other side: each of these runs in a fresh process
+
+
+def work(task: dict) -> dict:
+    """In a fresh process: make the weights, or train as one contender. `losses`: of all steps, the warm-up's first."""
+    if task["do"] == "make":
+        return make(task)
+    train = {"gptft": train_gptft, "book": train_book, "Trainer": train_trainer}[task["do"].split()[0]]
+    losses, seconds = train(task)
+    tokens = task["steps"] * task["batch"] * task["length"]
+    return {
+        "tokens_per_second": tokens / seconds,
+        "seconds_per_step": seconds / task["steps"],
+        "losses": losses,
+        "peak_bytes": common.peak_memory(),
+    }
+
+
+def make(task: dict) -> dict:
+    """The weights, and how many full rows the text has of each length."""
+    parameters = gpt2.make(Path(task["model"]), task["quick"])
+    return {"parameters": parameters, "full": {length: len(load(task, length)[1]) for length in task["lengths"]}}
+
+
+def load(task: dict, length: int):
+    """The dataset of the text in rows of `length` tokens, of which neighbours share one, and the numbers of the rows
+    that are full."""
+    import numpy as np
+
+    from gptft.data.examples import Recipe, load_dataset
+    from gptft.prompts import TEMPLATES
+    from gptft.tokenizer import gpt2 as vocabulary
+
+    dataset = load_dataset([Path(task["data"])], vocabulary(), Recipe(TEMPLATES["plain"], length))
+    return dataset, np.flatnonzero(np.diff(dataset.offsets) == length)
+
+
+def splits(task: dict):
+    """The rows of the warm-up and those measured, as gptft's loop takes them."""
+    import numpy as np
+
+    from gptft.data.examples import Split
+
+    dataset, full = load(task, task["length"])
+    warm = task["warm_steps"] * task["batch"]
+    chosen = full[np.array(task["rows"])]
+    return Split(dataset, chosen[:warm]), Split(dataset, chosen[warm:])
+
+
+def batches_in_order(task: dict) -> list:
+    """The ids of every step (rows, length), first the warm-up's, in the order in which gptft's loop takes them."""
+    import numpy as np
+    import torch
+
+    from gptft.collate import plan
+
+    found = []
+    for part in splits(task):
+        for (chosen,) in plan(part.lengths, task["batch"], 1, SEED, 0):
+            found.append(torch.from_numpy(np.stack([part[i].ids for i in chosen]).astype(np.int64)))
+    return found
+
+
+def train_gptft(task: dict) -> tuple[list[float], float]:
+    """gptft's own loop in the ways that a run would choose -> the losses, and the seconds of the steps measured."""
+    import numpy as np
+    import torch
+
+    import gptft
+    from gptft.collate import collate
+    from gptft.config import resolve
+    from gptft.data.examples import Split
+    from gptft.device import Precision
+    from gptft.fast.choice import choose
+    from gptft.training import Progress, TrainState, train
+
+    model, tokenizer = gptft.load(task["model"])
+    warm, measured = splits(task)
+    plain = {"schedule": "constant", "warmup_steps": 0, "weight_decay": 0.0, "grad_clip": 1.0, "epochs": 1}
+    plain |= {"precision": task["do"].split()[1], "mask_prompt": False, "seed": SEED, "lr": LEARNING_RATE}
+    config = resolve("", {"batch_size": task["batch"], **plain})
+    fast, precision = choose(config, torch.device("cpu")), Precision(config.precision, torch.device("cpu"))
+    optimizer, objective = fast.prepare(model, config, precision)
+    state = TrainState(model, optimizer, precision)
+    to_batch = fast.batches(functools.partial(collate, pad_id=tokenizer.eot, mask_prompt=config.mask_prompt))
+    losses, began = [], 0.0
+    for part in (warm, measured):
+        state.progress, began = Progress(), time.perf_counter()
+        nothing = Split(part.dataset, np.array([], int))
+        losses += [event.loss for event in train(state, objective, config, part, nothing, to_batch)]
+    return losses, time.perf_counter() - began
+
+
+def train_book(task: dict) -> tuple[list[float], float]:
+    """The classical loop, as books and tutorials have it."""
+    import torch
+    from torch.nn import functional as F
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(task["model"], dtype=torch.float32).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=0.0)
+    losses, began = [], 0.0
+    for step, ids in enumerate(batches_in_order(task)):
+        if step == task["warm_steps"]:
+            began = time.perf_counter()
+        inputs, targets = ids[:, :-1], ids[:, 1:]
+        optimizer.zero_grad()
+        logits = model(inputs).logits  # (B, T, V)
+        loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        losses.append(loss.item())
+    return losses, time.perf_counter() - began
+
+
+def train_trainer(task: dict) -> tuple[list[float], float]:
+    """transformers' Trainer on the same rows, input_ids and labels, in the same order."""
+    import torch
+    from transformers import AutoModelForCausalLM, Trainer, TrainerCallback, TrainingArguments, default_data_collator
+
+    clock = []
+
+    class Clock(TrainerCallback):
+        def on_step_end(self, args, state, control, **rest):
+            clock.append(time.perf_counter())
+
+    rows = [row.tolist() for ids in batches_in_order(task) for row in ids]
+    config = TrainingArguments(
+        output_dir=task["scratch"],
+        per_device_train_batch_size=task["batch"],
+        max_steps=task["warm_steps"] + task["steps"],
+        learning_rate=LEARNING_RATE,
+        lr_scheduler_type="constant",
+        warmup_steps=0,
+        weight_decay=0.0,
+        max_grad_norm=1.0,
+        bf16="bf16" in task["do"],
+        use_cpu=True,
+        train_sampling_strategy="sequential",
+        dataloader_pin_memory=False,
+        logging_steps=1,
+        report_to="none",
+        eval_strategy="no",
+        save_strategy="no",
+        disable_tqdm=True,
+    )
+    trainer = Trainer(
+        model=AutoModelForCausalLM.from_pretrained(task["model"], dtype=torch.float32),
+        args=config,
+        # the first token of a row is predicted by nothing: told so, it is not counted in the mean either
+        train_dataset=[{"input_ids": row, "labels": [-100, *row[1:]]} for row in rows],
+        data_collator=default_data_collator,
+        callbacks=[Clock()],
+    )
+    trainer.train()
+    losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]
+    return losses, clock[-1] - clock[task["warm_steps"] - 1]
+
+
+# this side
+
+
+def write_text(data: Path, out: Path) -> None:
+    """One text of all responses, a paragraph each."""
+    out.write_text("\n\n".join(record["output"] for record in real.read_records(data)), encoding="utf-8")
+
+
+def main(argv: list[str]) -> None:
+    parser = common.parser("dense", __doc__, rounds=5)
+    parser.add_argument("--steps", type=int, default=STEPS, help=f"measured a contender and round [{STEPS}]")
+    parser.add_argument("--lengths", help="tokens a row, of those measured [256,1024]")
+    options = parser.parse_args(argv)
+    data = common.instructions(options)
+    common.need("torch", "transformers", "accelerate", "safetensors")
+    rows = QUICK_ROWS if options.quick else ROWS
+    steps, rounds = (2, min(options.rounds, 1)) if options.quick else (options.steps, options.rounds)
+    lengths = [int(word) for word in options.lengths.split(",")] if options.lengths else list(rows)
+    if steps < 1 or rounds < 1 or not {*lengths} <= rows.keys():
+        raise UserError(f"--steps and --rounds must be at least 1, --lengths of {','.join(map(str, rows))}")
+    settings = {"rows": {str(length): rows[length] for length in lengths}, "steps": steps, "warm_steps": WARM_STEPS}
+    settings |= {"rounds": rounds, "lr": LEARNING_RATE, "data": data.name, "quick": options.quick}
+    result = common.header("dense", options, settings, ["torch", "transformers", "accelerate"])
+    with common.temporary() as folder:
+        env = common.environment(options) | {"GPTFT_CACHE": f"{folder}/cache", "HF_HOME": f"{folder}/hf"}
+        write_text(data, Path(folder, "text.txt"))
+        base = {"model": f"{folder}/model", "data": f"{folder}/text.txt", "scratch": f"{folder}/scratch"}
+        base |= {"steps": steps, "warm_steps": WARM_STEPS}
+        made = common.call("dense", {**base, "do": "make", "quick": options.quick, "lengths": lengths}, env)
+        settings["parameters"] = made["parameters"]
+
+        def measure(name: str, number: int) -> dict:
+            who, _, length = name.partition(", ")
+            batch = rows[int(length)]
+            chosen = random.Random(number).sample(range(made["full"][length]), (WARM_STEPS + steps) * batch)
+            task = {**base, "do": who, "length": int(length), "batch": batch, "rows": chosen}
+            return common.call("dense", task, env)
+
+        who = [f"{name}, {length}" for length in lengths for name in CONTENDERS]
+        result["rounds"] = common.interleave(who, rounds, measure, "tokens_per_second")
+    result["gate"] = {"largest_difference": check_losses(result["rounds"], lengths), "steps": FIRST}
+    result["summary"] = summarise(result["rounds"], lengths)
+    results.save(result, common.results_folder(options))
+
+
+def check_losses(rounds: list[dict], lengths: list[int]) -> float:
+    """Raise UserError unless the losses of the first steps in fp32 agree; -> the largest difference, nats a target."""
+    largest = 0.0
+    for once in rounds:
+        for length in lengths:
+            losses = {name: once[f"{name}, {length}"]["losses"] for name in CONTENDERS if "fp32" in name}
+            for name, found in losses.items():
+                pairs = zip(found[:FIRST], losses["book fp32"][:FIRST], strict=True)
+                differs = max(abs(a - b) for a, b in pairs)
+                if not differs <= NEAR:
+                    raise UserError(f"{name}, rows of {length}: a loss differs from the classical loop's: {differs}", 1)
+                largest = max(largest, differs)
+    return largest
+
+
+def summarise(rounds: list[dict], lengths: list[int]) -> dict:
+    """Medians and spreads over the rounds, and the ratios formed in each."""
+    keys = ("tokens_per_second", "seconds_per_step", "peak_bytes")
+    return {key: common.spreads(rounds, key) for key in keys} | {
+        "last_loss": {name: outcome["losses"][-1] for name, outcome in rounds[0].items()},
+        "ratios": [
+            [length, of, to, common.ratios(rounds, f"{of}, {length}", f"{to}, {length}", "tokens_per_second")]
+            for length in lengths
+            for of, to in TARGETS
+        ],
+    }
+
+
+def table(result: dict) -> str:
+    """A row a contender and length, then the ratios with their targets."""
+    summary, settings = result["summary"], result["settings"]
+    named = {"book": "classical loop", "Trainer": "transformers' Trainer"}
+    rows = []
+    for name, speed in summary["tokens_per_second"].items():
+        who, precision, length = name.replace(",", "").split()
+        peak = f"{summary['peak_bytes'][name]['median'] / 1e9:.2f}"
+        step = results.shown(summary["seconds_per_step"][name])
+        shape = f"{settings['rows'][length]} x {length}"
+        rows.append([shape, named.get(who, who), precision, results.shown(speed, 0), step, peak])
+        rows[-1].append(f"{summary['last_loss'][name]:.4f}")
+    ratios = []
+    for length, of, to, ratio in summary["ratios"]:
+        target = results.verdict(ratio["median"], TARGETS[of, to], "x", at_least=True)
+        ratios.append([f"rows of {length}", f"{of} / {to}", f"{results.shown(ratio)}x", target])
+    head = ["batch", "who", "precision", "tokens/s", "seconds a step", "peak memory, GB", "last loss"]
+    return "\n\n".join(
+        [
+            results.markdown(head, rows),
+            results.markdown(["rows", "ratio of tokens/s", "by round", "target"], ratios),
+            f"{settings['parameters'] / 1e6:.0f} million parameters, all tokens targets, {settings['steps']} steps a "
+            f"round after {settings['warm_steps']} to warm up. The losses of the first {result['gate']['steps']} steps "
+            f"in fp32 agree to {result['gate']['largest_difference']:.0e}.",
+        ]
+    )
+
+
+if __name__ == "__main__":
+    common.answer(work)
