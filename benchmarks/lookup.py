@@ -1,5 +1,5 @@
 """Prompt lookup on a real model, greedy, one prompt at a time in fp32: where the answer copies its prompt, and where it
-copies nothing.
+is new.
 
 SmolLM2-135M-Instruct in its own chat template, up to 128 new tokens. To be copied are texts made of sentences of
 instruction-data.json; the other prompts are its first records. gptft with `--lookup` stands beside gptft
@@ -26,7 +26,7 @@ SAME = "gptft, weights as with lookup"  # whose ids are those that lookup must g
 PLAIN, LOOKUP, PEER, PEER_LOOKUP = "gptft", "gptft --lookup", "transformers", "transformers' lookup"
 CONTENDERS = (PLAIN, SAME, LOOKUP, PEER, PEER_LOOKUP)
 TARGETS = {"copying": 2.0, "free": 0.97}  # times the tokens a second of gptft without lookup
-SAID = {"copying": "copies", "free": "copies nothing"}
+SAID = {"copying": "copies its prompt", "free": "is new"}
 
 
 # the other side: each of these runs in a fresh process
