@@ -9,6 +9,7 @@ from counted import VARIANTS, Counted, V, circle, decode_all
 from test_decoding import random_prompts
 from toys import toy_model
 
+from gptft import generation
 from gptft.adapters.frozen import HalfLinear
 from gptft.decoding import Sampling
 from gptft.errors import UserError
@@ -219,6 +220,19 @@ def test_the_caller_may_end_a_prompt_within_a_draft():
             if len(answer) == 20:
                 ended |= {0, 1}
     assert len(answer) == 20 and ended == {0, 1, 2}
+
+
+def test_weights_are_arranged_for_drafts_where_there_are_drafts(monkeypatch):
+    """They were arranged for one row, as for an answer without drafts: a draft of three took half a pass more."""
+    tokenizer, asked = embedded(), []
+    model = GPT.create(toy_model(vocab_size=tokenizer.n_vocab, block_size=128).config, seed=1).eval()
+    arranged = generation.arranged
+    monkeypatch.setattr(
+        generation, "arranged", lambda model, decode, rows, **more: asked.append(rows) or arranged(model, decode, rows)
+    )
+    for options in ({"lookup": True}, {"lookup": True, "decode": "int8"}, {}):
+        respond(model, tokenizer, ["The dog. The dog."], 3, raw=True, **options)
+    assert asked == [LONGEST, 1, 1]
 
 
 def test_responses_with_lookup_are_those_without():

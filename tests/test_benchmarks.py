@@ -1,0 +1,103 @@
+"""Benchmarks that can be tried in little: their gates, their fits, and each once with `--quick`."""
+
+import importlib
+import json
+
+import pytest
+
+from benchmarks import answers, dense, growth, lookup, real, results
+from gptft.errors import UserError
+
+
+def quick(name, shared, tmp_path, *more):
+    """Run a benchmark with --quick -> its result as it was saved."""
+    words = ["--quick", "--threads", "1", "--rounds", "1", "--shared", str(shared), "--results", str(tmp_path)]
+    importlib.import_module(f"benchmarks.{name}").main([*words, *more])
+    (saved,) = tmp_path.glob(f"{name}*.json")
+    return json.loads(saved.read_text())
+
+
+@pytest.fixture
+def toy(shared, tmp_path):
+    """A directory of a small GPT-2 with random weights, in the place of a real model."""
+    pytest.importorskip("transformers")
+    from benchmarks import gpt2
+
+    gpt2.make(tmp_path / "toy", quick=True)
+    return tmp_path / "toy"
+
+
+@pytest.mark.slow
+def test_answers_to_the_test_prompts(shared, tmp_path, toy):
+    result = quick("answers", shared, tmp_path, "--model", str(toy))
+    assert result["summary"]["same"]["gptft"] == 4 or result["gate"]["near_ties"]
+    assert {*result["rounds"][0]} == {answers.PEER, *answers.KINDS} and {*result["settings"]["tried"]} == {"1", "2"}
+    assert "transformers, " in results.section(result)
+
+
+@pytest.mark.slow
+def test_lookup_beside_plain_decoding(shared, tmp_path, toy):
+    result = quick("lookup", shared, tmp_path, "--model", str(toy))
+    same = result["gate"]["same"]
+    assert same[lookup.LOOKUP] == same[lookup.SAME] == result["gate"]["answers"] == 2
+    assert result["summary"]["kinds"]["copying"]["per_pass"][lookup.PLAIN] == 1
+    assert "| copies its prompt | gptft --lookup" in results.section(result)
+
+
+@pytest.mark.slow
+def test_full_rows(shared, tmp_path):
+    pytest.importorskip("transformers")
+    pytest.importorskip("accelerate")
+    result = quick("dense", shared, tmp_path)
+    assert result["gate"]["largest_difference"] <= dense.NEAR
+    assert len(result["summary"]["ratios"]) == len(dense.TARGETS)
+    assert "| 2 x 16 | classical loop" in results.section(result)
+
+
+@pytest.mark.slow
+def test_growth_and_its_picture(shared, tmp_path):
+    result = quick("growth", shared, tmp_path)
+    assert len(result["summary"]["cells"]) == 8 and min(result["summary"]["terms"].values()) >= 0
+    assert (tmp_path / "growth.svg").read_text().startswith("<svg xmlns=")
+    assert "seconds = " in results.section(result)
+
+
+def test_terms_that_made_the_times_are_found():
+    shapes = [(length, batch) for length in (64, 256, 1024) for batch in (1, 4, 16)]
+    for terms in ([0.01, 2e-5, 3e-9], [0.0, 2e-5, 3e-9], [0.01, 2e-5, 0.0]):
+        times = [sum(x * y for x, y in zip(terms, growth.parts_of(*shape), strict=True)) for shape in shapes]
+        assert growth.fit(shapes, times) == pytest.approx(terms, rel=1e-6, abs=1e-12)
+
+
+def test_a_term_that_would_be_negative_is_none():
+    """Time that grows slower than the tokens: the squares would have to be taken away."""
+    shapes = [(length, 1) for length in (64, 256, 1024, 4096)]
+    found = growth.fit(shapes, [0.01 + 1e-5 * length**0.9 for length, _ in shapes])
+    assert min(found) == 0 and found[1] > 0
+
+
+def test_losses_that_differ_shut_the_gate():
+    once = {f"{name}, 256": {"losses": [10.9, 10.8, 10.7]} for name in dense.CONTENDERS}
+    assert dense.check_losses([once], [256]) == 0
+    once["gptft bf16, 256"] = {"losses": [11.0, 10.8, 10.7]}  # in fewer bits it may
+    once["Trainer fp32, 256"] = {"losses": [10.9, 10.80005, 10.9]}  # near enough, and later steps are not asked
+    assert dense.check_losses([once], [256]) == pytest.approx(5e-5)
+    for loss in (10.801, float("nan")):
+        once["gptft fp32, 256"] = {"losses": [10.9, loss, 10.7]}
+        with pytest.raises(UserError, match="gptft fp32, rows of 256"):
+            dense.check_losses([once], [256])
+
+
+def test_an_id_that_differs_shuts_the_gate_of_lookup():
+    outcomes = {lookup.SAME: {"ids": [[1, 2], [3]]}, lookup.LOOKUP: {"ids": [[1, 2], [3]]}}
+    lookup.check_same(outcomes)
+    outcomes[lookup.LOOKUP] = {"ids": [[1, 2], [3, 4]]}
+    with pytest.raises(UserError, match="prompt 2"):
+        lookup.check_same(outcomes)
+
+
+def test_an_absent_real_model_is_one_line(monkeypatch):
+    monkeypatch.setattr(real.importlib.util, "find_spec", lambda name: None)
+    for benchmark in (answers, lookup):
+        with pytest.raises(UserError, match=r"^--model smollm2 needs a package: pip install .*$"):
+            benchmark.main(["--quick"])
