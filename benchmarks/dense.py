@@ -111,6 +111,7 @@ def train_gptft(task: dict) -> tuple[list[float], float]:
     from gptft.data.examples import Split
     from gptft.device import Precision
     from gptft.fast.choice import choose
+    from gptft.run.setup import keep_memory
     from gptft.training import Progress, TrainState, train
 
     model, tokenizer = gptft.load(task["model"])
@@ -122,6 +123,7 @@ def train_gptft(task: dict) -> tuple[list[float], float]:
     optimizer, objective = fast.prepare(model, config, precision)
     state = TrainState(model, optimizer, precision)
     to_batch = fast.batches(functools.partial(collate, pad_id=tokenizer.eot, mask_prompt=config.mask_prompt))
+    keep_memory(config, precision.device)
     losses, began = [], 0.0
     for part in (warm, measured):
         state.progress, began = Progress(), time.perf_counter()

@@ -83,12 +83,14 @@ def train_on(model, rows, nothing, batch_size: int, steps: int):
     from gptft.config import resolve
     from gptft.device import Precision
     from gptft.fast.choice import choose
+    from gptft.run.setup import keep_memory
     from gptft.training import TrainState, train
 
     config = resolve("", {"precision": "fp32", "batch_size": batch_size, "max_steps": steps, "mask_prompt": False})
     fast, precision = choose(config, torch.device("cpu")), Precision(config.precision, torch.device("cpu"))
     optimizer, objective = fast.prepare(model, config, precision)
     to_batch = fast.batches(functools.partial(collate, pad_id=0, mask_prompt=config.mask_prompt))
+    keep_memory(config, precision.device)
     return train(TrainState(model, optimizer, precision), objective, config, rows, nothing, to_batch)
 
 
