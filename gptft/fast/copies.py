@@ -20,6 +20,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -136,6 +137,21 @@ class CopiedObjective(Objective):
             return super().forward(batch)
 
 
+class Piece(NamedTuple):
+    """Some rows of a weight (n,), flat: of its gradient, its moments and its copy; `step`, how many it has behind it;
+    `width` of a row; `row`, the number of the first where rows were looked up; whether it is the weight's `last`."""
+
+    weights: Tensor
+    grads: Tensor
+    first: Tensor
+    second: Tensor
+    copies: Tensor
+    step: Tensor
+    width: int
+    row: int | None
+    last: bool
+
+
 class CopiedAdamW(torch.optim.AdamW):
     """AdamW that takes gradients from the copies and writes these anew. Its state is that of torch's.
 
@@ -156,7 +172,7 @@ class CopiedAdamW(torch.optim.AdamW):
             self.copies.add_up()
         self.rows = self.copies.gather_rows()
         owners = [p for group in self.param_groups for p in group["params"]] + self.copies.copies
-        norms = [torch.linalg.vector_norm(p.grad, dtype=torch.float32) for p in owners if p.grad is not None]
+        norms = torch._foreach_norm([p.grad for p in owners if p.grad is not None], dtype=torch.float32)
         norm = torch.linalg.vector_norm(torch.stack(norms))
         if self.rows is not None:
             ids, sums = self.rows
@@ -173,52 +189,65 @@ class CopiedAdamW(torch.optim.AdamW):
             super().step(closure)  # of all that have gradients of their own
         finally:
             del self.grad_scale
-        found_inf = getattr(self, "found_inf", None)
         copied = dict(zip(self.copies.parameters, self.copies.copies, strict=True))
         written = all(copy.grad is not None for copy in self.copies.copies)
         for group in self.param_groups if written else ():
+            pieces: list[Piece] = []
             for parameter in group["params"]:
-                if parameter in copied:
-                    self.update(parameter, copied[parameter], group, found_inf)
+                for piece in self.pieces(parameter, copied[parameter]) if parameter in copied else ():
+                    if pieces and sum(each.weights.numel() for each in pieces) + piece.weights.numel() > CHUNK:
+                        self.update(pieces, group)
+                        pieces = []
+                    pieces.append(piece)
+            self.update(pieces, group)
         self.copies.note_versions() if written else self.copies.refresh()
         self.scale = self.rows = None
 
-    def update(self, parameter: Tensor, copy: Tensor, group: dict, found_inf: Tensor | None) -> None:
-        """One weight's step and its new copy, a chunk at a time."""
+    def pieces(self, parameter: Tensor, copy: Tensor) -> Iterator[Piece]:
+        """A weight with all that its step reads and writes, in pieces of whole rows."""
         state = self.state[parameter]
         if not state:
             state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
             state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
-        state["step"] += 1
         flat = [x.view(-1) for x in (parameter, copy.grad, state["exp_avg"], state["exp_avg_sq"], copy.detach())]
-        beta1, beta2 = group["betas"]
         C = parameter.size(-1)
-        chunk = max(1, CHUNK // C) * C  # whole rows
+        chunk = max(1, CHUNK // C) * C
         for start in range(0, parameter.numel(), chunk):
-            weights, grads, first, second, new = (x[start : start + chunk] for x in flat)
-            grads = grads.to(weights.dtype)
-            if parameter is self.copies.tied and self.rows is not None:
-                add_rows(grads.view(-1, C), start // C, *self.rows)
-            torch._fused_adamw_(
-                [weights],
-                [grads],
-                [first],
-                [second],
-                [],
-                [state["step"]],
-                lr=group["lr"],
-                beta1=beta1,
-                beta2=beta2,
-                weight_decay=group["weight_decay"],
-                eps=group["eps"],
-                amsgrad=False,
-                maximize=False,
-                grad_scale=self.scale,
-                found_inf=found_inf,
-            )
-            new.copy_(weights)
-        if found_inf is not None:
-            state["step"] -= found_inf
+            row = start // C if parameter is self.copies.tied else None
+            yield Piece(*(x[start : start + chunk] for x in flat), state["step"], C, row, start + chunk >= len(flat[0]))
+
+    def update(self, pieces: list[Piece], group: dict) -> None:
+        """One step of some pieces, and their new copies."""
+        if not pieces:
+            return
+        found_inf = getattr(self, "found_inf", None)
+        weights, steps = [each.weights for each in pieces], [each.step + 1 for each in pieces]
+        grads = [each.grads.to(each.weights.dtype) for each in pieces]
+        for each, grad in zip(pieces, grads, strict=True):
+            if each.row is not None and self.rows is not None:
+                add_rows(grad.view(-1, each.width), each.row, *self.rows)
+        beta1, beta2 = group["betas"]
+        torch._fused_adamw_(
+            weights,
+            grads,
+            [each.first for each in pieces],
+            [each.second for each in pieces],
+            [],
+            steps,
+            lr=group["lr"],
+            beta1=beta1,
+            beta2=beta2,
+            weight_decay=group["weight_decay"],
+            eps=group["eps"],
+            amsgrad=False,
+            maximize=False,
+            grad_scale=self.scale,
+            found_inf=found_inf,
+        )
+        torch._foreach_copy_([each.copies for each in pieces], weights)
+        for each in pieces:
+            if each.last:
+                each.step.add_(1 if found_inf is None else 1 - found_inf)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         super().zero_grad(set_to_none)
