@@ -186,6 +186,11 @@ class Config:
         "in bf16, let the linear layers compute with copies of their weights, made by the optimizer's step",
         ("auto", "on", "off"),
     )
+    chunk_head: str = setting(
+        "auto",
+        "compute the head and the loss some rows at a time, so that the logits of a micro-batch never exist whole",
+        ("auto", "on", "off"),
+    )
     compile: bool = setting(False, "compile the blocks with torch.compile")
     checkpoint_activations: bool = setting(False, "recompute activations in backward: less memory, more time")
     shard: str = setting(

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from gptft.collate import Batch
-from gptft.loss import Objective
+from gptft.loss import HeadLosses, Objective, head_losses
 from gptft.model import GPT
 
 CHUNK = 1 << 20  # numbers that are updated at a time: what is written of them is read again from the cache
@@ -77,8 +77,8 @@ class Copies:
 class CopiedObjective(Objective):
     """The objective with copies."""
 
-    def __init__(self, model: GPT, copies: Copies) -> None:
-        super().__init__(model)
+    def __init__(self, model: GPT, copies: Copies, head_losses: HeadLosses = head_losses) -> None:
+        super().__init__(model, head_losses)
         self.copies = copies
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
