@@ -6,7 +6,7 @@ import pytest
 import torch
 from allocations import Allocations
 from torch import nn
-from toys import difference, gradients, toy_examples, toy_model
+from toys import Examples, difference, gradients, toy_examples, toy_model
 
 from gptft.adapters.lora import LoraConfig, add_lora
 from gptft.collate import collate
@@ -28,15 +28,6 @@ MODELS = {
     "neox": {"rope_fraction": 0.5, "parallel_residual": True, "tie_embeddings": False},
     "sliding window": {"window": 5, "full_layers": (1,), "n_kv_head": 1},
 }
-
-
-class Examples(list):
-    def part(self, number, should_stop=None):
-        return self
-
-    @property
-    def lengths(self):
-        return torch.tensor([len(each.ids) for each in self]).numpy()
 
 
 class Head(nn.Module):
