@@ -167,7 +167,7 @@ class Config:
     )
     keep_memory: str = setting(
         "auto",
-        "CPU on Linux: keep freed memory instead of giving it back; auto: in fp32, where there is plenty",
+        "CPU on Linux: keep freed memory instead of giving it back; auto: where there is plenty",
         ("auto", "on", "off"),
     )
     fast: str = setting(
@@ -186,6 +186,11 @@ class Config:
     copies: str = setting(
         "auto",
         "in bf16, let the linear layers compute with copies of their weights, made by the optimizer's step",
+        ("auto", "on", "off"),
+    )
+    chunk_head: str = setting(
+        "auto",
+        "compute the head and the loss some rows at a time, so that the logits of a micro-batch never exist whole",
         ("auto", "on", "off"),
     )
     compile: bool = setting(False, "compile the blocks with torch.compile")

@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gptft.collate import Batch
 from gptft.model import GPT
+
+HeadLosses = Callable[[GPT, Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+def head_losses(model: GPT, h: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Hidden states (n, C), targets (n,) -> (sum of the losses, with gradient; each target's loss (n,), detached)."""
+    logits = model.head(h)  # (n, V)
+    if logits.dtype in (torch.bfloat16, torch.float16):
+        logits = logits.float()  # the softmax over V terms is not to be rounded to 8 bits
+    losses = F.cross_entropy(logits, targets, reduction="none")  # (n,)
+    return losses.sum(), losses.detach()
 
 
 class Objective(nn.Module):
@@ -16,9 +29,9 @@ class Objective(nn.Module):
     A module of its own around the model, because the wrappers for several processes hook into `forward` only.
     """
 
-    def __init__(self, model: GPT) -> None:
+    def __init__(self, model: GPT, head_losses: HeadLosses = head_losses) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.head_losses = model, head_losses
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """-> (sum of the losses, a scalar with gradient; each target's loss (n_targets,), detached). In nats.
@@ -27,8 +40,4 @@ class Objective(nn.Module):
         without targets gives 0 and gradients of 0, never a NaN.
         """
         h = self.model.hidden(batch.idx, batch.layout, scored=batch.scored)  # (n_targets, C)
-        logits = self.model.head(h)  # (n_targets, V)
-        if logits.dtype in (torch.bfloat16, torch.float16):
-            logits = logits.float()  # the softmax over V terms is not to be rounded to 8 bits
-        losses = F.cross_entropy(logits, batch.targets.flatten()[batch.scored], reduction="none")  # (n_targets,)
-        return losses.sum(), losses.detach()
+        return self.head_losses(self.model, h, batch.targets.flatten()[batch.scored])

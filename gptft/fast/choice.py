@@ -12,8 +12,9 @@ from gptft.config import Config
 from gptft.device import Precision
 from gptft.errors import UserError
 from gptft.fast.copies import CopiedAdamW, CopiedObjective, Copies
+from gptft.fast.head import chunked_head_losses
 from gptft.fast.packing import pack
-from gptft.loss import Objective
+from gptft.loss import HeadLosses, Objective, head_losses
 from gptft.model import GPT
 from gptft.optim import hyperparameters, make_optimizer, parameter_groups
 from gptft.parallel.ranks import here
@@ -26,12 +27,14 @@ class Choice:
     """packing  None: never; else the share of a micro-batch's positions that it must save, 0 for always
     share    whether what examples begin with alike is computed once
     copies   whether the linear layers compute with copies in 16 bits
+    chunks   whether the head and the loss are computed some rows at a time
     why      what is left out that would be there otherwise, and for what reason
     """
 
     packing: float | None
     share: bool
     copies: bool = False
+    chunks: bool = False
     why: tuple[str, ...] = ()
 
     def batches(self, to_batch: Callable[[Sequence], Batch]) -> Callable[[Sequence], Batch]:
@@ -40,13 +43,19 @@ class Choice:
             return to_batch
         return lambda examples: pack(to_batch(examples), self.share, self.packing)
 
+    @property
+    def head_losses(self) -> HeadLosses:
+        """The head and the losses, as the objective is to compute them."""
+        return chunked_head_losses if self.chunks else head_losses
+
     def prepare(self, model: GPT, config: Config, precision: Precision) -> tuple[torch.optim.Optimizer, Objective]:
         """The optimizer and the objective of a model that is whole."""
         if not self.copies:
-            return make_optimizer(model, config), Objective(model)
+            return make_optimizer(model, config), Objective(model, self.head_losses)
         copies = Copies(model, precision.dtype)
         groups = parameter_groups(model, config.weight_decay)
-        return CopiedAdamW(groups, copies, lr=config.lr, **hyperparameters(config)), CopiedObjective(model, copies)
+        optimizer = CopiedAdamW(groups, copies, lr=config.lr, **hyperparameters(config))
+        return optimizer, CopiedObjective(model, copies, self.head_losses)
 
     def describe(self, *also: str) -> str:
         """One line for the user. `also`: what else is faster, empty where it is not."""
@@ -58,6 +67,8 @@ class Choice:
             said.append("what their examples begin with alike is computed once")
         if self.copies:
             said.append("linear layers compute with copies in 16 bits")
+        if self.chunks:
+            said.append("the head and the loss are computed some rows at a time")
         said += filter(None, also)
         return "fast: " + "; ".join([*(said or ["the plain path"]), *self.why])
 
@@ -66,7 +77,7 @@ def choose(config: Config, device: torch.device) -> Choice:
     """What `config` asks for; where it leaves the choice, what is proven and pays on `device`. A function of these and
     of the number of processes, so that a run that is gone on with computes as before. Raises UserError for what cannot
     be had."""
-    asked = {"packing": config.packing, "share_prefix": config.share_prefix, "copies": config.copies}
+    asked = {name: getattr(config, name) for name in ("packing", "share_prefix", "copies", "chunk_head")}
     automatic = config.fast == "auto" and device.type == "cpu"  # nowhere else was a gain seen yet
     wanted, why = {}, []
     for name, value in asked.items():
@@ -80,7 +91,7 @@ def choose(config: Config, device: torch.device) -> Choice:
         wanted["share_prefix"] = False  # it is a way of packing
     packs = wanted["packing"] or wanted["share_prefix"]
     least = 0.0 if "on" in (config.packing, config.share_prefix) else SAVING
-    return Choice(least if packs else None, wanted["share_prefix"], wanted["copies"], tuple(why))
+    return Choice(least if packs else None, wanted["share_prefix"], wanted["copies"], wanted["chunk_head"], tuple(why))
 
 
 OTHERS = {  # why a run in other bits, or one that trains other things, has no copies: it asks for none
@@ -102,6 +113,9 @@ def hindrance(name: str, config: Config, device: torch.device) -> str:
         if config.compile:
             return "with --compile the blocks are compiled for the weights themselves"
         return "of several processes, each gradient is added up in fp32" if here().size > 1 else ""
+    if name == "chunk_head":  # blocks alone are compiled, so --compile is no matter
+        fp16 = Precision(config.precision, device).name == "fp16"
+        return "in fp16 its gradients would be rounded before they are scaled" if fp16 else ""
     if config.compile:
         return "with --compile every packed micro-batch, which has a shape of its own, would be compiled anew"
     if name == "share_prefix" and (config.dropout or config.lora_dropout):

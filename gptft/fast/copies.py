@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gptft.collate import Batch
-from gptft.loss import Objective
+from gptft.loss import HeadLosses, Objective, head_losses
 from gptft.model import GPT
 
 CHUNK = 1 << 20  # numbers that are updated at a time: what is written of them is read again from the cache
@@ -126,8 +126,8 @@ class Copies:
 class CopiedObjective(Objective):
     """The objective with copies."""
 
-    def __init__(self, model: GPT, copies: Copies) -> None:
-        super().__init__(model)
+    def __init__(self, model: GPT, copies: Copies, head_losses: HeadLosses = head_losses) -> None:
+        super().__init__(model, head_losses)
         self.copies = copies
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -172,12 +172,12 @@ class CopiedAdamW(torch.optim.AdamW):
             self.copies.add_up()
         self.rows = self.copies.gather_rows()
         owners = [p for group in self.param_groups for p in group["params"]] + self.copies.copies
-        norms = torch._foreach_norm([p.grad for p in owners if p.grad is not None], dtype=torch.float32)
-        norm = torch.linalg.vector_norm(torch.stack(norms))
+        squares = [part for p in owners if p.grad is not None for part in squares_of(p.grad)]
         if self.rows is not None:
             ids, sums = self.rows
-            head = self.copies.of(self.copies.tied).grad[ids].float()  # is in `norm` without what is added to it
-            norm = (norm.square() + (sums * (sums + 2 * head)).sum()).clamp(min=0).sqrt()
+            head = self.copies.of(self.copies.tied).grad[ids].float()  # is there without what is added to it
+            squares.append((sums * (sums + 2 * head)).sum())
+        norm = torch.stack(squares).sum().clamp(min=0).sqrt()
         # as torch.nn.utils.clip_grads_with_norm_ has it
         self.scale = ((norm + 1e-6) / limit).clamp(min=1.0) if limit and math.isfinite(limit) else None
         return norm
@@ -254,6 +254,14 @@ class CopiedAdamW(torch.optim.AdamW):
         self.copies.rows.clear()
         for copy in self.copies.copies:
             copy.grad = None
+
+
+def squares_of(grad: Tensor) -> Iterator[Tensor]:
+    """Sums of squares, in fp32: a chunk at a time, for a norm of numbers in 16 bits would make a copy of all of them in
+    32, which took longer than the step itself."""
+    for part in grad.reshape(-1).split(CHUNK):
+        wide = part.float()
+        yield wide.dot(wide)
 
 
 def add_rows(grads: Tensor, start: int, ids: Tensor, sums: Tensor) -> None:

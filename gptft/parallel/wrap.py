@@ -25,7 +25,7 @@ from gptft.adapters.frozen import Int8Linear
 from gptft.adapters.lora import adapters_of
 from gptft.collate import Batch, collate
 from gptft.device import Precision, random_state, set_random_state
-from gptft.loss import Objective
+from gptft.loss import HeadLosses, Objective, head_losses
 from gptft.model import GPT
 from gptft.parallel.ranks import here, local
 
@@ -42,10 +42,11 @@ class OfRanks(Objective):
 class Replicated(DistributedDataParallel):
     """`OfRanks` under DDP, which is to be had as one process has it: `model`, and plain passes in evaluation."""
 
-    def __init__(self, model: GPT) -> None:
+    def __init__(self, model: GPT, head_losses: HeadLosses = head_losses) -> None:
         known = inspect.signature(DistributedDataParallel).parameters  # torch 2.13 has another name for it
         buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
-        super().__init__(OfRanks(model), gradient_as_bucket_view=True, **{buffers: False})  # they never change
+        objective = OfRanks(model, head_losses)
+        super().__init__(objective, gradient_as_bucket_view=True, **{buffers: False})  # they never change
         self.settle_buckets()
 
     def settle_buckets(self) -> None:

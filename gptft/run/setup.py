@@ -7,7 +7,7 @@ import math
 import torch
 
 from gptft.config import Config
-from gptft.device import Precision, free_memory, keep_freed_memory
+from gptft.device import free_memory, keep_freed_memory
 from gptft.model import GPT
 from gptft.parallel.ranks import here
 from gptft.run.console import say
@@ -34,12 +34,11 @@ def set_up_cpu(config: Config, device: torch.device) -> None:
 def keep_memory(config: Config, device: torch.device) -> str:
     """Have the allocator keep what is freed, where that is asked for or pays -> what the user is told.
 
-    To be called after the rehearsal, which shows what a step takes. In fp32 5 to 25% of a step were seen to go, with up
-    to a fifth more memory; in bf16, whose temporaries are of half the size, nothing.
+    To be called after the rehearsal, which shows what a step takes. A tenth to a fifth of a step was seen to go, with up
+    to a fifth more memory.
     """
     if config.keep_memory == "auto":
-        pays = config.fast == "auto" and Precision(config.precision, device).name == "fp32"
-        if not pays or (peak_memory(device) or math.inf) / 2 > free_memory(device, here().size):
+        if config.fast == "off" or (peak_memory(device) or math.inf) / 2 > free_memory(device, here().size):
             return ""
     wanted = config.keep_memory != "off" and device.type == "cpu"
     return "freed memory is kept" if wanted and keep_freed_memory() else ""

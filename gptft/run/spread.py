@@ -54,7 +54,7 @@ def spread(
         if not ranks.any(bool(failed)):
             if ranks.size > 1:
                 say(f"ranks: {ranks.size} processes, ddp: each has the whole model ({why})")
-            return state, objective if ranks.size == 1 else Replicated(model)
+            return state, objective if ranks.size == 1 else Replicated(model, fast.head_losses)
         state = objective = optimizer = None
         if device.type == "cuda":
             torch.cuda.empty_cache()
@@ -68,7 +68,7 @@ def spread(
         model = shard(model, precision)
     if config.compile:
         compile_blocks(model)
-    state, objective = TrainState(model, make_optimizer(model, config), precision), OfRanks(model)
+    state, objective = TrainState(model, make_optimizer(model, config), precision), OfRanks(model, fast.head_losses)
     rehearse(state, objective)
     return state, objective
 

@@ -62,7 +62,7 @@ def test_packing_with_compiled_blocks_is_refused_with_the_reason():
 def test_it_is_said_what_was_chosen():
     assert choose(config(), CPU).describe() == (
         "fast: micro-batches are packed where that saves 10% of them; what their examples begin with alike is computed "
-        "once"
+        "once; the head and the loss are computed some rows at a time"
     )
     assert choose(config(fast="off"), CPU).describe() == "fast: the plain path"
 
@@ -99,3 +99,18 @@ def test_what_an_ordinary_run_never_had_is_not_complained_of():
     assert "no copies: they are made anew by AdamW's step" in (
         choose(config(optimizer="adafactor", precision="bf16"), CPU).describe()
     )
+
+
+def test_the_head_is_computed_in_chunks_by_itself_on_the_cpu_and_elsewhere_when_asked_for():
+    assert choose(config(), CPU).chunks and choose(config(compile=True, lora_rank=4), CPU).chunks
+    assert choose(config(fast="off", chunk_head="on"), CPU).chunks and choose(config(chunk_head="on"), CUDA).chunks
+    assert not choose(config(chunk_head="off"), CPU).chunks and not choose(config(fast="off"), CPU).chunks
+    assert not choose(config(), CUDA).chunks
+
+
+def test_in_fp16_the_head_in_chunks_is_refused_with_the_reason():
+    """Its gradients are made before the scale that keeps small ones from being rounded to zero."""
+    with pytest.raises(UserError, match="--chunk_head: in fp16 "):
+        choose(config(chunk_head="on", precision="fp16"), CPU)
+    found = choose(config(precision="fp16"), CPU)
+    assert not found.chunks and "no chunk_head: in fp16" in found.describe()

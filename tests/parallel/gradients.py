@@ -18,7 +18,7 @@ from gptft.collate import collate, plan
 from gptft.config import Config
 from gptft.data.examples import Split
 from gptft.device import Precision
-from gptft.fast import packing
+from gptft.fast import head, packing
 from gptft.fast.choice import Choice
 from gptft.loss import Objective
 from gptft.optim import make_optimizer
@@ -43,8 +43,11 @@ CASES = [  # what is trained, micro-batches a rank, whether activations are comp
     ("dora", 3, False),
     ("int8", 1, False),
     ("packed", 2, False),  # full, without padding, and what the examples begin with alike computed once
+    ("chunks", 3, False),  # full, with the head and the loss some rows at a time
 ]
+FULL = ("full", "packed", "chunks")
 packing.FEWEST = 2
+head.LOGITS, head.ROWS = 1, 4
 
 
 class Examples(Split):
@@ -70,7 +73,7 @@ class Examples(Split):
 
 def make(kind, shape):
     model = toy_model(torch.float64, **MODELS[shape]).train()
-    if kind not in ("full", "packed"):
+    if kind not in FULL:
         add_lora(model, LoraConfig(4, dora=kind == "dora"), 0, None, "int8" if kind == "int8" else "fp32")
         with torch.no_grad():  # B starts at zero, and A would have no gradient
             for name, parameter in model.named_parameters():
@@ -97,7 +100,7 @@ def reference(model, examples):
 
 def run_case(kind, shape, engine, grad_accum, checkpointed):
     ranks, examples = here(), Examples(toy_examples(LENGTHS, prompt=4))
-    lora_rank = 0 if kind in ("full", "packed") else 4
+    lora_rank = 0 if kind in FULL else 4
     config = Config(data=("x",), batch_size=2, grad_accum=grad_accum * ranks.size, lora_rank=lora_rank)
     to_batch = partial(collate, pad_id=0, mask_prompt=True)
     if kind == "packed":
@@ -106,9 +109,10 @@ def run_case(kind, shape, engine, grad_accum, checkpointed):
         to_batch = Choice(0.0, True).batches(to_batch)
     plain, model, precision = make(kind, shape), make(kind, shape), Precision("fp32", CPU)
     model.checkpoint_activations = checkpointed
-    objective = Objective(model)
+    losses = Choice(None, False, chunks=kind == "chunks").head_losses
+    objective = Objective(model, losses)
     if ranks.size > 1:
-        objective = OfRanks(shard(model, precision)) if engine == "fsdp" else Replicated(model)
+        objective = OfRanks(shard(model, precision), losses) if engine == "fsdp" else Replicated(model, losses)
     state = TrainState(model, make_optimizer(model, config), precision)
     worst = {"loss": 0.0, "norm": 0.0, "gradient": 0.0}
     idle = 0
