@@ -40,18 +40,22 @@ def processor_name(device: torch.device) -> str:
     return platform.processor()
 
 
-def keep_freed_memory() -> bool:
-    """Tell glibc's allocator to keep what is freed. True where it could be told.
+def keep_freed_memory(keep: bool = True) -> bool:
+    """Tell glibc's allocator to keep what is freed, or to give it back as by default. True where it could be told.
 
     A step frees and takes again hundreds of megabytes. By default every large block goes back to the system and comes
     anew, page by page. Nothing is computed otherwise; peak memory grows; it holds for the whole process.
     """
-    M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # malloc.h
+    M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # malloc.h; there are the defaults, too
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError, TypeError):  # no glibc: macOS, Windows, musl
         return False
-    return sys.platform == "linux" and bool(mallopt(M_MMAP_MAX, 0) and mallopt(M_TRIM_THRESHOLD, 2**31 - 1))
+    most, threshold = (0, 2**31 - 1) if keep else (65536, 128 * 1024)
+    told = sys.platform == "linux" and bool(mallopt(M_MMAP_MAX, most) and mallopt(M_TRIM_THRESHOLD, threshold))
+    if told and not keep:
+        return_freed_memory()
+    return told
 
 
 def return_freed_memory() -> None:

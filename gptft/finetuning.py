@@ -28,7 +28,7 @@ from gptft.data.corpus import Corpus, close_books, stream_of
 from gptft.data.examples import Dataset, Recipe, Split, load_dataset, split, subset
 from gptft.data.readings import choose_template
 from gptft.data.streams import find_streams
-from gptft.device import Precision, pick_device
+from gptft.device import Precision, keep_freed_memory, pick_device
 from gptft.errors import UserError
 from gptft.fast.choice import choose
 from gptft.files import atomic_write
@@ -116,7 +116,7 @@ def finetune_on(ranks: Ranks, config: Config, device: torch.device) -> Run:
 
     state, objective = spread(model, config, device, fast, rehearsal)
     print_estimate(state, config, train_set, val_set)
-    say(fast.describe(keep_memory(config, device)))
+    say(fast.describe(kept := keep_memory(config, device)))
 
     # 3. from here on there is something to keep; the model is asked before it is trained, also by a resumed run
     fingerprint = describe_inputs(config, state, start, train_set, val_set)
@@ -136,6 +136,8 @@ def finetune_on(ranks: Ranks, config: Config, device: torch.device) -> Run:
             events = train(state, objective, config, train_set, val_set, to_batch, run.should_stop, score)
             for event in refresh_report(out_dir, events):
                 run.keep(event)
+        if kept:
+            keep_freed_memory(False)  # whoever called has a process to go on with
 
         # 5. the best weights, on data that was never seen
         measure = partial(

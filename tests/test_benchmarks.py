@@ -6,6 +6,7 @@ import json
 import pytest
 
 from benchmarks import answers, dense, growth, lookup, real, results
+from benchmarks.__main__ import main
 from gptft.errors import UserError
 
 
@@ -60,6 +61,23 @@ def test_growth_and_its_picture(shared, tmp_path):
     assert len(result["summary"]["cells"]) == 8 and min(result["summary"]["terms"].values()) >= 0
     assert (tmp_path / "growth.svg").read_text().startswith("<svg xmlns=")
     assert "seconds = " in results.section(result)
+
+
+@pytest.mark.slow
+def test_the_head_by_itself(shared, tmp_path):
+    result = quick("head", shared, tmp_path)
+    assert result["rounds"] and "gptft chunks" in results.section(result)
+
+
+@pytest.mark.slow
+def test_without_a_name_all_are_run_and_what_has_no_result_is_named(shared, tmp_path, monkeypatch, capfd):
+    """It listed the names: a fresh checkout had no one command for the suite."""
+    monkeypatch.setattr(results, "NAMES", {"against": "needs another checkout", "startup": "seconds"})
+    words = ["--quick", "--rounds", "1", "--shared", str(shared), "--results", str(tmp_path)]
+    with pytest.raises(UserError, match="without a result: against$"):
+        main(words)
+    assert [path.name for path in tmp_path.glob("*.json")] == ["startup.json"]
+    assert "== startup: seconds" in capfd.readouterr().err
 
 
 def test_terms_that_made_the_times_are_found():

@@ -34,11 +34,9 @@ def set_up_cpu(config: Config, device: torch.device) -> None:
 def keep_memory(config: Config, device: torch.device) -> str:
     """Have the allocator keep what is freed, where that is asked for or pays -> what the user is told.
 
-    To be called after the rehearsal, which shows what a step takes. A tenth to a fifth of a step was seen to go, with up
-    to a fifth more memory.
+    To be called after the rehearsal, which shows what a step takes. A tenth to a fifth of a step was seen to go, with
+    up to a fifth more memory.
     """
-    if config.keep_memory == "auto":
-        if config.fast == "off" or (peak_memory(device) or math.inf) / 2 > free_memory(device, here().size):
-            return ""
-    wanted = config.keep_memory != "off" and device.type == "cpu"
-    return "freed memory is kept" if wanted and keep_freed_memory() else ""
+    plenty = (peak_memory(device) or math.inf) / 2 < free_memory(device, here().size)
+    wanted = config.keep_memory == "on" or (config.keep_memory == "auto" and config.fast == "auto" and plenty)
+    return "freed memory is kept" if wanted and device.type == "cpu" and keep_freed_memory() else ""
