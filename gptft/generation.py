@@ -14,7 +14,7 @@ from gptft.device import Precision
 from gptft.errors import UserError
 from gptft.fast.continuous import decode_continuously
 from gptft.fast.decoding_model import arranged
-from gptft.fast.lookup import decode_with_lookup, rows_in_a_pass
+from gptft.fast.lookup import decode_with_lookup, rows_in_a_pass, takes_lookup
 from gptft.fast.shared_context import Request, log_likelihoods_shared, score, sharing_pays
 from gptft.model import GPT
 from gptft.parallel.lockstep import lockstep
@@ -86,7 +86,7 @@ def generate(
     top_p: float = 1.0,
     seed: int = 0,
     precision: Precision | None = None,
-    lookup: bool = False,
+    lookup: bool | None = None,
     decode: str = "auto",
 ) -> list[str]:
     """The model's responses to `prompts`, in their order; the prompt is not repeated. Greedy unless temperature > 0.
@@ -94,8 +94,9 @@ def generate(
     A prompt is a text, a record such as {"instruction": ..., "input": ...}, or a list of messages; the checkpoint's
     template is applied unless `raw`. Raises UserError for a prompt beyond block_size, unless `max_input_tokens` (in
     tokens) cuts its start. `batch_size`: prompts at once. `precision`: what a run trains in; None: the weights' own.
-    `lookup`: greedily, one prompt after the other, faster where responses repeat what stands in the prompt. `decode`:
-    how the weights are read (`fast.decoding_model.arranged`): in fp32, bf16 or int8, "plain", or as suits them.
+    `lookup`: greedily, one prompt after the other, faster where responses repeat what stands in the prompt; None: of a
+    single prompt. `decode`: how the weights are read (`fast.decoding_model.arranged`): in fp32, bf16 or int8, "plain",
+    or as suits them.
     """
     sampling = Sampling(temperature, top_k, top_p, seed)
     given = (raw, max_input_tokens, batch_size, sampling, precision)
@@ -115,7 +116,7 @@ def respond(
     precision: Precision | None = None,
     until: Sequence[str] = (),
     numbers: Sequence[int] | None = None,
-    lookup: bool = False,
+    lookup: bool | None = None,
     decode: str = "auto",
 ) -> list[Response]:
     """As `generate`, for whoever asks more than the text of each response. `until`: texts that end a response, too; it
@@ -123,8 +124,6 @@ def respond(
     prompt draws from, where these prompts are some of many; None: 0, 1, 2, ..."""
     if isinstance(prompts, str):
         raise UserError("prompts must be a list of prompts, not one text")
-    if lookup and sampling.temperature > 0:
-        raise UserError("lookup foresees the likeliest tokens alone: it needs temperature 0")
     ids = [prompt_ids(tokenizer, prompt, raw, max_input_tokens) for prompt in prompts]
     check_lengths(model, ids)
     answers: list[list[int]] = [[] for _ in ids]
@@ -132,6 +131,7 @@ def respond(
     # each rank has long prompts and short ones
     mine = here().share(sorted(range(len(ids)), key=lambda n: len(ids[n])))
     was_training, lowered = model.training, lowered_dtype(model, precision)
+    lookup = takes_lookup(lookup, model, len(prompts), sampling.temperature, decode, lowered is not None)
     model.eval()
     try:
         with lockstep(model), precision.autocast() if lowered else contextlib.nullcontext():

@@ -74,7 +74,7 @@ def test_without_a_name_all_are_run_and_what_has_no_result_is_named(shared, tmp_
     """It listed the names: a fresh checkout had no one command for the suite."""
     monkeypatch.setattr(results, "NAMES", {"against": "needs another checkout", "startup": "seconds"})
     words = ["--quick", "--rounds", "1", "--shared", str(shared), "--results", str(tmp_path)]
-    with pytest.raises(UserError, match="without a result: against$"):
+    with pytest.raises(UserError, match=r"without a result: against$"):
         main(words)
     assert [path.name for path in tmp_path.glob("*.json")] == ["startup.json"]
     assert "== startup: seconds" in capfd.readouterr().err

@@ -41,7 +41,7 @@ def test_an_answer_ends_at_any_id_that_ends_one_and_prints_none(which, monkeypat
         place = "gptft.fast.continuous.choose_by_blocks" if cached else "gptft.decoding.choose"
         monkeypatch.setattr(place, lambda logits, *_: torch.tensor([next(left)]))  # noqa: B023
         if cached:
-            assert generate(model, tokenizer, ["Hi"], 20) == ["Yes."]
+            assert generate(model, tokenizer, ["Hi"], 20, lookup=False) == ["Yes."]
         else:
             ids = decode_plain(model, [1, 2], 20, stop_ids(tokenizer), tokenizer.n_vocab)
             assert tokenizer.decode(ids) == "Yes."
@@ -70,7 +70,7 @@ def test_what_stands_between_a_response_and_its_stop_is_not_given_back(monkeypat
     model = toy_model(torch.float32, vocab_size=tokenizer.n_vocab, block_size=64)
     said = tokenizer.encode(" Paris. ")
     monkeypatch.setattr(generation, "decode_continuously", lambda *arguments: ([(0, i)] for i in said))
-    assert generation.generate(model, tokenizer, ["Where?"]) == ["Paris."]
+    assert generation.generate(model, tokenizer, ["Where?"], lookup=False) == ["Paris."]
 
 
 def test_a_prompt_cut_to_its_beginning_of_text_is_refused():
@@ -100,7 +100,7 @@ def test_a_response_tells_whether_it_came_to_its_end(monkeypatch):
     def respond(written, new):
         left = iter([*written, *[7] * 100])
         monkeypatch.setattr("gptft.fast.continuous.choose_by_blocks", lambda logits, *_: torch.tensor([next(left)]))
-        return generation.respond(model, tokenizer, ["Hi"], new)[0]
+        return generation.respond(model, tokenizer, ["Hi"], new, lookup=False)[0]
 
     assert respond([*said, tokenizer.eot], 100) == ("Yes it is", len(said), True)
     assert respond([*said, tokenizer.eot], len(said) + 1).finished  # the end is the last token that there is room for

@@ -14,7 +14,8 @@ def torchrun(ranks, *words, within=150, options=(), **env):
     """`torchrun --nproc_per_node RANKS WORDS` -> (status, all output). No process outlives it. Each has one thread."""
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(ranks), "--rdzv_backend", "c10d"]
     command += ["--rdzv_endpoint", "localhost:0", *options, *map(str, words)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **env}
+    # a rank that dies in native code says where
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "PYTHONFAULTHANDLER": "1", **env}
     job = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment, start_new_session=True
     )

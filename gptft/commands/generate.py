@@ -31,8 +31,7 @@ def add_arguments(parser: Parser) -> None:
         nargs="?",
         type=true_or_false,
         const=True,
-        default=False,
-        help="greedily, one prompt after the other: faster where responses repeat their prompts [false]",
+        help="greedily, one prompt after the other: faster where responses repeat their prompts [of a single prompt]",
     )
 
 
@@ -48,11 +47,12 @@ def run(options: Namespace) -> None:
     if options.input:
         prompts = [{"instruction": prompt, "input": options.input} for prompt in prompts]
     from gptft.fast.decoding_model import arranged
-    from gptft.fast.lookup import rows_in_a_pass
+    from gptft.fast.lookup import rows_in_a_pass, takes_lookup
     from gptft.generation import BATCH, generate
 
-    rows = 1 if options.lookup else min(len(prompts), BATCH)
-    at_once = rows_in_a_pass(options.decode) if options.lookup else rows
+    lookup = takes_lookup(options.lookup, model, len(prompts), options.temperature, options.decode, lowered=False)
+    rows = 1 if lookup else min(len(prompts), BATCH)
+    at_once = rows_in_a_pass(options.decode) if lookup else rows
     passes = options.max_new_tokens * -(-len(prompts) // rows)
     responses = generate(
         arranged(model, options.decode, at_once, passes, take=True),
@@ -65,7 +65,7 @@ def run(options: Namespace) -> None:
         top_k=options.top_k,
         top_p=options.top_p,
         seed=options.seed,
-        lookup=options.lookup,
+        lookup=lookup,
         decode="plain",  # as it is by now
     )
     for response in responses:

@@ -26,7 +26,9 @@ from torch import Tensor
 
 from gptft.attention import KVCache
 from gptft.decoding import allowed, check_lengths
+from gptft.errors import UserError
 from gptft.model import GPT
+from gptft.parallel.ranks import here
 
 NGRAM = 2  # tokens that are looked up: with three it is noticed later that something is copied
 SHORTEST, LONGEST = 3, 16  # drafts: on two cores each token of a pass costs an eighth of a pass over one with the
@@ -68,6 +70,18 @@ def rows_in_a_pass(decode: str) -> int:
     """For how many rows the weights are to be arranged (`decoding_model.arranged`): a draft is read as several rows
     are. Where nothing is drafted it is one."""
     return 1 if decode in ("bf16", "int8") else LONGEST
+
+
+def takes_lookup(asked: bool | None, model, prompts: int, temperature: float, decode: str, lowered: bool) -> bool:
+    """Whether prompts are answered by lookup: as `asked`; where that is left open, a single one is, greedily, on the
+    CPU in one process, and where nothing is in 16 bits or fewer. Several prompts gain more from one another's company.
+    `lowered`: the cache is in 16 bits. Raises UserError where it is asked for and cannot be."""
+    if asked and temperature > 0:
+        raise UserError("lookup foresees the likeliest tokens alone: it needs temperature 0")
+    if asked is not None:
+        return asked
+    whole = decode not in ("bf16", "int8") and not lowered and getattr(model, "kind", "fp32") == "fp32"
+    return prompts == 1 and temperature == 0 and whole and model.device.type == "cpu" and here().size == 1
 
 
 class Text:

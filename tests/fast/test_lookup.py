@@ -14,7 +14,8 @@ from gptft.adapters.frozen import HalfLinear
 from gptft.decoding import Sampling
 from gptft.errors import UserError
 from gptft.fast import lookup
-from gptft.fast.lookup import COARSE, LONGEST, REST, SHORTEST, Copies, Pace, Text, decode_with_lookup
+from gptft.fast.decoding_model import DecodingModel
+from gptft.fast.lookup import COARSE, LONGEST, REST, SHORTEST, Copies, Pace, Text, decode_with_lookup, takes_lookup
 from gptft.generation import generate, respond
 from gptft.model import GPT
 from gptft.tokenizer import embedded
@@ -230,9 +231,25 @@ def test_weights_are_arranged_for_drafts_where_there_are_drafts(monkeypatch):
     monkeypatch.setattr(
         generation, "arranged", lambda model, decode, rows, **more: asked.append(rows) or arranged(model, decode, rows)
     )
-    for options in ({"lookup": True}, {"lookup": True, "decode": "int8"}, {}):
+    for options in ({}, {"lookup": True, "decode": "int8"}, {"lookup": False}):
         respond(model, tokenizer, ["The dog. The dog."], 3, raw=True, **options)
     assert asked == [LONGEST, 1, 1]
+
+
+def test_a_single_prompt_is_looked_up_by_itself_and_nothing_else_is():
+    """It was a flag that nobody knew: answers that copy take less than half of the time, new ones no more. In 16 bits
+    nothing is drafted, other prompts are company, and another process would wait."""
+    model = toy_model(torch.float32)
+    assert takes_lookup(None, model, 1, 0.0, "auto", False) and takes_lookup(True, model, 5, 0.0, "auto", False)
+    assert not takes_lookup(False, model, 1, 0.0, "auto", False)
+    for prompts, temperature, decode, lowered in (
+        (2, 0.0, "auto", False),
+        (1, 0.5, "auto", False),
+        (1, 0.0, "int8", False),
+        (1, 0.0, "auto", True),
+    ):
+        assert not takes_lookup(None, model, prompts, temperature, decode, lowered)
+    assert not takes_lookup(None, DecodingModel(model, "bf16"), 1, 0.0, "plain", False)
 
 
 def test_responses_with_lookup_are_those_without():

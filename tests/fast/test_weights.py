@@ -342,7 +342,7 @@ def test_generate_decodes_as_it_is_told(monkeypatch):
     for kind in ("bf16", "int8"):
         assert len(generate(model, tokenizer, prompts, 6, raw=True, decode=kind)) == 3
     assert told == [
-        (kind, rows, False) for kind, rows in (("fp32", 3), ("fp32", 2), ("fp32", 1), ("bf16", 3), ("int8", 3))
+        (kind, rows, False) for kind, rows in (("fp32", 3), ("fp32", 2), ("fp32", 16), ("bf16", 3), ("int8", 3))
     ]
     assert model.training and type(model) is GPT
     with pytest.raises(UserError, match="decode must be one of"):

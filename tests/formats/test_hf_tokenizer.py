@@ -554,4 +554,4 @@ def test_a_generated_answer_keeps_its_first_space(loaded, monkeypatch):
     prompt, answer = "Say:", "  two spaces"
     ids, [(start, end)] = ours.encode_segments([Segment(prompt, False), Segment(answer, True)])
     monkeypatch.setattr(generation, "decode_continuously", lambda *_: ([(0, i)] for i in ids[start:end]))
-    assert generation.generate(model, ours, [prompt], raw=True, decode="plain") == [answer]
+    assert generation.generate(model, ours, [prompt], raw=True, lookup=False, decode="plain") == [answer]
