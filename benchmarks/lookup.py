@@ -241,5 +241,17 @@ def table(result: dict) -> str:
     )
 
 
+def short_table(result: dict) -> str:
+    """Tokens a second of each, where answers copy and where they are new."""
+    kinds = list(result["summary"]["kinds"])
+    rows = []
+    for name in (PLAIN, LOOKUP, PEER, PEER_LOOKUP):
+        rows.append([name])
+        for kind in kinds:
+            speed = result["summary"]["kinds"][kind]["tokens_per_second"][name]
+            rows[-1].append(results.shown(speed, 1))
+    return results.markdown(["tokens a second", *(f"the answer {SAID[kind]}" for kind in kinds)], rows)
+
+
 if __name__ == "__main__":
     common.answer(work)
