@@ -193,6 +193,11 @@ class Config:
         "compute the head and the loss some rows at a time, so that the logits of a micro-batch never exist whole",
         ("auto", "on", "off"),
     )
+    windows: str = setting(
+        "auto",
+        "compute sliding windows block by block, on the keys that they reach, in rows of 512 tokens and more",
+        ("auto", "on", "off"),
+    )
     compile: bool = setting(False, "compile the blocks with torch.compile")
     checkpoint_activations: bool = setting(False, "recompute activations in backward: less memory, more time")
     shard: str = setting(

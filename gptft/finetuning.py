@@ -106,7 +106,7 @@ def finetune_on(ranks: Ranks, config: Config, device: torch.device) -> Run:
     start = identify(model, tokenizer)
     model.set_dropout(config.dropout)
     model.checkpoint_activations = config.checkpoint_activations
-    fast = choose(config, device)
+    fast = choose(config, device, model.config.window)
     to_batch = fast.batches(partial(collate, pad_id=tokenizer.eot, mask_prompt=config.mask_prompt))
     asked = [each.parts for each in questions + (score.questions if score else []) if not each.left_out]
     prompts = [prompt_ids(tokenizer, parts) for parts in asked]

@@ -14,6 +14,7 @@ from gptft.errors import UserError
 from gptft.fast.copies import CopiedAdamW, CopiedObjective, Copies
 from gptft.fast.head import chunked_head_losses
 from gptft.fast.packing import pack
+from gptft.fast.windows import in_windows
 from gptft.loss import HeadLosses, Objective, head_losses
 from gptft.model import GPT
 from gptft.optim import hyperparameters, make_optimizer, parameter_groups
@@ -28,6 +29,7 @@ class Choice:
     share    whether what examples begin with alike is computed once
     copies   whether the linear layers compute with copies in 16 bits
     chunks   whether the head and the loss are computed some rows at a time
+    windows  whether sliding windows are computed block by block
     why      what is left out that would be there otherwise, and for what reason
     """
 
@@ -35,13 +37,19 @@ class Choice:
     share: bool
     copies: bool = False
     chunks: bool = False
+    windows: bool = False
     why: tuple[str, ...] = ()
 
     def batches(self, to_batch: Callable[[Sequence], Batch]) -> Callable[[Sequence], Batch]:
         """`to_batch`, with its batches as they are to be computed."""
-        if self.packing is None:
-            return to_batch
-        return lambda examples: pack(to_batch(examples), self.share, self.packing)
+
+        def made(examples: Sequence) -> Batch:
+            batch = to_batch(examples)
+            if self.packing is not None:
+                batch = pack(batch, self.share, self.packing, self.windows)
+            return in_windows(batch) if self.windows else batch
+
+        return to_batch if self.packing is None and not self.windows else made
 
     @property
     def head_losses(self) -> HeadLosses:
@@ -69,15 +77,19 @@ class Choice:
             said.append("linear layers compute with copies in 16 bits")
         if self.chunks:
             said.append("the head and the loss are computed some rows at a time")
+        if self.windows:
+            said.append("sliding windows are computed block by block")
         said += filter(None, also)
         return "fast: " + "; ".join([*(said or ["the plain path"]), *self.why])
 
 
-def choose(config: Config, device: torch.device) -> Choice:
+def choose(config: Config, device: torch.device, window: int = 0) -> Choice:
     """What `config` asks for; where it leaves the choice, what is proven and pays on `device`. A function of these and
-    of the number of processes, so that a run that is gone on with computes as before. Raises UserError for what cannot
-    be had."""
+    of the number of processes, so that a run that is gone on with computes as before. `window`: the model's sliding
+    one. Raises UserError for what cannot be had."""
     asked = {name: getattr(config, name) for name in ("packing", "share_prefix", "copies", "chunk_head")}
+    if window:
+        asked["windows"] = config.windows
     automatic = config.fast == "auto" and device.type == "cpu"  # nowhere else was a gain seen yet
     wanted, why = {}, []
     for name, value in asked.items():
@@ -91,7 +103,14 @@ def choose(config: Config, device: torch.device) -> Choice:
         wanted["share_prefix"] = False  # it is a way of packing
     packs = wanted["packing"] or wanted["share_prefix"]
     least = 0.0 if "on" in (config.packing, config.share_prefix) else SAVING
-    return Choice(least if packs else None, wanted["share_prefix"], wanted["copies"], wanted["chunk_head"], tuple(why))
+    return Choice(
+        least if packs else None,
+        wanted["share_prefix"],
+        wanted["copies"],
+        wanted["chunk_head"],
+        wanted.get("windows", False),
+        tuple(why),
+    )
 
 
 OTHERS = {  # why a run in other bits, or one that trains other things, has no copies: it asks for none
@@ -116,6 +135,8 @@ def hindrance(name: str, config: Config, device: torch.device) -> str:
     if name == "chunk_head":  # blocks alone are compiled, so --compile is no matter
         fp16 = Precision(config.precision, device).name == "fp16"
         return "in fp16 its gradients would be rounded before they are scaled" if fp16 else ""
+    if name == "windows":
+        return "with --compile every length of a row would be compiled anew" if config.compile else ""
     if config.compile:
         return "with --compile every packed micro-batch, which has a shape of its own, would be compiled anew"
     if name == "share_prefix" and (config.dropout or config.lora_dropout):

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from gptft.attention import CacheLayout, Layout, attend
 from gptft.collate import IGNORE, Batch
+from gptft.fast.windows import Windows
 
 FEWEST = 8  # tokens that examples must begin with alike, for sharing them to pay for its masks
 
@@ -31,10 +32,12 @@ class Packed(Layout):
 
     shared   how many tokens stand at the beginning, for all
     groups   per run of examples of one length: (how many, tokens of each), in the order of the row
+    windows  whether sliding windows of examples that share nothing are computed block by block
     """
 
     shared: int = 0
     groups: list[tuple[int, int]] = field(default_factory=list)
+    windows: bool = False
     _layouts: dict[int, Layout] = field(default_factory=dict, repr=False)
 
     def to(self, device: torch.device) -> Packed:
@@ -69,7 +72,8 @@ class Packed(Layout):
         key = -1 if beginning else length
         if key not in self._layouts:
             if beginning or not self.shared:
-                self._layouts[key] = Layout.of_rows(length, self.pos.device)
+                kind = Windows if self.windows else Layout
+                self._layouts[key] = kind.of_rows(length, self.pos.device)
             else:
                 pos = torch.arange(self.shared, self.shared + length, device=self.pos.device)[None]
                 self._layouts[key] = CacheLayout(pos, end=self.shared + length)
@@ -86,7 +90,7 @@ def tokens_of(rows: Tensor) -> Tensor:
     return rows.transpose(1, 2).flatten(0, 1)
 
 
-def pack(batch: Batch, share: bool, saving: float = 0.0) -> Batch:
+def pack(batch: Batch, share: bool, saving: float = 0.0, windows: bool = False) -> Batch:
     """A padded batch as one row, with the same targets in the same order. `share`: let what the examples begin with
     alike stand there once. A batch in which less than `saving` of the positions would go, 0 to 1, stays as it is, and
     so does one without examples."""
@@ -111,6 +115,7 @@ def pack(batch: Batch, share: bool, saving: float = 0.0) -> Batch:
         torch.from_numpy(doc)[None],
         shared=shared,
         groups=list(zip(counts.tolist(), sizes.tolist(), strict=True)),
+        windows=windows,
     )
     return dataclasses.replace(
         batch,

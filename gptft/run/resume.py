@@ -25,7 +25,7 @@ from gptft.training import TrainState
 FIXED = ("seed", "batch_size", "grad_accum", "batching", "mask_prompt", "optimizer")
 # What may be changed on the way, from the next step on.
 FREE = ("epochs", "max_steps", "lr", "min_lr", "warmup_steps", "schedule", "grad_clip", "dropout", "precision")
-FREE += ("eval_every", "patience", "fast", "packing", "share_prefix", "copies", "chunk_head")
+FREE += ("eval_every", "patience", "fast", "packing", "share_prefix", "copies", "chunk_head", "windows")
 
 
 def describe_inputs(config: Config, state: TrainState, start: str, train_set: Split, val_set: Split) -> dict:
