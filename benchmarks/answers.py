@@ -234,5 +234,14 @@ def table(result: dict) -> str:
     )
 
 
+def short_table(result: dict) -> str:
+    """Seconds for all prompts, and how much less than transformers takes."""
+    rows = []
+    for name, seconds in result["summary"]["seconds"].items():
+        ratio = common.ratios(result["rounds"], name, PEER, "answers_per_second")
+        rows.append([name, results.shown(seconds, 1), "" if name == PEER else f"{results.shown(ratio)}x"])
+    return results.markdown(["who", "seconds for 110 answers", "over transformers, by round"], rows)
+
+
 if __name__ == "__main__":
     common.answer(work)

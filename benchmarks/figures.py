@@ -6,6 +6,7 @@ import functools
 from collections.abc import Callable
 
 from benchmarks import (
+    answers,
     common,
     core_lines,
     forecast,
@@ -297,6 +298,7 @@ def mistakes_kinds() -> str:
 
 
 WHERE = (
+    "answers",
     "decode",
     "decode-real",
     "families",
@@ -314,6 +316,7 @@ WHERE = (
     "startup",
 )
 FIGURES: dict[str, Callable[[], str]] = {
+    "answers": lambda: answers.short_table(read("answers")),
     "core": core_lines.table,
     "decode": decode,
     "decode-alone": decode_alone,
