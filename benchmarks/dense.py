@@ -19,6 +19,7 @@ import time
 from pathlib import Path
 
 from benchmarks import common, gpt2, real, results
+from benchmarks.sft_contenders import LEARNING_RATE, trainer_settings
 from gptft.errors import UserError
 
 ROWS = {256: 8, 1024: 2}  # tokens a row: rows a batch
@@ -26,7 +27,6 @@ QUICK_ROWS = {16: 2}
 STEPS, WARM_STEPS = 6, 2
 FIRST = 2  # steps whose losses are compared
 NEAR = 1e-4  # nats a target
-LEARNING_RATE = 5e-5
 SEED = 123  # of gptft's order, which all take
 CONTENDERS = ("gptft fp32", "gptft bf16", "book fp32", "Trainer fp32", "Trainer bf16")
 TARGETS = {  # times the other's tokens a second
@@ -119,7 +119,8 @@ def train_gptft(task: dict) -> tuple[list[float], float]:
     plain = {"schedule": "constant", "warmup_steps": 0, "weight_decay": 0.0, "grad_clip": 1.0, "epochs": 1}
     plain |= {"precision": task["do"].split()[1], "mask_prompt": False, "seed": SEED, "lr": LEARNING_RATE}
     config = resolve("", {"batch_size": task["batch"], **plain})
-    fast, precision = choose(config, torch.device("cpu")), Precision(config.precision, torch.device("cpu"))
+    cpu = torch.device("cpu")
+    fast, precision = choose(config, cpu, model.config.window), Precision(config.precision, cpu)
     optimizer, objective = fast.prepare(model, config, precision)
     state = TrainState(model, optimizer, precision)
     to_batch = fast.batches(functools.partial(collate, pad_id=tokenizer.eot, mask_prompt=config.mask_prompt))
@@ -167,25 +168,7 @@ def train_trainer(task: dict) -> tuple[list[float], float]:
             clock.append(time.perf_counter())
 
     rows = [row.tolist() for ids in batches_in_order(task) for row in ids]
-    config = TrainingArguments(
-        output_dir=task["scratch"],
-        per_device_train_batch_size=task["batch"],
-        max_steps=task["warm_steps"] + task["steps"],
-        learning_rate=LEARNING_RATE,
-        lr_scheduler_type="constant",
-        warmup_steps=0,
-        weight_decay=0.0,
-        max_grad_norm=1.0,
-        bf16="bf16" in task["do"],
-        use_cpu=True,
-        train_sampling_strategy="sequential",
-        dataloader_pin_memory=False,
-        logging_steps=1,
-        report_to="none",
-        eval_strategy="no",
-        save_strategy="no",
-        disable_tqdm=True,
-    )
+    config = TrainingArguments(**trainer_settings(task, task["batch"], task["warm_steps"] + task["steps"]))
     trainer = Trainer(
         model=AutoModelForCausalLM.from_pretrained(task["model"], dtype=torch.float32),
         args=config,

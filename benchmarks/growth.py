@@ -87,7 +87,8 @@ def train_on(model, rows, nothing, batch_size: int, steps: int):
     from gptft.training import TrainState, train
 
     config = resolve("", {"precision": "fp32", "batch_size": batch_size, "max_steps": steps, "mask_prompt": False})
-    fast, precision = choose(config, torch.device("cpu")), Precision(config.precision, torch.device("cpu"))
+    cpu = torch.device("cpu")
+    fast, precision = choose(config, cpu, model.config.window), Precision(config.precision, cpu)
     optimizer, objective = fast.prepare(model, config, precision)
     to_batch = fast.batches(functools.partial(collate, pad_id=0, mask_prompt=config.mask_prompt))
     keep_memory(config, precision.device)

@@ -68,7 +68,8 @@ def train_gptft(task: dict) -> dict:
     plain = {"schedule": "constant", "warmup_steps": 0, "weight_decay": 0.0, "grad_clip": 1.0, "epochs": 1}
     plain["fast"] = "off" if task["do"] in PLAIN else "auto"
     config = resolve("", {"precision": precision, "batch_size": BATCH, "lr": LEARNING_RATE, "seed": SEED, **plain})
-    fast, precision = choose(config, torch.device("cpu")), Precision(config.precision, torch.device("cpu"))
+    cpu = torch.device("cpu")
+    fast, precision = choose(config, cpu, model.config.window), Precision(config.precision, cpu)
     optimizer, objective = fast.prepare(model, config, precision)
     state = TrainState(model, optimizer, precision)
     to_batch = fast.batches(functools.partial(collate, pad_id=tokenizer.eot))
@@ -92,6 +93,29 @@ def train_gptft(task: dict) -> dict:
     return outcome | {"chose": fast.describe(kept)}
 
 
+def trainer_settings(task: dict, batch: int, steps: int) -> dict:
+    """What TRL's trainer and transformers' own are told alike: to optimise as gptft does, in order, and quietly."""
+    return {
+        "output_dir": task["scratch"],
+        "per_device_train_batch_size": batch,
+        "max_steps": steps,
+        "learning_rate": LEARNING_RATE,
+        "lr_scheduler_type": "constant",
+        "warmup_steps": 0,
+        "weight_decay": 0.0,
+        "max_grad_norm": 1.0,
+        "bf16": "bf16" in task["do"],
+        "use_cpu": True,
+        "train_sampling_strategy": "sequential",
+        "dataloader_pin_memory": False,
+        "logging_steps": 1,
+        "report_to": "none",
+        "eval_strategy": "no",
+        "save_strategy": "no",
+        "disable_tqdm": True,
+    }
+
+
 def load_trl(task: dict, order: list[int], steps: int, callbacks=(), peft_config=None):
     """TRL's trainer over the records in this order, as prompt and completion; with PEFT's adapters, where given."""
     import torch
@@ -106,29 +130,13 @@ def load_trl(task: dict, order: list[int], steps: int, callbacks=(), peft_config
     texts = [hydrate(template, recognise(records[i])) for i in order]
     tokenizer = AutoTokenizer.from_pretrained(task["model"])
     config = SFTConfig(
-        output_dir=task["scratch"],
-        per_device_train_batch_size=BATCH,
-        max_steps=steps,
-        learning_rate=LEARNING_RATE,
-        lr_scheduler_type="constant",
-        warmup_steps=0,
-        weight_decay=0.0,
-        max_grad_norm=1.0,
+        **trainer_settings(task, BATCH, steps),
         max_length=1024,
         completion_only_loss=True,
         # TRL ends each completion with the tokenizer's end-of-text; a chat model's is the end of a turn (SmolLM2's
         # <|im_end|>), where gptft writes the template's own stop if the vocabulary has it
         eos_token=template.stop if template.stop in tokenizer.get_vocab() else None,
         gradient_checkpointing=False,
-        bf16="bf16" in task["do"],
-        use_cpu=True,
-        train_sampling_strategy="sequential",
-        dataloader_pin_memory=False,
-        logging_steps=1,
-        report_to="none",
-        eval_strategy="no",
-        save_strategy="no",
-        disable_tqdm=True,
     )
     return SFTTrainer(
         model=AutoModelForCausalLM.from_pretrained(task["model"], dtype=torch.float32),

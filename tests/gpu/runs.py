@@ -4,7 +4,7 @@ from functools import partial
 
 import numpy as np
 import torch
-from toys import toy_examples, toy_model
+from toys import Examples, toy_examples, toy_model
 
 from gptft.collate import collate
 from gptft.config import Config
@@ -28,21 +28,6 @@ SHAPE = {
     "activation": "silu",
     "qkv_bias": False,
 }
-
-
-class Examples(list):
-    """A split in memory: all that the loop asks of one."""
-
-    def part(self, number, should_stop=None):
-        return self
-
-    @property
-    def lengths(self):
-        return np.array([len(example.ids) for example in self])
-
-    @property
-    def target_counts(self):
-        return np.array([sum(end - start for start, end in example.spans) for example in self])
 
 
 def examples(count, longest=60, seed=0):

@@ -10,9 +10,9 @@ import warnings
 
 import pytest
 import torch
-from runs import TO_BATCH, Examples, Run, examples
+from runs import TO_BATCH, Run, examples
 from torch.nn import functional as F
-from toys import difference
+from toys import Examples, difference
 
 from gptft.collate import IGNORE, plan
 from gptft.device import random_state
