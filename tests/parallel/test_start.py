@@ -62,8 +62,8 @@ def test_what_every_rank_finds_is_said_once(start, data, words, said):
 def test_a_first_rank_that_is_late_is_waited_for(start, data):
     """Another found it and ended, in silence since it is for the first to say; torchrun ended the first before it had
     heard of it, and nobody said a word."""
-    late = {"rank": 0, "at": "start", "do": "sleep", "what": 2.0}
-    job = start("--data", data, "--out_dir", "out", "--device", "cuda:0", faults=[late])
+    late = [{"rank": rank, "at": "start", "do": "sleep", "what": 2.0} for rank in (0, 2)]  # nobody else to say it
+    job = start("--data", data, "--out_dir", "out", "--device", "cuda:0", faults=late)
     is_refused(job, "3 processes were started, which would share it", early=True)
 
 
