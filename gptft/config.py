@@ -185,7 +185,8 @@ class Config:
     )
     copies: str = setting(
         "auto",
-        "in bf16, let the linear layers compute with copies of their weights, made by the optimizer's step",
+        "in bf16, let the linear layers compute with copies of their weights, made by the optimizer's step; of frozen "
+        "weights once",
         ("auto", "on", "off"),
     )
     chunk_head: str = setting(

@@ -61,6 +61,8 @@ class Choice:
         if not self.copies:
             return make_optimizer(model, config), Objective(model, self.head_losses)
         copies = Copies(model, precision.dtype)
+        if config.lora_rank:  # they are of frozen weights
+            return make_optimizer(model, config), CopiedObjective(model, copies, self.head_losses)
         groups = parameter_groups(model, config.weight_decay)
         optimizer = CopiedAdamW(groups, copies, lr=config.lr, **hyperparameters(config))
         return optimizer, CopiedObjective(model, copies, self.head_losses)
@@ -113,24 +115,21 @@ def choose(config: Config, device: torch.device, window: int = 0) -> Choice:
     )
 
 
-OTHERS = {  # why a run in other bits, or one that trains other things, has no copies: it asks for none
-    "fp32": "they are for --precision bf16",
-    "lora": "the weights beside adapters are never cast anew with --lora_base bf16",
-}
-OBVIOUS = {("copies", reason) for reason in OTHERS.values()}
+IN_BF16 = "they are for --precision bf16"
+OBVIOUS = {("copies", IN_BF16)}  # a run in other bits asks for none
 
 
 def hindrance(name: str, config: Config, device: torch.device) -> str:
     """Why a way cannot be taken, in a few words; empty where it can."""
     if name == "copies":
         if Precision(config.precision, device).name != "bf16":
-            return OTHERS["fp32"]
-        if config.lora_rank:
-            return OTHERS["lora"]
-        if config.optimizer != "adamw":
-            return "they are made anew by AdamW's step"
+            return IN_BF16
         if config.compile:
             return "with --compile the blocks are compiled for the weights themselves"
+        if config.lora_rank:
+            return "of several processes: --lora_base bf16 casts no weight either" if here().size > 1 else ""
+        if config.optimizer != "adamw":
+            return "they are made anew by AdamW's step"
         return "of several processes, each gradient is added up in fp32" if here().size > 1 else ""
     if name == "chunk_head":  # blocks alone are compiled, so --compile is no matter
         fp16 = Precision(config.precision, device).name == "fp16"

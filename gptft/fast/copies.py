@@ -13,6 +13,8 @@ same numbers meet. Where a window has several micro-batches, their gradients are
 Where the head is the token embedding, its gradient is the sum of two: that of the head, and that of the few rows which
 the tokens of the batch looked up. These stay apart, in fp32, until the step adds them up: a tensor of the size of the
 vocabulary, zeros nearly all of it, is neither made nor added.
+
+Beside adapters the weights are frozen: their copies are made once, and a step has nothing to do with them.
 """
 
 from __future__ import annotations
@@ -26,7 +28,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from gptft.adapters.lora import LoraLinear
 from gptft.collate import Batch
+from gptft.fast.weights import head_of
 from gptft.loss import HeadLosses, Objective, head_losses
 from gptft.model import GPT
 
@@ -49,23 +53,25 @@ class LookUp(torch.autograd.Function):
 
 
 class Copies:
-    """Copies of the weights and biases of a model's linear layers, `dtype`: those that are trained.
+    """Copies of the weights and biases of a model's linear layers, `dtype`. They have a gradient where those have.
 
     `tied`: the token embedding's weight where it is the head's too, else None; `rows`: what tokens that were looked up
-    in it have of a gradient, by micro-batch.
+    in it have of a gradient, by micro-batch. Layers that are held in 16 bits have none, nor those that DoRA measures.
     """
 
     def __init__(self, model: GPT, dtype: torch.dtype) -> None:
         self.model, self.places = model, []
         self.copies: list[Tensor] = []
         self.rows: list[tuple[Tensor, Tensor]] = []
-        self.tied = model.tok.weight if model.lm_head is None and model.tok.weight.requires_grad else None
-        head = [model.tok] if self.tied is not None else [model.lm_head]
-        for module in [*model.blocks.modules(), *head]:
-            if type(module) in (nn.Linear, nn.Embedding) and module.weight.requires_grad:
+        self.tied = model.tok.weight if model.lm_head is None else None
+        measured = {
+            id(layer.base) for layer in model.modules() if isinstance(layer, LoraLinear) and layer.m is not None
+        }
+        for module in [*model.blocks.modules(), head_of(model)]:
+            if type(module) in (nn.Linear, nn.Embedding) and id(module) not in measured:
                 for name, parameter in module.named_parameters(recurse=False):
                     self.places.append((module, name, parameter))
-                    self.copies.append(parameter.detach().to(dtype).requires_grad_())
+                    self.copies.append(parameter.detach().to(dtype).requires_grad_(parameter.requires_grad))
         self.parameters = [parameter for _, _, parameter in self.places]
         self.versions = [parameter._version for parameter in self.parameters]
 

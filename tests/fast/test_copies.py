@@ -5,8 +5,10 @@ from functools import partial
 import pytest
 import torch
 from allocations import Allocations
+from torch.utils._python_dispatch import TorchDispatchMode
 from toys import Examples, difference, toy_examples, toy_model
 
+from gptft.adapters.lora import LoraConfig, add_lora, lora_state
 from gptft.collate import collate
 from gptft.config import Config
 from gptft.device import Precision
@@ -59,6 +61,72 @@ def test_a_step_is_that_of_autocast(grad_accum, grad_clip, tied):
     assert losses[1] == pytest.approx(losses[0], rel=1e-6)
     moved = [run.weights() - before for run in runs]
     assert difference(moved[1], moved[0]) < 1e-4  # of fp32 weights' difference the last bits are lost
+
+
+class AdapterRun(Run):
+    """As `Run`, of adapters that are not at their start beside frozen weights."""
+
+    def __init__(self, copies, checkpointed=False, tied=True, frozen_as="fp32", **settings):
+        super().__init__(False, tied=tied, **({"lora_rank": 4} | settings))
+        torch.manual_seed(5)
+        add_lora(self.model, LoraConfig.asked(self.config), frozen_as=frozen_as)
+        self.model.checkpoint_activations = checkpointed
+        with torch.no_grad():
+            for name, parameter in lora_state(self.model).items():
+                if name.endswith("B"):
+                    parameter.normal_(0, 0.1)
+        optimizer, self.objective = Choice(None, False, copies).prepare(self.model, self.config, self.state.precision)
+        self.state = TrainState(self.model, optimizer, self.state.precision)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"tied": False},
+        {"lora_dora": True},
+        {"frozen_as": "bf16"},
+        {"frozen_as": "int8"},
+        {"lora_targets": ["attn"]},
+        {"checkpointed": True},
+    ],
+)
+def test_adapters_beside_copies_of_frozen_weights_learn_as_under_autocast(settings):
+    """The same bits: autocast would make the same copies anew in every pass."""
+    runs = [AdapterRun(copies, max_steps=3, **settings) for copies in (False, True)]
+    frozen = [parameter for parameter in runs[1].model.parameters() if not parameter.requires_grad]
+    before = [parameter.clone() for parameter in frozen]
+    losses = [run.steps() for run in runs]
+    assert losses[0] == losses[1] and torch.equal(runs[0].weights(), runs[1].weights())
+    assert all(map(torch.equal, frozen, before)) and all(parameter.grad is None for parameter in frozen)
+
+
+def test_weights_beside_adapters_are_cast_once_and_not_in_every_pass():
+    """A cast reads four bytes of each weight, and writes two: more than its product, where a batch is small."""
+    assert casts_of(AdapterRun(False)) and not casts_of(AdapterRun(True))
+
+
+def casts_of(run):
+    """The shapes of frozen weights that are cast in one pass and its gradient."""
+    counted = Casts([*run.model.blocks.modules(), run.model.tok])
+    with counted:
+        loss, _ = run.loss(toy_examples([5, 9]))
+        loss.backward()
+    return counted.found
+
+
+class Casts(TorchDispatchMode):
+    """Notes the shapes of weights that are cast within: those of the layers that hold one."""
+
+    def __init__(self, modules):
+        super().__init__()
+        self.pointers = {m.weight.data_ptr() for m in modules if type(m) in (torch.nn.Linear, torch.nn.Embedding)}
+        self.found = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function is torch.ops.aten._to_copy.default and args[0].data_ptr() in self.pointers:
+            self.found.append(tuple(args[0].shape))
+        return function(*args, **(kwargs or {}))
 
 
 def test_no_gradient_of_the_size_of_the_vocabulary_is_made_for_the_few_rows_that_were_looked_up(monkeypatch):
