@@ -129,6 +129,8 @@ class ChunkedLosses(torch.autograd.Function):
         with torch.autocast(scale.device.type, enabled=False):
             if grad_h is not None:
                 grad_h = grad_h.to(h_dtype) * scale
+            if grad_weight is None and d is not None and len(d) < h.size(1):  # fewer numbers than grad_W has
+                d, scale = d * scale, None
             if d is not None:
                 grad_weight = add_product(grad_weight, d, h, weight_dtype, scale).to(weight_dtype)
         return grad_h, grad_weight, None, None, None
