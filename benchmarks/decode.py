@@ -1,4 +1,5 @@
-"""Greedy decoding with GPT-2 124M of random weights in fp32: 64 prompt tokens, 128 new ones, 1 and 8 prompts at once.
+"""Greedy decoding with GPT-2 124M of random weights in fp32: 64 prompt tokens, 256 new ones, 1 and 8 prompts at
+once.
 
 gptft as `generate` decodes, with the weights as they are, in bf16 and in int8 (`--decode`); gptft's plain uncached loop
 (the oracle; one prompt, fewer new tokens, since it slows down with each); and transformers' generate, in fp32 and bf16.
@@ -7,7 +8,7 @@ fp32 all must give the same ids.
 
 --model takes a real pretrained model instead, --data the prompts from its first records, in the model's own template.
 Where llama-cpp-python is there, or GPTFT_LLAMACPP_PYTHON names a Python that has it, llama.cpp decodes the same weights
-in fp32, and the GGUF file that was given as it is.
+in fp32 and in Q8_0, and the GGUF file that was given as it is. `benchmarks/ceiling.py` says what the ceilings are.
 """
 
 from __future__ import annotations
@@ -18,13 +19,29 @@ from pathlib import Path
 from benchmarks import common, real, results
 from gptft.errors import UserError
 
-PROMPT, NEW, NEW_PLAIN = 64, 128, 32
+PROMPT, NEW, NEW_PLAIN = 64, 256, 32
 KINDS = ("", " bf16", " int8")  # of the weights of gptft; "": fp32, as those of transformers
 CONTENDERS = ("gptft, 1", "transformers, 1", "gptft uncached, 1", "gptft, 8", "transformers, 8")
 ROUNDED = tuple(f"{who}, {n}" for n in (1, 8) for who in ("gptft bf16", "gptft int8", "transformers bf16"))
+CEILINGS = tuple(f"ceiling of gptft{kind}, {n}" for n in (1, 8) for kind in KINDS)
+# times the other's tokens a second: on GPT-2, and on a real model
+TARGETS = {
+    ("gptft, 1", "transformers, 1"): 1.15,
+    ("gptft bf16, 1", "transformers bf16, 1"): 1.3,
+    ("gptft int8, 1", "transformers, 1"): 2.8,
+}
+REAL_TARGETS = {
+    ("gptft, 1", "transformers, 1"): 1.6,
+    ("gptft bf16, 1", "transformers bf16, 1"): 1.5,
+    ("gptft int8, 1", "transformers, 1"): 4.0,
+    ("gptft, 8", "transformers, 8"): 1.4,
+    ("gptft bf16, 8", "transformers bf16, 8"): 1.4,
+}
+OF_LLAMACPP = 0.6  # of its tokens a second in 8 bits
+SHARE = 0.85  # of the ceiling at one prompt, where that forbids the target
 PROMPTS = 8
 REFERENCE = "transformers, 8"
-LLAMACPP = "llama.cpp, 1"
+LLAMACPP, LLAMACPP_INT8 = "llama.cpp, 1", "llama.cpp Q8_0, 1"
 NEAR = 1e-3  # logits nearer than this may change places between libraries
 
 
@@ -39,6 +56,8 @@ def work(task: dict) -> dict:
         return gaps(task)
     import torch
 
+    if task["do"] in CEILINGS:
+        return find_ceiling(task)
     who, count = task["do"].split(", ")
     who, _, kind = who.partition(" ")
     prompts = (task.get("prompts") or random_prompts(50256, task["prompt"]))[: int(count)]
@@ -52,9 +71,21 @@ def work(task: dict) -> dict:
     return {"tokens_per_second": len(prompts) * new / seconds, "ids": ids}
 
 
+def find_ceiling(task: dict) -> dict:
+    """What the machine would allow a contender of gptft."""
+    import gptft
+    from benchmarks.ceiling import of_decoding
+
+    who, count = task["do"].split(", ")
+    kind = who.partition("gptft")[2].strip() or "fp32"
+    found = of_decoding(gptft.load(task["model"])[0], kind, int(count))
+    return found | {"tokens_per_second": int(count) / found["seconds"]}
+
+
 def make(task: dict) -> dict:
-    """The weights for all, and of a real model or real records the prompts' ids. With `gguf`, also a GGUF file of the
-    weights in fp32, and how the given one stores its own, None where none was given or it is in fp32 itself."""
+    """The weights for all, and of a real model or real records the prompts' ids. With `gguf`, also GGUF files of the
+    weights in fp32 and, as `gguf_int8`, in 8 bits, and how the given one stores its own, None where none was given or
+    it is in fp32 itself."""
     made = real.make(task)
     if not task.get("source") and not task.get("data"):
         return made
@@ -74,6 +105,7 @@ def make(task: dict) -> dict:
         from gptft.export.llamacpp import export_gguf
 
         export_gguf(model, tokenizer, task["gguf"], "fp32")
+        export_gguf(model, tokenizer, task["gguf_int8"], "q8_0")
         if task.get("source") and is_gguf(Path(task["source"])):
             number = read_gguf(Path(task["source"])).settings.get("general.file_type")
             stored = "as given" if number is None else gguf.LlamaFileType(int(number)).name.removeprefix("MOSTLY_")
@@ -183,9 +215,10 @@ def main(argv: list[str]) -> None:
         task = {"model": f"{folder}/model", "quick": options.quick, **sizes}
         task |= {"source": model and str(model), "data": data and str(data)}
         task["gguf"] = f"{folder}/model.gguf" if given and real.llamacpp_python() else None
+        task["gguf_int8"] = f"{folder}/model-q8_0.gguf"
         made = common.call("decode", {**task, "do": "make"}, env)
         settings["parameters"], task["model"], task["prompts"] = made["parameters"], made["model"], made.get("prompts")
-        files = {LLAMACPP: task["gguf"]} if task["gguf"] else {}
+        files = {LLAMACPP: task["gguf"], LLAMACPP_INT8: task["gguf_int8"]} if task["gguf"] else {}
         if made.get("stored"):
             files[f"llama.cpp {made['stored']}, 1"] = str(model)
 
@@ -194,7 +227,9 @@ def main(argv: list[str]) -> None:
                 return real.run_llamacpp(files[name], task["prompts"][0], task["new"], options.threads)
             return common.call("decode", {**task, "do": name}, env)
 
-        measured = common.interleave([*CONTENDERS, *ROUNDED, *files], rounds, measure, "tokens_per_second")
+        who = [*CONTENDERS, *ROUNDED, *files, *CEILINGS]
+        measured = common.interleave(who, rounds, measure, "tokens_per_second")
+        ceilings = [{name: once.pop(name) for name in CEILINGS} for once in measured]
         exact = {name: outcome for name, outcome in measured[0].items() if name not in ROUNDED}
         if given:
             settings["prompt_lengths"] = [len(prompt) for prompt in task["prompts"]]
@@ -207,11 +242,13 @@ def main(argv: list[str]) -> None:
         {name: {"tokens_per_second": outcome["tokens_per_second"]} for name, outcome in once.items()}
         for once in measured
     ]
-    result["summary"] = summarise(measured) | ({"ids": departures} if given else {})
+    result["ceilings"] = ceilings
+    result["summary"] = summarise(measured, ceilings, REAL_TARGETS if given else TARGETS)
+    result["summary"] |= {"ids": departures} if given else {}
     results.save(result, common.results_folder(options))
 
 
-def summarise(measured: list[dict]) -> dict:
+def summarise(measured: list[dict], ceilings: list[dict], targets: dict) -> dict:
     """Medians and spreads over the rounds, and the ratios formed in each."""
 
     def ratio(of: str, to: str) -> dict:
@@ -225,6 +262,19 @@ def summarise(measured: list[dict]) -> dict:
             for count in ("1", "8")
         },
     }
+    summary["targets"] = [[of, to, target, ratio(of, to)] for (of, to), target in targets.items()]
+    if LLAMACPP_INT8 in measured[0]:
+        summary["targets"].append(["gptft int8, 1", LLAMACPP_INT8, OF_LLAMACPP, ratio("gptft int8, 1", LLAMACPP_INT8)])
+    summary["ceiling"] = {}
+    for name in CEILINGS:
+        of = name.removeprefix("ceiling of ")
+        pairs = [(once[of], one[name]) for once, one in zip(measured, ceilings, strict=True)]
+        summary["ceiling"][of] = {
+            "tokens_per_second": common.spread([one["tokens_per_second"] for _, one in pairs]),
+            "bytes_per_second": common.spread([one["bytes_per_second"] for _, one in pairs]),
+            "share": common.spread([own["tokens_per_second"] / one["tokens_per_second"] for own, one in pairs]),
+            "layouts": pairs[0][1]["layouts"],
+        }
     if LLAMACPP in measured[0]:
         names = [name for name in measured[0] if name.startswith("llama.cpp")]
         summary["over_llamacpp"] = {name: ratio("gptft, 1", name) for name in names}
@@ -302,7 +352,35 @@ def table(result: dict) -> str:
     found = result["summary"].get("ids")
     ids = describe_ids(result) if found else "All in fp32 gave the same ids."
     head = ["who", "prompts at once", "new tokens each", "tokens/s", "over transformers, by round"]
-    return f"{results.markdown(head, rows_of(result))}\n\n{size}, prompts of {length} tokens. {ids}"
+    return "\n\n".join(
+        [
+            results.markdown(head, rows_of(result)),
+            f"{size}, prompts of {length} tokens. {ids}",
+            *([tell_targets(result["summary"]), tell_ceilings(result["summary"])] if "ceilings" in result else []),
+        ]
+    )
+
+
+def tell_targets(summary: dict) -> str:
+    """The ratios that have a target."""
+    rows = [
+        [f"{of} / {to}", f"{results.shown(ratio)}x", results.verdict(ratio["median"], target, "x", at_least=True)]
+        for of, to, target, ratio in summary["targets"]
+    ]
+    return results.markdown(["ratio of tokens/s", "by round", "target"], rows)
+
+
+def tell_ceilings(summary: dict) -> str:
+    """What share of the ceilings was reached."""
+    rows = []
+    for name, found in summary["ceiling"].items():
+        layouts = ", ".join(f"{count} {layout}" for layout, count in found["layouts"].items())
+        rate = results.shown({key: value / 1e9 for key, value in found["bytes_per_second"].items()}, 1)
+        share = results.shown(found["share"])
+        met = results.verdict(found["share"]["median"], SHARE, "", at_least=True) if name.endswith(", 1") else ""
+        rows.append([name, results.shown(found["tokens_per_second"], 1), rate, layouts, share, met])
+    head = ["ceiling of", "tokens/s", "GB/s of weights", "fastest layouts", "share reached, by round", "target"]
+    return results.markdown(head, rows)
 
 
 def describe_ids(result: dict) -> str:
@@ -320,7 +398,7 @@ def describe_ids(result: dict) -> str:
         said.append(f"gptft has, at one prompt, {results.shown(ratio)} times the tokens/s of {stored}")
     for name, count in found["rounded"].items():
         stored = name.removesuffix(", 1")
-        said.append(f"{stored}, whose numbers are those of the file as it was given, gave the first {count} of {new}")
+        said.append(f"{stored}, whose numbers are rounded, gave the first {count} of {new}")
     return ". ".join(said) + "."
 
 

@@ -13,13 +13,13 @@ are not. In fp32 the losses of the first steps must agree.
 
 from __future__ import annotations
 
-import functools
 import random
 import time
 from pathlib import Path
 
 from benchmarks import common, gpt2, real, results
-from benchmarks.sft_contenders import LEARNING_RATE, trainer_settings
+from benchmarks.sft import pop_ceilings, summarise_ceilings, tell_ceilings
+from benchmarks.sft_contenders import CEILING, LEARNING_RATE, trainer_settings
 from gptft.errors import UserError
 
 ROWS = {256: 8, 1024: 2}  # tokens a row: rows a batch
@@ -29,6 +29,7 @@ FIRST = 2  # steps whose losses are compared
 NEAR = 1e-4  # nats a target
 SEED = 123  # of gptft's order, which all take
 CONTENDERS = ("gptft fp32", "gptft bf16", "book fp32", "Trainer fp32", "Trainer bf16")
+CEILINGS = tuple(CEILING + name for name in CONTENDERS[:2])
 TARGETS = {  # times the other's tokens a second
     ("gptft fp32", "book fp32"): 1.0,
     ("gptft fp32", "Trainer fp32"): 1.0,
@@ -44,6 +45,8 @@ def work(task: dict) -> dict:
     """In a fresh process: make the weights, or train as one contender. `losses`: of all steps, the warm-up's first."""
     if task["do"] == "make":
         return make(task)
+    if task["do"].startswith(CEILING):
+        return find_ceiling(task)
     train = {"gptft": train_gptft, "book": train_book, "Trainer": train_trainer}[task["do"].split()[0]]
     losses, seconds = train(task)
     tokens = task["steps"] * task["batch"] * task["length"]
@@ -100,60 +103,42 @@ def batches_in_order(task: dict) -> list:
     return found
 
 
-def train_gptft(task: dict) -> tuple[list[float], float]:
-    """gptft's own loop in the ways that a run would choose -> the losses, and the seconds of the steps measured."""
-    import numpy as np
-    import torch
-
+def ready_gptft(task: dict):
+    """gptft's loop in the ways that a run would choose, and the rows of the warm-up and those measured."""
     import gptft
-    from gptft.collate import collate
-    from gptft.config import resolve
-    from gptft.data.examples import Split
-    from gptft.device import Precision
-    from gptft.fast.choice import choose
-    from gptft.run.setup import keep_memory
-    from gptft.training import Progress, TrainState, train
+    from benchmarks.training import ready
 
     model, tokenizer = gptft.load(task["model"])
-    warm, measured = splits(task)
-    plain = {"schedule": "constant", "warmup_steps": 0, "weight_decay": 0.0, "grad_clip": 1.0, "epochs": 1}
-    plain |= {"precision": task["do"].split()[1], "mask_prompt": False, "seed": SEED, "lr": LEARNING_RATE}
-    config = resolve("", {"batch_size": task["batch"], **plain})
-    cpu = torch.device("cpu")
-    fast, precision = choose(config, cpu, model.config.window), Precision(config.precision, cpu)
-    optimizer, objective = fast.prepare(model, config, precision)
-    state = TrainState(model, optimizer, precision)
-    to_batch = fast.batches(functools.partial(collate, pad_id=tokenizer.eot, mask_prompt=config.mask_prompt))
-    keep_memory(config, precision.device)
-    losses, began = [], 0.0
-    for part in (warm, measured):
-        state.progress, began = Progress(), time.perf_counter()
-        nothing = Split(part.dataset, np.array([], int))
-        losses += [event.loss for event in train(state, objective, config, part, nothing, to_batch)]
+    settings = {"mask_prompt": False, "seed": SEED, "lr": LEARNING_RATE, "weight_decay": 0.0}
+    settings |= {"precision": real.precision_of(task["do"]), "batch_size": task["batch"]}
+    return ready(model, tokenizer, settings), *splits(task)
+
+
+def train_gptft(task: dict) -> tuple[list[float], float]:
+    """gptft's own loop -> the losses, and the seconds of the steps measured."""
+    loop, warm, measured = ready_gptft(task)
+    losses = [event.loss for event in loop.steps(warm)]
+    began = time.perf_counter()
+    losses += [event.loss for event in loop.steps(measured)]
     return losses, time.perf_counter() - began
 
 
 def train_book(task: dict) -> tuple[list[float], float]:
-    """The classical loop, as books and tutorials have it."""
-    import torch
-    from torch.nn import functional as F
-    from transformers import AutoModelForCausalLM
+    """The classical loop on the same batches."""
+    from benchmarks import book
 
-    model = AutoModelForCausalLM.from_pretrained(task["model"], dtype=torch.float32).train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=0.0)
-    losses, began = [], 0.0
-    for step, ids in enumerate(batches_in_order(task)):
-        if step == task["warm_steps"]:
-            began = time.perf_counter()
-        inputs, targets = ids[:, :-1], ids[:, 1:]
-        optimizer.zero_grad()
-        logits = model(inputs).logits  # (B, T, V)
-        loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten())
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        losses.append(loss.item())
-    return losses, time.perf_counter() - began
+    batches = ((ids[:, :-1], ids[:, 1:]) for ids in batches_in_order(task))
+    return book.train(task["model"], batches, LEARNING_RATE, task["warm_steps"])
+
+
+def find_ceiling(task: dict) -> dict:
+    """What the machine would allow a contender of gptft, on the steps that are measured."""
+    from benchmarks.ceiling import of_training
+    from gptft.model import count_parameters
+
+    loop, _, measured = ready_gptft(task)
+    found = of_training(loop.steps(measured), count_parameters(loop.state.model)[0])
+    return found | {"tokens_per_second": task["steps"] * task["batch"] * task["length"] / found["seconds"]}
 
 
 def train_trainer(task: dict) -> tuple[list[float], float]:
@@ -220,10 +205,13 @@ def main(argv: list[str]) -> None:
             task = {**base, "do": who, "length": int(length), "batch": batch, "rows": chosen}
             return common.call("dense", task, env)
 
-        who = [f"{name}, {length}" for length in lengths for name in CONTENDERS]
+        who = [f"{name}, {length}" for length in lengths for name in (*CONTENDERS, *CEILINGS)]
         result["rounds"] = common.interleave(who, rounds, measure, "tokens_per_second")
+    result["ceilings"] = pop_ceilings(result["rounds"])
     result["gate"] = {"largest_difference": check_losses(result["rounds"], lengths), "steps": FIRST}
-    result["summary"] = summarise(result["rounds"], lengths)
+    result["summary"] = summarise(result["rounds"], lengths) | {
+        "ceiling": summarise_ceilings(result["rounds"], result["ceilings"], "tokens_per_second")
+    }
     results.save(result, common.results_folder(options))
 
 
@@ -266,20 +254,27 @@ def table(result: dict) -> str:
         shape = f"{settings['rows'][length]} x {length}"
         rows.append([shape, named.get(who, who), precision, results.shown(speed, 0), step, peak])
         rows[-1].append(f"{summary['last_loss'][name]:.4f}")
-    ratios = []
-    for length, of, to, ratio in summary["ratios"]:
-        target = results.verdict(ratio["median"], TARGETS[of, to], "x", at_least=True)
-        ratios.append([f"rows of {length}", f"{of} / {to}", f"{results.shown(ratio)}x", target])
     head = ["batch", "who", "precision", "tokens/s", "seconds a step", "peak memory, GB", "last loss"]
     return "\n\n".join(
         [
             results.markdown(head, rows),
-            results.markdown(["rows", "ratio of tokens/s", "by round", "target"], ratios),
+            ratios_table(result),
+            tell_ceilings(summary),
             f"{settings['parameters'] / 1e6:.0f} million parameters, all tokens targets, {settings['steps']} steps a "
             f"round after {settings['warm_steps']} to warm up. The losses of the first {result['gate']['steps']} steps "
             f"in fp32 agree to {result['gate']['largest_difference']:.0e}.",
         ]
     )
+
+
+def ratios_table(result: dict) -> str:
+    """The ratios with their targets."""
+    rows = []
+    for length, of, to, ratio in result["summary"]["ratios"]:
+        target = results.verdict(ratio["median"], TARGETS[of, to], "x", at_least=True)
+        peer = to.replace("book", "classical loop").replace("Trainer", "transformers' Trainer")
+        rows.append([f"rows of {length}", f"{of} / {peer}", f"{results.shown(ratio)}x", target])
+    return results.markdown(["rows", "ratio of tokens/s", "by round", "target"], rows)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from benchmarks import results
+from benchmarks import chart, results
 from benchmarks.figures import FIGURES
 from gptft.errors import UserError, nearest
 from gptft.files import atomic_write
@@ -37,7 +37,8 @@ def fill(text: str) -> str:
 
 
 def render() -> None:
-    """Write the figures of every document anew."""
+    """Write the figures of every document anew, and draw the picture."""
+    chart.render()
     for path in documents():
         text = path.read_text(encoding="utf-8")
         if (new := fill(text)) != text:

@@ -9,9 +9,12 @@ from benchmarks import (
     answers,
     common,
     core_lines,
+    dense,
     forecast,
     gguf_memory,
+    growth,
     harness,
+    head,
     judge,
     lint,
     lookup,
@@ -25,9 +28,11 @@ from benchmarks import (
     stream,
     threads,
 )
+from benchmarks.decode import tell_ceilings as decoding_ceilings
 from benchmarks.default import excerpt
 from benchmarks.families import EXERCISED, HUB_IDS, TITLES
 from benchmarks.results import markdown, read, read_given, shown
+from benchmarks.sft import tell_ceilings as training_ceilings
 from gptft.curation import findings
 from gptft.errors import UserError
 from gptft.evaluation.metrics import describe_metric
@@ -301,8 +306,11 @@ WHERE = (
     "answers",
     "decode",
     "decode-real",
+    "dense",
     "families",
+    "growth",
     "harness",
+    "head",
     "lint",
     "lookup",
     "lora",
@@ -320,7 +328,10 @@ FIGURES: dict[str, Callable[[], str]] = {
     "core": core_lines.table,
     "decode": decode,
     "decode-alone": decode_alone,
+    "decode-ceilings": lambda: decoding_ceilings(read("decode")["summary"]),
     "decode-real": decode_real,
+    "dense": lambda: dense.ratios_table(read("dense")),
+    "dense-ceilings": lambda: training_ceilings(read("dense")["summary"]),
     "default-answer": default_answer,
     "default-evaluation": default_evaluation,
     "default-output": default_output,
@@ -328,7 +339,10 @@ FIGURES: dict[str, Callable[[], str]] = {
     "families": families,
     "forecast": forecast.table,
     "gguf-memory": lambda: gguf_memory.table(read("gguf_memory")),
+    "growth-records": lambda: growth.describe_records(read("growth")["summary"]),
+    "growth-terms": lambda: growth.describe_terms(read("growth")["summary"]),
     "harness": lambda: harness.table(read("harness")),
+    "head": lambda: head.short_table(read("head")),
     "judge": lambda: judge.table(read("judge")),
     "judge-replies": lambda: judge.describe_replies(read("judge")),
     "lint-kinds": lint_kinds,
@@ -337,6 +351,7 @@ FIGURES: dict[str, Callable[[], str]] = {
     "lint-time": lambda: lint.describe_time(read("lint")),
     "llamacpp": llamacpp,
     "lookup": lambda: lookup.short_table(read("lookup")),
+    "lora-ceilings": lambda: training_ceilings(read("lora")["summary"]),
     "lora-gate": lora_gate,
     "lora-int8": lora_int8,
     "lora-quality": lora_quality,
@@ -355,6 +370,7 @@ FIGURES: dict[str, Callable[[], str]] = {
     "ranks-said": ranks.said,
     "scaling": lambda: scaling.table(read("scaling")),
     "sft": sft,
+    "sft-ceilings": lambda: training_ceilings(read("sft")["summary"]),
     "sft-gate": sft_gate,
     "sft-padding": sft_padding,
     "sft-ratios": sft_ratios,

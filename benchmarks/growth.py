@@ -73,26 +73,13 @@ class RandomRows:
         return self
 
 
-def train_on(model, rows, nothing, batch_size: int, steps: int):
+def train_on(model, rows, batch_size: int, steps: int):
     """gptft's loop in the ways that a run would choose -> its steps."""
-    import functools
+    from benchmarks.training import ready
+    from gptft.tokenizer import embedded
 
-    import torch
-
-    from gptft.collate import collate
-    from gptft.config import resolve
-    from gptft.device import Precision
-    from gptft.fast.choice import choose
-    from gptft.run.setup import keep_memory
-    from gptft.training import TrainState, train
-
-    config = resolve("", {"precision": "fp32", "batch_size": batch_size, "max_steps": steps, "mask_prompt": False})
-    cpu = torch.device("cpu")
-    fast, precision = choose(config, cpu, model.config.window), Precision(config.precision, cpu)
-    optimizer, objective = fast.prepare(model, config, precision)
-    to_batch = fast.batches(functools.partial(collate, pad_id=0, mask_prompt=config.mask_prompt))
-    keep_memory(config, precision.device)
-    return train(TrainState(model, optimizer, precision), objective, config, rows, nothing, to_batch)
+    settings = {"precision": "fp32", "batch_size": batch_size, "max_steps": steps, "mask_prompt": False}
+    return ready(model, embedded(), settings).steps(rows)
 
 
 def time_steps(task: dict) -> dict:
@@ -102,7 +89,7 @@ def time_steps(task: dict) -> dict:
     parameters = model.n_parameters()
     for batch in task["batches"]:
         rows = RandomRows(batch * (WARM_STEPS + task["steps"]), length, model.config.vocab_size)
-        steps = train_on(model, rows, [], batch, WARM_STEPS + task["steps"])
+        steps = train_on(model, rows, batch, WARM_STEPS + task["steps"])
         seconds = [event.iter_time for event in steps][WARM_STEPS:]
         found[str(batch)] = statistics.median(seconds)
     largest = found[str(task["batches"][-1])]
@@ -140,9 +127,9 @@ def hold_records(task: dict) -> dict:
 
     model, imported = model_of(task), common.resident_memory()
     began = time.perf_counter()
-    train_set, val_set, _ = split(load(task), 0.0, 0.1, seed=123)
+    train_set, _, _ = split(load(task), 0.0, 0.1, seed=123)
     loaded, seconds = common.resident_memory(), time.perf_counter() - began
-    for _ in train_on(model, train_set, val_set, RECORD_BATCH, task["steps"]):
+    for _ in train_on(model, train_set, RECORD_BATCH, task["steps"]):
         pass
     return {
         "imported_bytes": imported,
@@ -289,7 +276,6 @@ def table(result: dict) -> str:
         cells = [results.shown(of_batch[batch]["seconds"], 3) if batch in of_batch else "" for batch in batches]
         rows.append([f"{length:,}", *cells, f"{summary['peak_bytes'][str(length)]['median'] / 1e9:.2f}"])
     head = ["tokens a row", *(f"s a step, batch {batch}" for batch in batches), "peak memory of all, GB"]
-    a, b, c = (summary["terms"][name] for name in NAMES)
     records = [
         [
             f"{int(count):,}",
@@ -304,9 +290,8 @@ def table(result: dict) -> str:
             f"{settings['parameters'] / 1e6:.1f} million parameters, {shape['n_layer']} layers of {shape['n_embd']}, "
             f"fp32; {settings['steps']} steps of each shape a round.",
             results.markdown(head, rows),
-            f"seconds = {a:.2e} + {b:.2e} * tokens + {c:.2e} * the sum of the squares of the lengths: off by at most "
-            f"{abs(summary['worst_error']):.0%} of what was measured, in the median by {summary['median_error']:.0%}. "
-            "No term may be negative.",
+            describe_terms(summary),
+            "![seconds a step over its tokens](../docs/growth.svg)",
             results.markdown(
                 [
                     "records",
@@ -318,10 +303,27 @@ def table(result: dict) -> str:
                 ],
                 records,
             ),
-            f"{summary['bytes_a_record']:.0f} bytes at the peak for each further record, whose tokens lie in a memory "
-            f"map; with the most records the peak is {summary['times_the_peak']:.2f} times that with the fewest, "
-            f"{results.verdict(summary['times_the_peak'], FLAT, 'x')}.",
+            describe_records(summary),
         ]
+    )
+
+
+def describe_terms(summary: dict) -> str:
+    """The three terms, and how far they are off."""
+    a, b, c = (summary["terms"][name] for name in NAMES)
+    return (
+        f"seconds = {a:.2e} + {b:.2e} * tokens + {c:.2e} * the sum of the squares of the lengths: off by at most "
+        f"{abs(summary['worst_error']):.0%} of what was measured, in the median by {summary['median_error']:.0%}. "
+        "No term may be negative."
+    )
+
+
+def describe_records(summary: dict) -> str:
+    """What each further record takes."""
+    return (
+        f"{summary['bytes_a_record']:.0f} bytes at the peak for each further record, whose tokens lie in a memory map; "
+        f"with the most records the peak is {summary['times_the_peak']:.2f} times that with the fewest, "
+        f"{results.verdict(summary['times_the_peak'], FLAT, 'x')}."
     )
 
 

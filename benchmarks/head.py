@@ -170,5 +170,16 @@ def table(result: dict) -> str:
     return "\n\n".join(parts)
 
 
+def short_table(result: dict) -> str:
+    """Seconds and memory of each, a line a case."""
+    rows = []
+    for key, summary in result["summary"].items():
+        seconds, beyond = summary["seconds"], summary["beyond_bytes"]
+        cells = [f"{results.shown(seconds[name])} s, {beyond[name]['median'] / 1e9:.1f} GB" for name in seconds]
+        rows.append([key, *cells, f"**{results.shown(summary['over_eager']['gptft chunks'])}**"])
+    head = ["head", *next(iter(result["summary"].values()))["seconds"], "time of the chunks over eager's, by round"]
+    return results.markdown(head, rows)
+
+
 if __name__ == "__main__":
     common.answer(work)

@@ -13,9 +13,7 @@ lose there is the matter of `lora_real`.
 
 from __future__ import annotations
 
-import functools
 import json
-import time
 from pathlib import Path
 
 from benchmarks import common, real, results, sft, sft_contenders
@@ -26,17 +24,19 @@ GPT2_TARGETS = ["attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"]  # as PE
 LLAMA_TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 # by transformers' families; GPT-2's q, k and v are one layer
 TARGETS = {"gpt2": GPT2_TARGETS} | dict.fromkeys(("llama", "mistral", "qwen2", "qwen3", "smollm3"), LLAMA_TARGETS)
-FASTER_THAN_FULL, FASTER_THAN_PEFT = 1.3, 1.8  # times the examples a second, at the same precision
+FASTER_THAN_FULL, FASTER_THAN_PEFT = 1.3, {"fp32": 2.6, "bf16": 5.0}  # times the examples a second
+LORA = {"lora_rank": RANK, "lora_alpha": ALPHA}
 PEFT = ("PEFT fp32", "PEFT bf16")
 CONTENDERS = {
     "gptft full fp32": {},
     "gptft full bf16": {},
-    "gptft LoRA fp32": {"lora_rank": RANK},
-    "gptft LoRA bf16": {"lora_rank": RANK},
-    "gptft LoRA bf16, base bf16": {"lora_rank": RANK, "lora_base": "bf16"},
-    "gptft LoRA bf16, base int8": {"lora_rank": RANK, "lora_base": "int8"},
-    "gptft DoRA bf16, base bf16": {"lora_rank": RANK, "lora_base": "bf16", "lora_dora": True},
+    "gptft LoRA fp32": LORA,
+    "gptft LoRA bf16": LORA,
+    "gptft LoRA bf16, base bf16": {**LORA, "lora_base": "bf16"},
+    "gptft LoRA bf16, base int8": {**LORA, "lora_base": "int8"},
+    "gptft DoRA bf16, base bf16": {**LORA, "lora_base": "bf16", "lora_dora": True},
 }
+CEILINGS = ("gptft LoRA fp32", "gptft LoRA bf16, base bf16")
 EMBEDDED = {
     "full": {},
     "LoRA, rank 4": {"lora_rank": 4},
@@ -62,52 +62,9 @@ def work(task: dict) -> dict:
         return gate(task)
     if task["do"] == "finetune":
         return finetune(task)
-    return train_peft(task) if task["do"] in PEFT else train_gptft(task)
-
-
-def train_gptft(task: dict) -> dict:
-    """sft's contender, with adapters where the task's settings ask for them."""
-    import numpy as np
-    import torch
-
-    from gptft.collate import collate, plan
-    from gptft.config import resolve
-    from gptft.data.examples import Split
-    from gptft.device import Precision
-    from gptft.finetuning import add_adapters
-    from gptft.loss import Objective
-    from gptft.model import count_parameters
-    from gptft.optim import make_optimizer
-    from gptft.training import Progress, TrainState, train
-
-    model, tokenizer, dataset = sft_contenders.load_gptft(task)
-    warm, measured, nothing = (Split(dataset, np.array(part, int)) for part in (task["warm"], task["measured"], []))
-    plain = {
-        "schedule": "constant",
-        "warmup_steps": 0,
-        "weight_decay": 0.0,
-        "grad_clip": 1.0,
-        "epochs": 1,
-        "init": task["model"],
-        "precision": task["do"].split()[2].strip(","),
-        "batch_size": sft.BATCH,
-        "lr": sft_contenders.LEARNING_RATE,
-        "seed": sft_contenders.SEED,
-    }
-    config = resolve("", {**plain, "lora_alpha": ALPHA, **task["settings"]} if task["settings"] else plain)
-    if config.lora_rank:
-        add_adapters(config, model, tokenizer)
-    state = TrainState(model, make_optimizer(model, config), Precision(config.precision, torch.device("cpu")))
-    objective, to_batch = Objective(model), functools.partial(collate, pad_id=tokenizer.eot)
-    for _ in train(state, objective, config, warm, nothing, to_batch):
-        pass
-    state.progress = Progress()
-    began = time.perf_counter()
-    losses = [event.loss for event in train(state, objective, config, measured, nothing, to_batch)]
-    seconds = time.perf_counter() - began
-    windows = plan(measured.lengths, sft.BATCH, 1, sft_contenders.SEED, 0)
-    outcome = sft_contenders.books(seconds, [[int(measured.lengths[i]) for i in chosen] for (chosen,) in windows])
-    return outcome | {"loss": sum(losses) / len(losses), "trained": count_parameters(model)[0]}
+    if task["do"].startswith(sft_contenders.CEILING):
+        return sft_contenders.ceiling(task)
+    return train_peft(task) if task["do"] in PEFT else sft_contenders.train_gptft(task)
 
 
 def peft_settings(directory: str):
@@ -208,7 +165,13 @@ def measure_speed(options, base: dict, env: dict, result: dict) -> None:
 
     def measure(name: str, number: int) -> dict:
         warm, measured = sft.draw(number, options.warm_steps, options.examples, base["records"])
-        task = {**base, "do": name, "warm": warm, "measured": measured, "settings": CONTENDERS.get(name)}
+        task = {
+            **base,
+            "do": name,
+            "warm": warm,
+            "measured": measured,
+            "settings": CONTENDERS.get(name.removeprefix(sft_contenders.CEILING)),
+        }
         return common.call("lora", task, env)
 
     result["gate"] = gate = measure("gate", 0)
@@ -216,8 +179,10 @@ def measure_speed(options, base: dict, env: dict, result: dict) -> None:
     (loss, peer_loss), (norm, peer_norm) = gate["loss"], gate["gradient_norm"]
     if abs(loss - peer_loss) > 1e-4 or abs(norm - peer_norm) > 1e-3 * peer_norm:
         raise UserError("the gate is shut: gptft and PEFT do not compute the same", 1)
-    who = real.of_precisions([*CONTENDERS, *PEFT], base["precisions"])
+    who = [*CONTENDERS, *PEFT, *(sft_contenders.CEILING + name for name in CEILINGS)]
+    who = real.of_precisions(who, base["precisions"])
     result["rounds"] = common.interleave(who, options.rounds, measure, "examples_per_second")
+    result["ceilings"] = sft.pop_ceilings(result["rounds"])
 
 
 def measure_quality(options, base: dict, env: dict, folder: str) -> dict:
@@ -279,7 +244,7 @@ def measure_quality(options, base: dict, env: dict, folder: str) -> dict:
 
 
 def main(argv: list[str]) -> None:
-    parser = common.parser("lora", __doc__, rounds=3)
+    parser = common.parser("lora", __doc__, rounds=5)
     parser.add_argument("--examples", type=int, default=160, help="records measured a round [160]")
     parser.add_argument("--warm-steps", type=int, default=8, help="steps before the clock starts [8]")
     real.add_options(parser, precisions=True)
@@ -322,6 +287,7 @@ def summarise(result: dict) -> dict:
     return {
         **{key: common.spreads(rounds, key) for key in ("examples_per_second", "loss", "peak_bytes", "trained")},
         "ratios": [[a, b, common.ratios(rounds, a, b, "examples_per_second")] for a, b in pairs],
+        "ceiling": sft.summarise_ceilings(rounds, result["ceilings"], "examples_per_second"),
     }
 
 
@@ -343,7 +309,7 @@ def table(result: dict) -> str:
     speeds = results.markdown(head, rows)
     rows = []
     for a, b, ratio in summary["ratios"]:
-        target = FASTER_THAN_PEFT if b in PEFT else FASTER_THAN_FULL
+        target = FASTER_THAN_PEFT[real.precision_of(b)] if b in PEFT else FASTER_THAN_FULL
         rows.append([f"{a} / {b}", results.shown(ratio), results.verdict(ratio["median"], target, "x", at_least=True)])
     ratios = results.markdown(["ratio of examples/s", "by round", "target"], rows)
     given = result.get("real")
@@ -354,7 +320,7 @@ def table(result: dict) -> str:
         f"{settings['examples']} records a round after {settings['warm_steps']} warm-up steps. "
         f"Gate: {describe_gate(result['gate'])}.{each}"
     )
-    parts = [notes, speeds, ratios]
+    parts = [notes, speeds, ratios, sft.tell_ceilings(summary)]
     return "\n\n".join([*parts, quality_table(result["quality"])] if "quality" in result else parts)
 
 

@@ -82,9 +82,14 @@ def precisions(options: argparse.Namespace) -> list[str]:
     return [name for name in PRECISIONS if name in chosen]
 
 
+def precision_of(name: str) -> str:
+    """In what a contender computes: the first precision in its name."""
+    return re.search("|".join(PRECISIONS), name).group()
+
+
 def of_precisions(names: Sequence[str], chosen: Sequence[str]) -> list[str]:
-    """The contenders that compute in one of the chosen precisions, which is the first in their name."""
-    return [name for name in names if re.search("|".join(PRECISIONS), name).group() in chosen]
+    """The contenders that compute in one of the chosen precisions."""
+    return [name for name in names if precision_of(name) in chosen]
 
 
 def describe(name: str, argv: Sequence[str], model: Path | None, data: Path | None) -> dict | None:

@@ -82,7 +82,10 @@ HEAD = """# Results
 
 Made by `python -m benchmarks NAME`; the raw rounds are in `benchmarks/results/NAME.json`. Contenders run in fresh
 processes, interleaved round by round, so that a busy moment of the machine meets all of them. A figure is the median
-over the rounds, with the smallest and the largest in brackets; a ratio is formed within each round first.
+over the rounds, with the smallest and the largest in brackets; a ratio is formed within each round first. Where the
+rest of the time goes, and what was tried, is in [docs/performance.md](../docs/performance.md).
+
+![how many times as fast as its peer gptft is](../docs/speed.svg)
 """
 
 

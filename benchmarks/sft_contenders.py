@@ -6,8 +6,6 @@ and which are measured.
 
 from __future__ import annotations
 
-import functools
-import json
 import math
 import time
 from pathlib import Path
@@ -21,6 +19,8 @@ LEARNING_RATE = 5e-5
 SEED = 123  # of gptft's batches
 CONTENDERS = ("gptft fp32", "gptft bf16", "TRL fp32", "TRL bf16")
 PLAIN = ("gptft fp32, fast off", "gptft bf16, fast off")
+BOOK = "classical loop fp32"
+CEILING = "ceiling of "  # before a contender of gptft
 SAME_BATCHES = ("TRL fp32, gptft's batches", "TRL bf16, gptft's batches")
 
 
@@ -30,8 +30,10 @@ def work(task: dict) -> dict:
         return real.make(task)
     if task["do"] == "gate":
         return gate(task)
-    if task["do"] == "ceiling":
+    if task["do"].startswith(CEILING):
         return ceiling(task)
+    if task["do"] == BOOK:
+        return train_book(task)
     return train_trl(task) if task["do"].startswith("TRL") else train_gptft(task)
 
 
@@ -48,40 +50,36 @@ def load_gptft(task: dict):
     return model, tokenizer, dataset
 
 
-def train_gptft(task: dict) -> dict:
-    """Train with gptft's own loop, logging as a run does, in the ways that a run would choose."""
+def ready_gptft(task: dict):
+    """gptft's loop in the ways that a run would choose, with adapters where the task's settings ask for them, and the
+    rows of the warm-up and those measured."""
     import numpy as np
-    import torch
 
-    from gptft.collate import collate, plan
-    from gptft.config import resolve
+    from benchmarks.training import ready
     from gptft.data.examples import Split
-    from gptft.device import Precision
-    from gptft.fast.choice import choose
-    from gptft.run.metrics_file import Metrics
-    from gptft.run.setup import keep_memory
-    from gptft.training import Progress, TrainState, train
 
     model, tokenizer, dataset = load_gptft(task)
-    warm, measured, nothing = (Split(dataset, np.array(part, int)) for part in (task["warm"], task["measured"], []))
-    precision = task["do"].split()[1].strip(",")
-    plain = {"schedule": "constant", "warmup_steps": 0, "weight_decay": 0.0, "grad_clip": 1.0, "epochs": 1}
-    plain["fast"] = "off" if task["do"] in PLAIN else "auto"
-    config = resolve("", {"precision": precision, "batch_size": BATCH, "lr": LEARNING_RATE, "seed": SEED, **plain})
-    cpu = torch.device("cpu")
-    fast, precision = choose(config, cpu, model.config.window), Precision(config.precision, cpu)
-    optimizer, objective = fast.prepare(model, config, precision)
-    state = TrainState(model, optimizer, precision)
-    to_batch = fast.batches(functools.partial(collate, pad_id=tokenizer.eot))
-    kept = keep_memory(config, precision.device)
-    for _ in train(state, objective, config, warm, nothing, to_batch):
-        pass
+    warm, measured = (Split(dataset, np.array(task[part], int)) for part in ("warm", "measured"))
+    settings = {"init": task["model"], "batch_size": BATCH, "lr": LEARNING_RATE, "weight_decay": 0.0, "seed": SEED}
+    settings["precision"] = real.precision_of(task["do"])
+    settings["fast"] = "off" if task["do"] in PLAIN else "auto"
+    return ready(model, tokenizer, {**settings, **(task.get("settings") or {})}), warm, measured
 
-    state.progress = Progress()
-    metrics = Metrics(Path(task["scratch"], "metrics.jsonl"), state.progress, config.log_every)
+
+def train_gptft(task: dict) -> dict:
+    """Train with gptft's own loop, logging as a run does."""
+    from gptft.collate import plan
+    from gptft.model import count_parameters
+    from gptft.run.metrics_file import Metrics
+
+    loop, warm, measured = ready_gptft(task)
+    for _ in loop.steps(warm):
+        pass
+    steps = loop.steps(measured)
+    metrics = Metrics(Path(task["scratch"], "metrics.jsonl"), loop.state.progress, loop.config.log_every)
     losses = []
     began = time.perf_counter()
-    for event in train(state, objective, config, measured, nothing, to_batch):
+    for event in steps:
         metrics.write(event, {})
         losses.append(event.loss)
     seconds = time.perf_counter() - began
@@ -89,8 +87,18 @@ def train_gptft(task: dict) -> dict:
 
     windows = plan(measured.lengths, BATCH, 1, SEED, 0)
     outcome = books(seconds, [[int(measured.lengths[i]) for i in chosen] for (chosen,) in windows])
-    outcome |= {"loss": sum(losses) / len(losses), "flops": state.progress.flops / seconds}
-    return outcome | {"chose": fast.describe(kept)}
+    outcome |= {"loss": sum(losses) / len(losses), "flops": loop.state.progress.flops / seconds}
+    return outcome | {"chose": loop.chose, "trained": count_parameters(loop.state.model)[0]}
+
+
+def ceiling(task: dict) -> dict:
+    """What the machine would allow a contender of gptft."""
+    from benchmarks.ceiling import of_training
+    from gptft.model import count_parameters
+
+    loop, _, measured = ready_gptft({**task, "do": task["do"].removeprefix(CEILING)})
+    found = of_training(loop.steps(measured), count_parameters(loop.state.model)[0])
+    return found | {"examples_per_second": len(task["measured"]) / found["seconds"]}
 
 
 def trainer_settings(task: dict, batch: int, steps: int) -> dict:
@@ -170,6 +178,21 @@ def train_trl(task: dict, peft_config=None, look=lambda trainer: None) -> dict:
     return books(clock[-1] - clock[warm_steps - 1], batches) | {"loss": sum(losses) / len(losses)}
 
 
+def train_book(task: dict) -> dict:
+    """The classical loop on padded batches in the order of the task."""
+    from benchmarks import book
+    from gptft.collate import collate
+
+    _, tokenizer, dataset = load_gptft(task)
+    order = [*task["warm"], *task["measured"]]
+    chosen = [[dataset[i] for i in order[start : start + BATCH]] for start in range(0, len(order), BATCH)]
+    batches = [collate(examples, tokenizer.eot) for examples in chosen]
+    warm_steps = len(task["warm"]) // BATCH
+    losses, seconds = book.train(task["model"], ((b.idx, b.targets) for b in batches), LEARNING_RATE, warm_steps)
+    measured = [[len(example.ids) for example in examples] for examples in chosen[warm_steps:]]
+    return books(seconds, measured) | {"loss": sum(losses[warm_steps:]) / len(measured)}
+
+
 def planned(task: dict) -> list[int]:
     """The records of the warm-up, then those measured, in the order in which gptft takes them."""
     import numpy as np
@@ -234,28 +257,3 @@ def gate(task: dict) -> dict:
         "loss": [loss.item(), peer_loss.item()],
         "gradient_norm": [torch.nn.utils.get_total_norm(p.grad for p in m.parameters()).item() for m in (model, peer)],
     }
-
-
-def ceiling(task: dict) -> dict:
-    """GFLOP/s of a large square matrix product, and of one as it occurs in a step: (460, 768) x (768, 3072) of GPT-2's
-    MLP, or with the widths of the model's own."""
-    import torch
-
-    config = json.loads(Path(task["model"], "config.json").read_text(encoding="utf-8"))
-    width, inner = config.get("hidden_size", 768), config.get("intermediate_size", 3072)
-
-    def measure(m: int, k: int, n: int, dtype: torch.dtype) -> float:
-        a, b = torch.randn(m, k).to(dtype), torch.randn(k, n).to(dtype)
-        seconds = []
-        while len(seconds) < 5 or sum(seconds) < 1:
-            began = time.perf_counter()
-            a @ b
-            seconds.append(time.perf_counter() - began)
-        return 2 * m * k * n / sorted(seconds)[len(seconds) // 2] / 1e9
-
-    outcome = {}
-    for name in task.get("precisions", real.PRECISIONS):
-        dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[name]
-        outcome[f"{name} square"] = measure(2048, 2048, 2048, dtype)
-        outcome[f"{name} step"] = measure(460, width, inner, dtype)
-    return outcome

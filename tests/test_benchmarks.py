@@ -4,10 +4,14 @@ import importlib
 import json
 
 import pytest
+import torch
+from toys import toy_examples, toy_model
 
-from benchmarks import answers, dense, growth, lookup, real, results
+from benchmarks import answers, ceiling, dense, growth, lookup, real, results
 from benchmarks.__main__ import main
+from gptft.collate import collate
 from gptft.errors import UserError
+from gptft.loss import Objective
 
 
 def quick(name, shared, tmp_path, *more):
@@ -92,6 +96,34 @@ def test_a_term_that_would_be_negative_is_none():
     shapes = [(length, 1) for length in (64, 256, 1024, 4096)]
     found = growth.fit(shapes, [0.01 + 1e-5 * length**0.9 for length, _ in shapes])
     assert min(found) == 0 and found[1] > 0
+
+
+@pytest.mark.parametrize("shape", [{}, {"tie_embeddings": False, "gated_mlp": True, "n_kv_head": 2}])
+def test_the_products_of_a_step_that_are_replayed_are_those_of_the_closed_form(shape):
+    """Each weight is in one product forward and two backward, each 2 * rows * weights operations. Where a product went
+    unseen the ceiling would be too high, and so the share of it too low."""
+    model = toy_model(torch.float32, **shape)
+    batch = collate(toy_examples([9, 9, 9], prompt=1), 0)
+    with (notes := ceiling.Notes()):
+        Objective(model)(batch)[0].backward()
+    weights = sum(p.numel() for p in model.blocks.parameters() if p.dim() == 2) + model.tok.weight.numel()  # the head
+    rows = 3 * 8
+    assert batch.n_targets == rows
+    assert sum(product.flops for product in notes.found) == 3 * 2 * rows * weights
+    assert ceiling.replay(notes.found) > 0
+
+
+def test_steps_whose_products_were_not_seen_have_no_ceiling():
+    with pytest.raises(RuntimeError, match="no products"):
+        ceiling.of_training(iter([None]), 10)
+
+
+@pytest.mark.parametrize("kind", ["fp32", "bf16", "int8"])
+def test_a_pass_over_all_weights_has_every_product_once(kind, monkeypatch):
+    monkeypatch.setattr(ceiling, "PASSES", 2)
+    found = ceiling.of_decoding(toy_model(torch.float32), kind, 2)
+    assert sum(found["layouts"].values()) == 2 * 4 + 1  # of a layer q k v, out, up and down; the head
+    assert found["seconds"] > 0 and {*found["layouts"]} <= {"rows", "columns", "blocks", "pieces", "packed"}
 
 
 def test_losses_that_differ_shut_the_gate():

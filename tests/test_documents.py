@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import gptft
-from benchmarks import core_lines, document, results
+from benchmarks import chart, core_lines, document, results
 from gptft.__main__ import main
 from gptft.config import Config
 from gptft.errors import UserError
@@ -30,6 +30,10 @@ def test_figures_are_those_of_the_results(name):
     text = read(name)
     assert text.count("<!-- figures: ") == text.count("<!-- end -->") == len(document.MARKED.findall(text))
     assert document.fill(text) == text
+
+
+def test_the_picture_is_that_of_the_results():
+    assert (results.DOCS / chart.PICTURE).read_text(encoding="utf-8") == chart.draw()
 
 
 @pytest.mark.parametrize("name", DOCUMENTS)
