@@ -1,10 +1,11 @@
 """Greedy decoding with GPT-2 124M of random weights in fp32: 64 prompt tokens, 256 new ones, 1 and 8 prompts at
 once.
 
-gptft as `generate` decodes, with the weights as they are, in bf16 and in int8 (`--decode`); gptft's plain uncached loop
-(the oracle; one prompt, fewer new tokens, since it slows down with each); and transformers' generate, in fp32 and bf16.
-Each is in a fresh process. Timed is all of it, the prompt's pass included, after one short generation to warm up. In
-fp32 all must give the same ids.
+gptft as `generate` decodes, with the weights as they are, in bf16 and in int8 (`--decode`), and drawing at temperature
+0.8 from the 50 likeliest tokens, nucleus 0.95 (sampled); gptft's plain uncached loop (the oracle; one prompt, fewer new
+tokens, since it slows down with each); and transformers' generate, in fp32 and bf16. Each is in a fresh process. Timed
+is all of it, the prompt's pass included, after one short generation to warm up. In fp32 all that is greedy must give
+the same ids.
 
 --model takes a real pretrained model instead, --data the prompts from its first records, in the model's own template.
 Where llama-cpp-python is there, or GPTFT_LLAMACPP_PYTHON names a Python that has it, llama.cpp decodes the same weights
@@ -23,20 +24,22 @@ PROMPT, NEW, NEW_PLAIN = 64, 256, 32
 KINDS = ("", " bf16", " int8")  # of the weights of gptft; "": fp32, as those of transformers
 CONTENDERS = ("gptft, 1", "transformers, 1", "gptft uncached, 1", "gptft, 8", "transformers, 8")
 ROUNDED = tuple(f"{who}, {n}" for n in (1, 8) for who in ("gptft bf16", "gptft int8", "transformers bf16"))
+SAMPLED = ("gptft sampled, 1", "gptft sampled, 8")
 CEILINGS = tuple(f"ceiling of gptft{kind}, {n}" for n in (1, 8) for kind in KINDS)
+AS_GREEDY = {(name, name.replace(" sampled", "")): 0.9 for name in SAMPLED}
 # times the other's tokens a second: on GPT-2, and on a real model
 TARGETS = {
     ("gptft, 1", "transformers, 1"): 1.15,
     ("gptft bf16, 1", "transformers bf16, 1"): 1.3,
     ("gptft int8, 1", "transformers, 1"): 2.8,
-}
+} | AS_GREEDY
 REAL_TARGETS = {
     ("gptft, 1", "transformers, 1"): 1.6,
     ("gptft bf16, 1", "transformers bf16, 1"): 1.5,
     ("gptft int8, 1", "transformers, 1"): 4.0,
     ("gptft, 8", "transformers, 8"): 1.4,
     ("gptft bf16, 8", "transformers bf16, 8"): 1.4,
-}
+} | AS_GREEDY
 OF_LLAMACPP = 0.6  # of its tokens a second in 8 bits
 SHARE = 0.85  # of the ceiling at one prompt, where that forbids the target
 PROMPTS = 8
@@ -151,7 +154,7 @@ def gaps(task: dict) -> dict:
 def with_gptft(task: dict, kind: str):
     """As `python -m gptft generate` decodes; "uncached": the plain loop."""
     import gptft
-    from gptft.decoding import decode_plain
+    from gptft.decoding import GREEDY, Sampling, decode_plain
     from gptft.fast.continuous import decode_continuously
     from gptft.fast.decoding_model import arranged
 
@@ -159,13 +162,15 @@ def with_gptft(task: dict, kind: str):
     n_vocab = model.config.vocab_size
     never = ()  # nothing stops early
     rows = int(task["do"].split(", ")[1])
-    fast = model if kind == "uncached" else arranged(model, kind or "auto", rows, task["new"], take=True)
+    sampling = Sampling(0.8, top_k=50, top_p=0.95) if kind == "sampled" else GREEDY
+    asked = "auto" if kind in ("", "sampled") else kind
+    fast = model if kind == "uncached" else arranged(model, asked, rows, task["new"], take=True)
 
     def run(prompts: list[list[int]], new: int) -> list[list[int]]:
         if kind == "uncached":
             return [decode_plain(model, prompt, new, never, n_vocab) for prompt in prompts]
         answers: list[list[int]] = [[] for _ in prompts]
-        for pairs in decode_continuously(fast, prompts, new, never, n_vocab):
+        for pairs in decode_continuously(fast, prompts, new, never, n_vocab, sampling):
             for row, token in pairs:
                 answers[row].append(token)
         return answers
@@ -227,10 +232,10 @@ def main(argv: list[str]) -> None:
                 return real.run_llamacpp(files[name], task["prompts"][0], task["new"], options.threads)
             return common.call("decode", {**task, "do": name}, env)
 
-        who = [*CONTENDERS, *ROUNDED, *files, *CEILINGS]
+        who = [*CONTENDERS, *ROUNDED, *SAMPLED, *files, *CEILINGS]
         measured = common.interleave(who, rounds, measure, "tokens_per_second")
         ceilings = [{name: once.pop(name) for name in CEILINGS} for once in measured]
-        exact = {name: outcome for name, outcome in measured[0].items() if name not in ROUNDED}
+        exact = {name: outcome for name, outcome in measured[0].items() if name not in (*ROUNDED, *SAMPLED)}
         if given:
             settings["prompt_lengths"] = [len(prompt) for prompt in task["prompts"]]
             departures = check_near(exact, task, env)
