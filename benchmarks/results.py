@@ -143,7 +143,8 @@ def all_tables() -> str:
     parts = []
     for name in NAMES:
         own = [read(name)] if (FOLDER / f"{name}.json").exists() else []
-        parts += map(section, [*own, *read_given(name)])
+        found = [*own, *read_given(name)]
+        parts += map(section, found) if found else [f"## {TITLES[name]}\n\n`python -m benchmarks {name}`: not run.\n"]
     return "\n".join([HEAD, *parts])
 
 

@@ -19,6 +19,7 @@ from gptft.fast.shared_context import Request, log_likelihoods_shared, score, sh
 from gptft.model import GPT
 from gptft.parallel.lockstep import lockstep
 from gptft.parallel.ranks import here
+from gptft.text.pace import Pace
 from gptft.text.progress import progress
 from gptft.tokenizer import Tokenizer
 
@@ -118,10 +119,11 @@ def respond(
     numbers: Sequence[int] | None = None,
     lookup: bool | None = None,
     decode: str = "auto",
+    pace: Pace | None = None,
 ) -> list[Response]:
     """As `generate`, for whoever asks more than the text of each response. `until`: texts that end a response, too; it
     is cut before the first of them, and has the tokens that were made. `numbers`: which stream of random numbers each
-    prompt draws from, where these prompts are some of many; None: 0, 1, 2, ..."""
+    prompt draws from, where these prompts are some of many; None: 0, 1, 2, ... `pace`: notes when tokens come."""
     if isinstance(prompts, str):
         raise UserError("prompts must be a list of prompts, not one text")
     ids = [prompt_ids(tokenizer, prompt, raw, max_input_tokens) for prompt in prompts]
@@ -148,6 +150,8 @@ def respond(
             quiet = len(mine) <= batch_size
             with progress(total=len(mine), unit="prompts", quiet=quiet, desc="answering", delay=1) as bar:
                 for pairs in passes:
+                    if pace:
+                        pace.note(len(pairs))
                     for place, token in pairs:
                         answer = answers[mine[place]]
                         answer.append(token)

@@ -161,6 +161,7 @@ LIGHT = [
     "settings/checks.py",
     "settings/toml.py",
     "settings/values.py",
+    "text/pace.py",
     "__main__.py",
 ]
 COMMANDS = sorted(f"commands/{path.name}" for path in (PACKAGE / "commands").glob("*.py"))

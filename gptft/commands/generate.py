@@ -9,6 +9,7 @@ from gptft.commands.common import add_decoding, add_model, load_model
 from gptft.commands.parser import Parser, true_or_false
 from gptft.config import resolve
 from gptft.errors import UserError
+from gptft.text.pace import Pace
 
 
 def add_arguments(parser: Parser) -> None:
@@ -46,27 +47,29 @@ def run(options: Namespace) -> None:
     model, tokenizer = load_model(options, config.device)
     if options.input:
         prompts = [{"instruction": prompt, "input": options.input} for prompt in prompts]
+    from gptft.decoding import Sampling
     from gptft.fast.decoding_model import arranged
     from gptft.fast.lookup import rows_in_a_pass, takes_lookup
-    from gptft.generation import BATCH, generate
+    from gptft.generation import BATCH, respond
 
     lookup = takes_lookup(options.lookup, model, len(prompts), options.temperature, options.decode, lowered=False)
     rows = 1 if lookup else min(len(prompts), BATCH)
     at_once = rows_in_a_pass(options.decode) if lookup else rows
     passes = options.max_new_tokens * -(-len(prompts) // rows)
-    responses = generate(
-        arranged(model, options.decode, at_once, passes, take=True),
+    model = arranged(model, options.decode, at_once, passes, take=True)
+    pace = Pace()
+    responses = respond(
+        model,
         tokenizer,
         prompts,
         options.max_new_tokens,
         options.raw,
         options.max_input_tokens,
-        temperature=options.temperature,
-        top_k=options.top_k,
-        top_p=options.top_p,
-        seed=options.seed,
+        sampling=Sampling(options.temperature, options.top_k, options.top_p, options.seed),
         lookup=lookup,
         decode="plain",  # as it is by now
+        pace=pace,
     )
     for response in responses:
-        print(response)
+        print(response.text)
+    pace.show()

@@ -35,6 +35,20 @@ def test_chat_with_a_template_of_single_turns_answers_each_alone(ask, saved):
     assert status == 0 and out == "".join(text + "\n" for text in expected)
 
 
+def test_chat_says_on_a_terminal_how_fast_each_answer_came(ask, saved, monkeypatch):
+    path = saved(template="alpaca")
+    monkeypatch.setattr("gptft.text.pace.on_a_terminal", lambda: True)
+    for words in ([], ["--temperature", "0.5"]):
+        _, _, err = ask(GPTFT, "chat", path, "--max_new_tokens", "6", *words, stdin="hi\nagain\n")
+        assert [line.startswith("first token after 0.") for line in err.splitlines()] == [True, True]
+
+
+def test_chat_samples_what_generate_samples(ask, saved):
+    path, drawn = saved(template="alpaca"), ("--max_new_tokens", "12", "--temperature", "1.5", "--seed", "3")
+    _, expected, _ = ask(GPTFT, "generate", path, "hi", *drawn)
+    assert ask(GPTFT, "chat", path, *drawn, stdin="hi\n")[1] == expected and expected.strip()
+
+
 def test_chat_goes_on_after_a_prompt_that_is_too_long(ask, saved):
     path = saved(template="chatml")
     model, tokenizer = loading.load(path)

@@ -1,5 +1,6 @@
 """`python -m gptft generate`: prompts from the command line or line by line."""
 
+import re
 import subprocess
 
 from cli import GPTFT, is_one_line, shell, write
@@ -36,6 +37,17 @@ def test_lookup_changes_no_response_and_refuses_to_sample(ask, saved):
     status, out, err = ask(GPTFT, "generate", "no/such/model", "How many?", "--lookup", "--temperature", "0.5")
     assert status == 2 and out == ""
     is_one_line(err, "--lookup foresees the likeliest tokens alone: it needs --temperature 0")
+
+
+def test_on_a_terminal_it_is_said_how_fast_the_answers_came(ask, saved, monkeypatch):
+    """Standard output has the responses alone, whatever is said beside them."""
+    path = saved()
+    plain = ask(GPTFT, "generate", path, "How many?", "--max_new_tokens", "6")
+    monkeypatch.setattr("gptft.text.pace.on_a_terminal", lambda: True)
+    for words in ([], ["--lookup", "false"], ["--temperature", "0.5"]):
+        _, out, err = ask(GPTFT, "generate", path, "How many?", "--max_new_tokens", "6", *words)
+        assert re.fullmatch(r"first token after \d+\.\d\d s, then \d+\.\d tokens a second \(6 in \d+\.\d s\)\n", err)
+        assert words[:1] == ["--temperature"] or out == plain[1]
 
 
 def test_generate_says_what_is_wrong_with_a_prompt(ask, saved):
