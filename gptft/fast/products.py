@@ -28,7 +28,7 @@ from gptft.device import cpu_has_bf16
 Product = Callable[[Tensor], Tensor]
 
 FEW = 8  # rows, for which oneDNN chooses its blocks; with one they are as fast as those that it has for one
-MOST_PACKED = 32  # rows; with more, the kernel for few is slower than floating point
+MOST_PACKED = 20  # rows; with more, the kernel for few is slower than floating point: at 16 it was faster, at 24 not
 PIECE = 1 << 20  # whole numbers that are made floating point at a time
 ALIGNED = 32  # the kernel for 8 bits reads 16 numbers at a time or 32, and beyond the row's end where it is no multiple
 

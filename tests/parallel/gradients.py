@@ -18,7 +18,7 @@ from gptft.collate import collate, plan
 from gptft.config import Config
 from gptft.data.examples import Split
 from gptft.device import Precision
-from gptft.fast import head, packing
+from gptft.fast import head, packing, windows
 from gptft.fast.choice import Choice
 from gptft.loss import Objective
 from gptft.optim import make_optimizer
@@ -44,9 +44,11 @@ CASES = [  # what is trained, micro-batches a rank, whether activations are comp
     ("int8", 1, False),
     ("packed", 2, False),  # full, without padding, and what the examples begin with alike computed once
     ("chunks", 3, False),  # full, with the head and the loss some rows at a time
+    ("windows", 2, False),  # full, of a model with sliding windows, block by block
 ]
-FULL = ("full", "packed", "chunks")
+FULL = ("full", "packed", "chunks", "windows")
 packing.FEWEST = 2
+windows.BLOCK = 4
 head.LOGITS, head.ROWS = 1, 4
 
 
@@ -72,7 +74,8 @@ class Examples(Split):
 
 
 def make(kind, shape):
-    model = toy_model(torch.float64, **MODELS[shape]).train()
+    more = {"window": 5} if kind == "windows" else {}
+    model = toy_model(torch.float64, **MODELS[shape], **more).train()
     if kind not in FULL:
         add_lora(model, LoraConfig(4, dora=kind == "dora"), 0, None, "int8" if kind == "int8" else "fp32")
         with torch.no_grad():  # B starts at zero, and A would have no gradient
@@ -107,6 +110,8 @@ def run_case(kind, shape, engine, grad_accum, checkpointed):
         for example in examples.examples:
             example.ids[:3] = 5
         to_batch = Choice(0.0, True).batches(to_batch)
+    if kind == "windows":
+        to_batch = Choice(None, False, windows=True).batches(to_batch)
     plain, model, precision = make(kind, shape), make(kind, shape), Precision("fp32", CPU)
     model.checkpoint_activations = checkpointed
     losses = Choice(None, False, chunks=kind == "chunks").head_losses
@@ -116,8 +121,8 @@ def run_case(kind, shape, engine, grad_accum, checkpointed):
     state = TrainState(model, make_optimizer(model, config), precision)
     worst = {"loss": 0.0, "norm": 0.0, "gradient": 0.0}
     idle = 0
-    windows = plan(examples.lengths, 2, config.grad_accum, 0, 0)
-    for window, mine in zip(windows, own_slices(windows, examples, config, model), strict=True):
+    planned = plan(examples.lengths, 2, config.grad_accum, 0, 0)
+    for window, mine in zip(planned, own_slices(planned, examples, config, model), strict=True):
         loss, norm, clipped = reference(plain, [examples[i] for chosen in window for i in chosen])
         batches = [to_batch([examples[i] for i in chosen]) for chosen in mine]
         idle += sum(not batch.n_targets for batch in batches) == len(batches)
@@ -135,7 +140,7 @@ def run_case(kind, shape, engine, grad_accum, checkpointed):
     plain.eval()
     total = evaluate_alone(plain, examples, to_batch, precision)
     worst["evaluation"] = max(abs(each - total) / total for each in losses)
-    return worst | {"idle": sum(ranks.gather(idle)), "windows": len(windows)}
+    return worst | {"idle": sum(ranks.gather(idle)), "windows": len(planned)}
 
 
 def evaluate_alone(model, examples, to_batch, precision):
