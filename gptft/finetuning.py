@@ -34,7 +34,7 @@ from gptft.fast.choice import choose
 from gptft.files import atomic_write
 from gptft.generation import prompt_ids
 from gptft.loss import Objective
-from gptft.model import GPT
+from gptft.model import GPT, weight_bytes
 from gptft.parallel.launch import agree, check_enough, note_folder, rank_device, together
 from gptft.parallel.ranks import Ranks, here
 from gptft.parallel.saving import copy_weights, load_together, save_together
@@ -106,7 +106,7 @@ def finetune_on(ranks: Ranks, config: Config, device: torch.device) -> Run:
     start = identify(model, tokenizer)
     model.set_dropout(config.dropout)
     model.checkpoint_activations = config.checkpoint_activations
-    fast = choose(config, device, model.config.window)
+    fast = choose(config, device, model.config.window, weight_bytes(model))
     to_batch = fast.batches(partial(collate, pad_id=tokenizer.eot, mask_prompt=config.mask_prompt))
     asked = [each.parts for each in questions + (score.questions if score else []) if not each.left_out]
     prompts = [prompt_ids(tokenizer, parts) for parts in asked]

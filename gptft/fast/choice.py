@@ -9,7 +9,7 @@ import torch
 
 from gptft.collate import Batch
 from gptft.config import Config
-from gptft.device import Precision
+from gptft.device import Precision, free_memory
 from gptft.errors import UserError
 from gptft.fast.copies import CopiedAdamW, CopiedObjective, Copies
 from gptft.fast.head import chunked_head_losses
@@ -85,17 +85,18 @@ class Choice:
         return "fast: " + "; ".join([*(said or ["the plain path"]), *self.why])
 
 
-def choose(config: Config, device: torch.device, window: int = 0) -> Choice:
+def choose(config: Config, device: torch.device, window: int = 0, weights: int = 0) -> Choice:
     """What `config` asks for; where it leaves the choice, what is proven and pays on `device`. A function of these and
-    of the number of processes, so that a run that is gone on with computes as before. `window`: the model's sliding
-    one. Raises UserError for what cannot be had."""
+    of the number of processes, so that a run that is gone on with computes as before; memory decides only about copies
+    of frozen weights, with which the bits are the same. `window`: the model's sliding one; `weights`: its bytes. Raises
+    UserError for what cannot be had."""
     asked = {name: getattr(config, name) for name in ("packing", "share_prefix", "copies", "chunk_head")}
     if window:
         asked["windows"] = config.windows
     automatic = config.fast == "auto" and device.type == "cpu"  # nowhere else was a gain seen yet
     wanted, why = {}, []
     for name, value in asked.items():
-        reason = "" if value == "off" else hindrance(name, config, device)
+        reason = "" if value == "off" else hindrance(name, config, device, weights)
         if value == "on" and reason:
             raise UserError(f"--{name}: {reason}")
         wanted[name] = value == "on" or (value == "auto" and automatic and not reason)
@@ -119,15 +120,18 @@ IN_BF16 = "they are for --precision bf16"
 OBVIOUS = {("copies", IN_BF16)}  # a run in other bits asks for none
 
 
-def hindrance(name: str, config: Config, device: torch.device) -> str:
+def hindrance(name: str, config: Config, device: torch.device, weights: int = 0) -> str:
     """Why a way cannot be taken, in a few words; empty where it can."""
     if name == "copies":
         if Precision(config.precision, device).name != "bf16":
             return IN_BF16
         if config.compile:
             return "with --compile the blocks are compiled for the weights themselves"
+        if config.lora_rank and here().size > 1:
+            return "of several processes: --lora_base bf16 casts no weight either"
         if config.lora_rank:
-            return "of several processes: --lora_base bf16 casts no weight either" if here().size > 1 else ""
+            scarce = config.lora_base == "fp32" and weights / 2 > free_memory(device) / 2
+            return "they take half as much memory as the weights: --lora_base bf16 takes less" if scarce else ""
         if config.optimizer != "adamw":
             return "they are made anew by AdamW's step"
         return "of several processes, each gradient is added up in fp32" if here().size > 1 else ""

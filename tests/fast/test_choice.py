@@ -5,6 +5,7 @@ import torch
 
 from gptft.config import Config
 from gptft.errors import UserError
+from gptft.fast import choice
 from gptft.fast.choice import SAVING, choose
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -77,6 +78,16 @@ def test_copies_are_for_what_is_cast_otherwise():
     assert copies(lora_rank=4) and copies(lora_rank=4, lora_base="int8", optimizer="adafactor")
     assert not copies(precision="fp32") and not copies(optimizer="adafactor") and not copies(compile=True)
     assert not copies(lora_rank=4, compile=True)
+
+
+def test_frozen_weights_are_not_copied_where_memory_is_scarce(monkeypatch):
+    """A model of which half the memory is full would have no room for its activations."""
+    monkeypatch.setattr(choice, "free_memory", lambda device: 10e9)
+    adapters = {"precision": "bf16", "lora_rank": 4}
+    for settings, weights, copied in (({}, 8e9, True), ({}, 12e9, False), ({"lora_base": "bf16"}, 12e9, True)):
+        assert choose(config(**adapters, **settings), CPU, 0, weights).copies == copied
+    assert "no copies: they take half as much memory" in choose(config(**adapters), CPU, 0, 12e9).describe()
+    assert choose(config(precision="bf16"), CPU, 0, 12e9).copies  # of trained weights: the rehearsal says
 
 
 @pytest.mark.parametrize(
