@@ -22,7 +22,7 @@ def train(directory: str, batches: Iterable[tuple[Tensor, Tensor]], lr: float, w
         if step == warm_steps:
             began = time.perf_counter()
         optimizer.zero_grad()
-        logits = model(idx).logits  # (B, T, V)
+        logits = model(idx, use_cache=False).logits  # (B, T, V)
         loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-100)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

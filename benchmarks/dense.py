@@ -259,12 +259,17 @@ def table(result: dict) -> str:
         [
             results.markdown(head, rows),
             ratios_table(result),
-            tell_ceilings(summary),
+            tell_ceilings(summary, missed_of(summary)),
             f"{settings['parameters'] / 1e6:.0f} million parameters, all tokens targets, {settings['steps']} steps a "
             f"round after {settings['warm_steps']} to warm up. The losses of the first {result['gate']['steps']} steps "
             f"in fp32 agree to {result['gate']['largest_difference']:.0e}.",
         ]
     )
+
+
+def missed_of(summary: dict) -> list[str]:
+    """Who missed a target."""
+    return [f"{of}, {n}" for n, of, to, ratio in summary["ratios"] if ratio["median"] < TARGETS[of, to]]
 
 
 def ratios_table(result: dict) -> str:

@@ -18,6 +18,7 @@ from benchmarks import (
     judge,
     lint,
     lookup,
+    lora,
     lora_real,
     mislabelled,
     mistakes,
@@ -32,6 +33,7 @@ from benchmarks.decode import tell_ceilings as decoding_ceilings
 from benchmarks.default import excerpt
 from benchmarks.families import EXERCISED, HUB_IDS, TITLES
 from benchmarks.results import markdown, read, read_given, shown
+from benchmarks.sft import missed_of
 from benchmarks.sft import tell_ceilings as training_ceilings
 from gptft.curation import findings
 from gptft.errors import UserError
@@ -117,6 +119,14 @@ def sft() -> str:
             speed, peak = summary["examples_per_second"][name], summary["peak_bytes"][name]["median"]
             rows.append([who, kind, shown(speed), gigabytes(peak), ratio])
     return markdown(["who", "precision", "examples a second", "peak memory, GB", "against TRL, by round"], rows)
+
+
+def sft_ceilings(result: dict) -> str:
+    return training_ceilings(result["summary"], missed_of(result))
+
+
+def lora_ceilings(summary: dict) -> str:
+    return training_ceilings(summary, lora.missed_of(summary))
 
 
 def sft_padding() -> str:
@@ -331,7 +341,7 @@ FIGURES: dict[str, Callable[[], str]] = {
     "decode-ceilings": lambda: decoding_ceilings(read("decode")["summary"]),
     "decode-real": decode_real,
     "dense": lambda: dense.ratios_table(read("dense")),
-    "dense-ceilings": lambda: training_ceilings(read("dense")["summary"]),
+    "dense-ceilings": lambda: training_ceilings(read("dense")["summary"], dense.missed_of(read("dense")["summary"])),
     "default-answer": default_answer,
     "default-evaluation": default_evaluation,
     "default-output": default_output,
@@ -351,7 +361,7 @@ FIGURES: dict[str, Callable[[], str]] = {
     "lint-time": lambda: lint.describe_time(read("lint")),
     "llamacpp": llamacpp,
     "lookup": lambda: lookup.short_table(read("lookup")),
-    "lora-ceilings": lambda: training_ceilings(read("lora")["summary"]),
+    "lora-ceilings": lambda: lora_ceilings(read("lora")["summary"]),
     "lora-gate": lora_gate,
     "lora-int8": lora_int8,
     "lora-quality": lora_quality,
@@ -370,7 +380,7 @@ FIGURES: dict[str, Callable[[], str]] = {
     "ranks-said": ranks.said,
     "scaling": lambda: scaling.table(read("scaling")),
     "sft": sft,
-    "sft-ceilings": lambda: training_ceilings(read("sft")["summary"]),
+    "sft-ceilings": lambda: sft_ceilings(read("sft")),
     "sft-gate": sft_gate,
     "sft-padding": sft_padding,
     "sft-ratios": sft_ratios,

@@ -309,7 +309,7 @@ def table(result: dict) -> str:
     speeds = results.markdown(head, rows)
     rows = []
     for a, b, ratio in summary["ratios"]:
-        target = FASTER_THAN_PEFT[real.precision_of(b)] if b in PEFT else FASTER_THAN_FULL
+        target = target_over(b)
         rows.append([f"{a} / {b}", results.shown(ratio), results.verdict(ratio["median"], target, "x", at_least=True)])
     ratios = results.markdown(["ratio of examples/s", "by round", "target"], rows)
     given = result.get("real")
@@ -320,8 +320,18 @@ def table(result: dict) -> str:
         f"{settings['examples']} records a round after {settings['warm_steps']} warm-up steps. "
         f"Gate: {describe_gate(result['gate'])}.{each}"
     )
-    parts = [notes, speeds, ratios, sft.tell_ceilings(summary)]
+    parts = [notes, speeds, ratios, sft.tell_ceilings(summary, missed_of(summary))]
     return "\n\n".join([*parts, quality_table(result["quality"])] if "quality" in result else parts)
+
+
+def target_over(peer: str) -> float:
+    """Times the examples a second of a peer."""
+    return FASTER_THAN_PEFT[real.precision_of(peer)] if peer in PEFT else FASTER_THAN_FULL
+
+
+def missed_of(summary: dict) -> list[str]:
+    """Who missed a target."""
+    return [a for a, b, ratio in summary["ratios"] if ratio["median"] < target_over(b)]
 
 
 def quality_table(quality: dict) -> str:

@@ -186,7 +186,7 @@ def train_book(task: dict) -> dict:
     _, tokenizer, dataset = load_gptft(task)
     order = [*task["warm"], *task["measured"]]
     chosen = [[dataset[i] for i in order[start : start + BATCH]] for start in range(0, len(order), BATCH)]
-    batches = [collate(examples, tokenizer.eot) for examples in chosen]
+    batches = (collate(examples, tokenizer.eot) for examples in chosen)  # each when its step begins
     warm_steps = len(task["warm"]) // BATCH
     losses, seconds = book.train(task["model"], ((b.idx, b.targets) for b in batches), LEARNING_RATE, warm_steps)
     measured = [[len(example.ids) for example in examples] for examples in chosen[warm_steps:]]

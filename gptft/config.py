@@ -185,8 +185,8 @@ class Config:
     )
     copies: str = setting(
         "auto",
-        "in bf16, let the linear layers compute with copies of their weights, made by the optimizer's step; of frozen "
-        "weights once",
+        "in bf16, let the linear layers compute with copies of their weights, which the optimizer's step renews; those "
+        "of frozen weights are made once",
         ("auto", "on", "off"),
     )
     chunk_head: str = setting(

@@ -36,8 +36,8 @@ class Objective(nn.Module):
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """-> (sum of the losses, a scalar with gradient; each target's loss (n_targets,), detached). In nats.
 
-        The last block behind its attention, and the head, run only where there is a target: the same loss, a fraction
-        of the work. A batch without targets gives 0 and gradients of 0, never a NaN.
+        The last MLP and the head run only where there is a target: the same loss, a fraction of the work. A batch
+        without targets gives 0 and gradients of 0, never a NaN.
         """
         h = self.model.hidden(batch.idx, batch.layout, scored=batch.scored)  # (n_targets, C)
         return self.head_losses(self.model, h, batch.targets.flatten()[batch.scored])

@@ -101,8 +101,7 @@ class Attention(nn.Module):
         self.q_norm = make_norm(config, hs) if config.qk_norm else None
         self.k_norm = make_norm(config, hs) if config.qk_norm else None
 
-    def forward(self, x: Tensor, table, layout: Layout | None, cache: KVCache | None, scored: Tensor | None) -> Tensor:
-        """(B, T, C) -> (B, T, C), or (n, C) of the `scored`."""
+    def forward(self, x: Tensor, table, layout: Layout | None, cache: KVCache | None) -> Tensor:
         B, T, _ = x.shape
         hs = self.config.head_size
         q = self.q(x).view(B, T, -1, hs).transpose(1, 2)  # (B, nh, T, hs)
@@ -117,8 +116,7 @@ class Attention(nn.Module):
             k, v = cache.write(self.layer, k, v, layout)  # (B, n_kv, S, hs)
         dropout = self.dropout if self.training else 0.0
         y = attend(q, k, v, layout, dropout, self.sliding_window)  # (B, nh, T, hs)
-        y = y.transpose(1, 2).reshape(B, T, -1)  # (B, T, nh * hs)
-        return self.out(y if scored is None else y.flatten(0, 1)[scored])
+        return self.out(y.transpose(1, 2).reshape(B, T, -1))  # (B, T, nh * hs) -> (B, T, C)
 
 
 class MLP(nn.Module):
@@ -148,9 +146,9 @@ class Block(nn.Module):
         self.drop = nn.Dropout(0.0)
 
     def forward(self, x: Tensor, table, layout: Layout | None, cache: KVCache | None, scored: Tensor | None) -> Tensor:
-        attended = self.drop(self.attn(self.norm1(x), table, layout, cache, scored))
-        if scored is not None:  # no token looks at another once they are attended, so those nobody asks for can go
-            x = x.flatten(0, 1)[scored]  # (n, C)
+        attended = self.drop(self.attn(self.norm1(x), table, layout, cache))
+        if scored is not None:  # from here on no token looks at another, so those that nobody asks for can go
+            x, attended = x.flatten(0, 1)[scored], attended.flatten(0, 1)[scored]  # (n, C)
         if self.parallel:
             return x + attended + self.drop(self.mlp(self.norm2(x)))
         x = x + attended

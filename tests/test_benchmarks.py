@@ -9,6 +9,7 @@ from toys import toy_examples, toy_model
 
 from benchmarks import answers, ceiling, dense, growth, lookup, real, results
 from benchmarks.__main__ import main
+from gptft.adapters.lora import LoraConfig, add_lora
 from gptft.collate import collate
 from gptft.errors import UserError
 from gptft.loss import Objective
@@ -98,7 +99,10 @@ def test_a_term_that_would_be_negative_is_none():
     assert min(found) == 0 and found[1] > 0
 
 
-@pytest.mark.parametrize("shape", [{}, {"tie_embeddings": False, "gated_mlp": True, "n_kv_head": 2}])
+SHAPES = [{}, {"tie_embeddings": False, "gated_mlp": True, "n_kv_head": 2}]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
 def test_the_products_of_a_step_that_are_replayed_are_those_of_the_closed_form(shape):
     """Each weight is in one product forward and two backward, each 2 * rows * weights operations. Where a product went
     unseen the ceiling would be too high, and so the share of it too low."""
@@ -111,6 +115,22 @@ def test_the_products_of_a_step_that_are_replayed_are_those_of_the_closed_form(s
     assert batch.n_targets == rows
     assert sum(product.flops for product in notes.found) == 3 * 2 * rows * weights
     assert ceiling.replay(notes.found) > 0
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_products_of_adapters_are_seen_too(shape):
+    """One of an adapter's is added into the frozen layer's output in place. Of frozen weights no gradient is taken,
+    nor of the embeddings' output, which the first layers read."""
+    model = add_lora(toy_model(torch.float32, **shape), LoraConfig(4, targets=("all",)))
+    batch = collate(toy_examples([9, 9, 9], prompt=1), 0)
+    with (notes := ceiling.Notes()):
+        Objective(model)(batch)[0].backward()
+    frozen = {id(p): p.numel() for p in model.blocks.parameters() if p.dim() == 2 and not p.requires_grad}
+    adapters = sum(p.numel() for p in model.blocks.parameters() if p.requires_grad)
+    first = model.blocks[0].attn
+    read = sum(layer.base.weight.numel() + layer.A.numel() for layer in (first.q, first.k, first.v))
+    expected = 2 * (sum(frozen.values()) + model.tok.weight.numel()) + 3 * adapters - read
+    assert sum(product.flops for product in notes.found) == 2 * 24 * expected
 
 
 def test_steps_whose_products_were_not_seen_have_no_ceiling():

@@ -27,7 +27,7 @@ SAVING = 0.1  # of the positions, what packing must save, for it has a cost of i
 class Choice:
     """packing  None: never; else the share of a micro-batch's positions that it must save, 0 for always
     share    whether what examples begin with alike is computed once
-    copies   whether the linear layers compute with copies in 16 bits
+    copies   whether linear layers and the head compute with copies of their weights in 16 bits
     chunks   whether the head and the loss are computed some rows at a time
     windows  whether sliding windows are computed block by block
     why      what is left out that would be there otherwise, and for what reason
@@ -76,7 +76,7 @@ class Choice:
         if self.share:
             said.append("what their examples begin with alike is computed once")
         if self.copies:
-            said.append("linear layers compute with copies in 16 bits")
+            said.append("weights have copies in 16 bits")
         if self.chunks:
             said.append("the head and the loss are computed some rows at a time")
         if self.windows:
@@ -96,7 +96,9 @@ def choose(config: Config, device: torch.device, window: int = 0, weights: int =
     automatic = config.fast == "auto" and device.type == "cpu"  # nowhere else was a gain seen yet
     wanted, why = {}, []
     for name, value in asked.items():
-        reason = "" if value == "off" else hindrance(name, config, device, weights)
+        reason = "" if value == "off" else hindrance(name, config, device)
+        if name == "copies" and value == "auto" and not reason:
+            reason = scarcity(config, device, weights)
         if value == "on" and reason:
             raise UserError(f"--{name}: {reason}")
         wanted[name] = value == "on" or (value == "auto" and automatic and not reason)
@@ -117,10 +119,20 @@ def choose(config: Config, device: torch.device, window: int = 0, weights: int =
 
 
 IN_BF16 = "they are for --precision bf16"
-OBVIOUS = {("copies", IN_BF16)}  # a run in other bits asks for none
+WITH_RANKS = "with several processes they are not made; --lora_base bf16 needs none"
+HEAD_ALONE = "with several processes they are not made; the frozen layers are held in fewer bits, and need none"
+OBVIOUS = {("copies", IN_BF16), ("copies", HEAD_ALONE)}  # such runs ask for none
 
 
-def hindrance(name: str, config: Config, device: torch.device, weights: int = 0) -> str:
+def scarcity(config: Config, device: torch.device, weights: int) -> str:
+    """Whether copies of frozen weights, of so many bytes, would leave too little memory; empty where not."""
+    copied = weights / 2 if config.lora_rank and config.lora_base == "fp32" else 0
+    if not copied or copied <= free_memory(device) / 2:
+        return ""
+    return "they take half as much memory as the weights: --lora_base bf16 takes less"
+
+
+def hindrance(name: str, config: Config, device: torch.device) -> str:
     """Why a way cannot be taken, in a few words; empty where it can."""
     if name == "copies":
         if Precision(config.precision, device).name != "bf16":
@@ -128,10 +140,9 @@ def hindrance(name: str, config: Config, device: torch.device, weights: int = 0)
         if config.compile:
             return "with --compile the blocks are compiled for the weights themselves"
         if config.lora_rank and here().size > 1:
-            return "of several processes: --lora_base bf16 casts no weight either"
+            return WITH_RANKS if config.lora_base == "fp32" else HEAD_ALONE
         if config.lora_rank:
-            scarce = config.lora_base == "fp32" and weights / 2 > free_memory(device) / 2
-            return "they take half as much memory as the weights: --lora_base bf16 takes less" if scarce else ""
+            return ""
         if config.optimizer != "adamw":
             return "they are made anew by AdamW's step"
         return "of several processes, each gradient is added up in fp32" if here().size > 1 else ""

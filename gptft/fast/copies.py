@@ -196,7 +196,7 @@ class CopiedAdamW(torch.optim.AdamW):
         finally:
             del self.grad_scale
         copied = dict(zip(self.copies.parameters, self.copies.copies, strict=True))
-        written = all(copy.grad is not None for copy in self.copies.copies)
+        written = all(copy.grad is not None for copy in self.copies.copies if copy.requires_grad)
         for group in self.param_groups if written else ():
             pieces: list[Piece] = []
             for parameter in group["params"]:

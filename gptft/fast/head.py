@@ -10,12 +10,13 @@ whole, and the gradient of each chunk is made in the place of its logits.
 
 A loss has one number as its gradient, by which all that forward made is multiplied in backward. For grad_W (V, C) that
 would be a pass of its own over the largest tensor of all; therefore the last chunk's product waits for backward, and
-what it writes is multiplied while it is in the cache. Where all rows are one chunk, forward makes no grad_W at all.
+what it writes is multiplied while it is in the cache. Where all rows are one chunk, forward makes no grad_W at all, and
+of few rows d is multiplied instead, which is smaller.
 
 In 16 bits the products are of numbers in 16 bits, as autocast has them, and what is added up is in fp32: the loss, and
 grad_W over the chunks. The plain path rounds grad_W once to 16 bits, this one each chunk's part of it. d is rounded
-before it is multiplied by what comes in and not after, which is the same in bf16; in fp16 small probabilities would be
-lost that the scale of the gradients is there for, and `fast.choice` does not take this way.
+before it is multiplied by what comes in, where the plain path rounds it after: as exact in bf16, but in fp16 small
+probabilities would be lost that the scale of the gradients is there for, and `fast.choice` does not take this way.
 """
 
 from __future__ import annotations
