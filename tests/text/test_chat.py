@@ -10,6 +10,7 @@ from datetime import datetime
 import hf_families as families
 import pytest
 import torch
+from torch.nn import functional as F
 from toys import toy_model
 
 from gptft.__main__ import main
@@ -929,9 +930,10 @@ def test_chat_says_what_is_wrong_on_standard_error_and_goes_on(monkeypatch, caps
     )
     model = GPT.create(toy_model(vocab_size=tokenizer.n_vocab).config, seed=1)
     monkeypatch.setattr("gptft.commands.chat.load_model", lambda *_: (model, tokenizer))
-    monkeypatch.setattr("gptft.decoding.choose", lambda logits, *_: torch.full((len(logits),), tokenizer.eot))
+    end = F.one_hot(torch.tensor(tokenizer.eot), tokenizer.n_vocab).float()
+    monkeypatch.setattr(GPT, "head", lambda self, h: end.expand(*h.shape[:-1], -1))
     monkeypatch.setattr("sys.stdin", io.StringIO("a\n" + "word " * 300 + "\nb\n"))
-    main(["chat", "m"])
+    main(["chat", "m", "--decode", "plain"])
     out, err = capsys.readouterr()
     assert out == "\n\n" and err.startswith("gptft: prompt 1 has ")  # both answers are empty
     assert err.count("\n") == 1 and err.endswith("; /new starts a new conversation\n")
