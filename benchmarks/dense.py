@@ -1,7 +1,7 @@
 """Full rows without a mask: training GPT-2 124M where every token is a target and none is padding, so that nothing can
 be left out. gptft against the classical loop of the books and transformers' Trainer.
 
-Rows of 256 tokens in batches of 8 and of 1,024 in batches of 2, from one text, the responses of instruction-data.json.
+Rows of 256 tokens in batches of 8 and of 1,024 in batches of 2, from one text, all that instruction-data.json says.
 The classical loop is that of many tutorials, on transformers' GPT2LMHeadModel: forward, cross-entropy over all logits,
 backward, clipping, torch.optim.AdamW. All start from one directory of random weights in a fresh process and take the
 same batches in the same order; AdamW, learning rate 5e-5, no decay, gradients clipped at 1.0. gptft trains in the ways
@@ -24,7 +24,7 @@ from gptft.errors import UserError
 
 ROWS = {256: 8, 1024: 2}  # tokens a row: rows a batch
 QUICK_ROWS = {16: 2}
-STEPS, WARM_STEPS = 6, 2
+STEPS, WARM_STEPS = 3, 2
 FIRST = 2  # steps whose losses are compared
 NEAR = 1e-4  # nats a target
 SEED = 123  # of gptft's order, which all take
@@ -171,8 +171,9 @@ def train_trainer(task: dict) -> tuple[list[float], float]:
 
 
 def write_text(data: Path, out: Path) -> None:
-    """One text of all responses, a paragraph each."""
-    out.write_text("\n\n".join(record["output"] for record in real.read_records(data)), encoding="utf-8")
+    """One text of all records, a paragraph for each thing that they say."""
+    said = (record.get(key) for record in real.read_records(data) for key in ("instruction", "input", "output"))
+    out.write_text("\n\n".join(filter(None, said)), encoding="utf-8")
 
 
 def main(argv: list[str]) -> None:
@@ -201,7 +202,10 @@ def main(argv: list[str]) -> None:
         def measure(name: str, number: int) -> dict:
             who, _, length = name.partition(", ")
             batch = rows[int(length)]
-            chosen = random.Random(number).sample(range(made["full"][length]), (WARM_STEPS + steps) * batch)
+            needed, full = (WARM_STEPS + steps) * batch, made["full"][length]
+            if needed > full:
+                raise UserError(f"--data: {data.name} fills {full} rows of {length} tokens, {needed} are needed", 1)
+            chosen = random.Random(number).sample(range(full), needed)
             task = {**base, "do": who, "length": int(length), "batch": batch, "rows": chosen}
             return common.call("dense", task, env)
 
