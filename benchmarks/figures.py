@@ -190,16 +190,21 @@ def busy_neighbour() -> str:
     return threads.table(read("threads"))
 
 
+def ratios_by_side(summary: dict) -> dict[str, dict[str, str]]:
+    """Of a result of `lora`: by contender, the ratio to each side, which the first word of a peer's name is."""
+    found: dict[str, dict[str, str]] = {}
+    for name, peer, ratio in summary["ratios"]:
+        found.setdefault(name, {})[peer.split()[0]] = bold(ratio)
+    return found
+
+
 def lora_speed() -> str:
     summary = read("lora")["summary"]
-    ratios: dict[str, dict[str, str]] = {}
-    for name, peer, ratio in summary["ratios"]:
-        side = "PEFT" if peer.startswith("PEFT") else "full"
-        ratios.setdefault(name, {})[side] = bold(ratio)
+    ratios = ratios_by_side(summary)
     rows = []
     for name, speed in summary["examples_per_second"].items():
         trained, peak = (summary[key][name]["median"] for key in ("trained", "peak_bytes"))
-        cells = [ratios.get(name, {}).get(side, "") for side in ("full", "PEFT")]
+        cells = [ratios.get(name, {}).get(side, "") for side in ("gptft", "PEFT")]
         rows.append([name, f"{trained:,.0f}", shown(speed), gigabytes(peak), *cells])
     head = ["who", "trained parameters", "examples a second", "peak memory, GB", "against full fine-tuning"]
     return markdown([*head, "against PEFT with TRL"], rows)
@@ -267,15 +272,13 @@ def decode_real() -> str:
 def lora_real_speed() -> str:
     rows = []
     for result in on_real_model("lora"):
-        ratios: dict[str, dict[str, str]] = {}
-        for name, peer, ratio in result["summary"]["ratios"]:
-            ratios.setdefault(name, {})["PEFT" if peer.startswith("PEFT") else "full"] = bold(ratio)
+        ratios = ratios_by_side(result["summary"])
         for name, speed in result["summary"]["examples_per_second"].items():
             peak = gigabytes(result["summary"]["peak_bytes"][name]["median"])
-            cells = [ratios.get(name, {}).get(side, "") for side in ("full", "PEFT")]
+            cells = [ratios.get(name, {}).get(side, "") for side in ("gptft", "PEFT", "litgpt")]
             rows.append([results.describe_given(result["real"]), name, shown(speed), peak, *cells])
     head = ["model and records", "who", "examples a second", "peak memory, GB", "against full fine-tuning"]
-    return markdown([*head, "against PEFT with TRL"], rows)
+    return markdown([*head, "against PEFT with TRL", "against litgpt"], rows)
 
 
 def lora_real_quality() -> str:

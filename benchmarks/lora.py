@@ -8,12 +8,14 @@ Quality: GPT-2 124M, first trained whole on half of the records, then on the oth
 the embedded default's second stage, whole or by adapters of several ranks, also beside frozen weights in bf16 and int8.
 
 --model and --data measure the speed alone, on a real pretrained model and on other records, as in `sft`; what adapters
-lose there is the matter of `lora_real`.
+lose there is the matter of `lora_real`. Where litgpt is there, or GPTFT_LITGPT_PYTHON names a Python that has it, and
+it knows the model, it trains the same adapters on the same records; its first loss must be gptft's.
 """
 
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 from benchmarks import common, real, results, sft, sft_contenders
@@ -24,9 +26,10 @@ GPT2_TARGETS = ["attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"]  # as PE
 LLAMA_TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 # by transformers' families; GPT-2's q, k and v are one layer
 TARGETS = {"gpt2": GPT2_TARGETS} | dict.fromkeys(("llama", "mistral", "qwen2", "qwen3", "smollm3"), LLAMA_TARGETS)
-FASTER_THAN_FULL, FASTER_THAN_PEFT = 1.3, {"fp32": 2.6, "bf16": 5.0}  # times the examples a second
+FASTER_THAN_FULL, FASTER_THAN_PEERS = 1.3, {"fp32": 2.6, "bf16": 5.0}  # times the examples a second
+NEAR = {"fp32": 1e-4, "bf16": 0.05}  # nats a target, between litgpt's first loss and gptft's in fp32
 LORA = {"lora_rank": RANK, "lora_alpha": ALPHA}
-PEFT = ("PEFT fp32", "PEFT bf16")
+PEFT, LITGPT = ("PEFT fp32", "PEFT bf16"), ("litgpt fp32", "litgpt bf16")
 CONTENDERS = {
     "gptft full fp32": {},
     "gptft full bf16": {},
@@ -62,6 +65,8 @@ def work(task: dict) -> dict:
         return gate(task)
     if task["do"] == "finetune":
         return finetune(task)
+    if task["do"] == "write":
+        return write_examples(task)
     if task["do"].startswith(sft_contenders.CEILING):
         return sft_contenders.ceiling(task)
     return train_peft(task) if task["do"] in PEFT else sft_contenders.train_gptft(task)
@@ -138,6 +143,28 @@ def gate(task: dict) -> dict:
     return {"loss": [loss.item(), peer_loss.item()], "gradient_norm": norms}
 
 
+def write_examples(task: dict) -> dict:
+    """The records of the warm-up, then those measured, as ids and labels; gptft's loss of the first batch, by the model
+    as it came, whose adapters change nothing yet."""
+    import torch
+
+    from gptft.collate import IGNORE, collate
+    from gptft.loss import Objective
+
+    model, tokenizer, dataset = sft_contenders.load_gptft(task)
+    examples = [dataset[i] for i in (*task["warm"], *task["measured"])]
+    rows = []
+    for example in examples:
+        labels = [IGNORE] * len(example.ids)
+        for start, end in example.spans:
+            labels[start:end] = example.ids[start:end].tolist()
+        rows.append({"input_ids": example.ids.tolist(), "labels": labels})
+    Path(task["examples"]).write_text(json.dumps(rows), encoding="utf-8")
+    batch = collate(examples[: sft.BATCH], tokenizer.eot)
+    with torch.no_grad():
+        return {"first_loss": Objective(model)(batch)[0].item() / batch.n_targets}
+
+
 def finetune(task: dict) -> dict:
     """A whole run of gptft."""
     import gptft
@@ -162,6 +189,7 @@ def finetune(task: dict) -> dict:
 
 def measure_speed(options, base: dict, env: dict, result: dict) -> None:
     """The gate, then the rounds."""
+    named = result["real"]["model"] if "real" in result and real.litgpt_python() else None
 
     def measure(name: str, number: int) -> dict:
         warm, measured = sft.draw(number, options.warm_steps, options.examples, base["records"])
@@ -172,17 +200,31 @@ def measure_speed(options, base: dict, env: dict, result: dict) -> None:
             "measured": measured,
             "settings": CONTENDERS.get(name.removeprefix(sft_contenders.CEILING)),
         }
-        return common.call("lora", task, env)
+        return common.call("lora", task, env) if name not in LITGPT else run_litgpt(task, options, env, named)
 
     result["gate"] = gate = measure("gate", 0)
     print(f"gate: {describe_gate(gate)}", flush=True)
     (loss, peer_loss), (norm, peer_norm) = gate["loss"], gate["gradient_norm"]
     if abs(loss - peer_loss) > 1e-4 or abs(norm - peer_norm) > 1e-3 * peer_norm:
         raise UserError("the gate is shut: gptft and PEFT do not compute the same", 1)
-    who = [*CONTENDERS, *PEFT, *(sft_contenders.CEILING + name for name in CEILINGS)]
+    who = [*CONTENDERS, *PEFT, *(LITGPT if named else ()), *(sft_contenders.CEILING + name for name in CEILINGS)]
     who = real.of_precisions(who, base["precisions"])
     result["rounds"] = common.interleave(who, options.rounds, measure, "examples_per_second")
     result["ceilings"] = sft.pop_ceilings(result["rounds"])
+    of_litgpt = [once[name]["version"] for once in result["rounds"] for name in LITGPT if name in once]
+    result["versions"] |= {"litgpt": of_litgpt[0]} if of_litgpt else {}
+
+
+def run_litgpt(task: dict, options, env: dict, named: str) -> dict:
+    """litgpt's outcome on a model of this name. Raises UserError where its first loss is not gptft's."""
+    told = {"model": task["model"], "scratch": task["scratch"], "named": named, "batch": sft.BATCH, "rank": RANK}
+    told |= {"alpha": ALPHA, "lr": sft_contenders.LEARNING_RATE, "precision": real.precision_of(task["do"])}
+    told |= {"examples": f"{task['scratch']}/examples.json", "warm": len(task["warm"]), "threads": options.threads}
+    ours = common.call("lora", {**task, "do": "write", "examples": told["examples"]}, env)["first_loss"]
+    outcome = real.run_apart(real.litgpt_python(), "lora_litgpt.py", told, {**os.environ, **env})
+    if abs(outcome["first_loss"] - ours) > NEAR[told["precision"]]:
+        raise UserError(f"{task['do']}: the first loss is {outcome['first_loss']}, gptft's {ours}", 1)
+    return outcome
 
 
 def measure_quality(options, base: dict, env: dict, folder: str) -> dict:
@@ -283,7 +325,8 @@ def summarise(result: dict) -> dict:
     rounds = result["rounds"]
     pairs = [(f"gptft LoRA {p}", other) for p in ("fp32", "bf16") for other in (f"gptft full {p}", f"PEFT {p}")]
     pairs += [("gptft LoRA bf16, base bf16", other) for other in ("gptft full bf16", "PEFT bf16")]
-    pairs = [pair for pair in pairs if pair[0] in rounds[0]]
+    pairs += [(f"gptft LoRA {p}", f"litgpt {p}") for p in ("fp32", "bf16")]
+    pairs = [pair for pair in pairs if {*pair} <= rounds[0].keys()]
     return {
         **{key: common.spreads(rounds, key) for key in ("examples_per_second", "loss", "peak_bytes", "trained")},
         "ratios": [[a, b, common.ratios(rounds, a, b, "examples_per_second")] for a, b in pairs],
@@ -326,7 +369,7 @@ def table(result: dict) -> str:
 
 def target_over(peer: str) -> float:
     """Times the examples a second of a peer."""
-    return FASTER_THAN_PEFT[real.precision_of(peer)] if peer in PEFT else FASTER_THAN_FULL
+    return FASTER_THAN_PEERS[real.precision_of(peer)] if peer in (*PEFT, *LITGPT) else FASTER_THAN_FULL
 
 
 def missed_of(summary: dict) -> list[str]:

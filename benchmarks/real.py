@@ -147,22 +147,37 @@ def make(task: dict) -> dict:
     return {"model": str(directory), "kind": kind, "parameters": gptft.load(directory)[0].n_parameters()}
 
 
+def python_with(module: str, variable: str) -> str:
+    """The interpreter that has a module: the one that the environment variable names, or this; "" where none has."""
+    named = os.environ.get(variable, "")
+    return named or (sys.executable if importlib.util.find_spec(module) else "")
+
+
 def llamacpp_python() -> str:
     """The interpreter that has llama-cpp-python, "" where there is none."""
-    named = os.environ.get("GPTFT_LLAMACPP_PYTHON", "")
-    return named or (sys.executable if importlib.util.find_spec("llama_cpp") else "")
+    return python_with("llama_cpp", "GPTFT_LLAMACPP_PYTHON")
+
+
+def litgpt_python() -> str:
+    """The interpreter that has litgpt, "" where there is none."""
+    return python_with("litgpt", "GPTFT_LITGPT_PYTHON")
+
+
+def run_apart(python: str, script: str, told: dict, env: dict | None = None) -> dict:
+    """What a script of this folder, which needs nothing of gptft, says in another Python. Raises UserError with the end
+    of its standard error."""
+    text = Path(__file__).with_name(script).read_text(encoding="utf-8")
+    # by its text: run as a file it would find this folder's tokenize.py where the standard library's is meant
+    done = subprocess.run([python, "-c", text, json.dumps(told)], capture_output=True, text=True, env=env)
+    if done.returncode:
+        raise UserError(f"{script} failed:\n{done.stderr[-3000:]}", 1)
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def run_llamacpp(file: str, prompt: list[int], new: int, threads: int) -> dict:
-    """The outcome of llama.cpp in its own Python. Raises UserError with the end of its standard error."""
+    """The outcome of llama.cpp in its own Python."""
     told = {"file": file, "prompt": prompt, "new": new, "threads": threads}
-    script = Path(__file__).with_name("decode_llamacpp.py")
-    # by its text: run as a file it would find this folder's tokenize.py where the standard library's is meant
-    command = [llamacpp_python(), "-c", script.read_text(encoding="utf-8"), json.dumps(told)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        raise UserError(f"llama.cpp failed:\n{done.stderr[-3000:]}", 1)
-    return json.loads(done.stdout.splitlines()[-1])
+    return run_apart(llamacpp_python(), "decode_llamacpp.py", told)
 
 
 def as_directory(model: Path, out: Path) -> Path:

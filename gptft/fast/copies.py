@@ -144,18 +144,24 @@ class CopiedObjective(Objective):
 
 
 class Piece(NamedTuple):
-    """Some rows of a weight (n,), flat: of its gradient, its moments and its copy; `step`, how many it has behind it;
-    `width` of a row; `row`, the number of the first where rows were looked up; whether it is the weight's `last`."""
+    """Some rows of a weight (n,), flat: of its moments and its copy; `start`, where they begin, and `copy`, the whole,
+    whose gradient is theirs; `step`, how many it has behind it; `width` of a row; whether the rows `are_looked_up`, and
+    whether they are the weight's `last`."""
 
     weights: Tensor
-    grads: Tensor
     first: Tensor
     second: Tensor
     copies: Tensor
+    start: int
+    copy: Tensor
     step: Tensor
     width: int
-    row: int | None
+    are_looked_up: bool
     last: bool
+
+    @property
+    def grads(self) -> Tensor:
+        return self.copy.grad.view(-1)[self.start : self.start + len(self.weights)]
 
 
 class CopiedAdamW(torch.optim.AdamW):
@@ -170,6 +176,9 @@ class CopiedAdamW(torch.optim.AdamW):
         self.copies = copies
         self.scale: Tensor | None = None  # what gradients are divided by
         self.rows: tuple[Tensor, Tensor] | None = None  # the tied weight's gradient beside its copy's
+        self.pieces: list[list[list[Piece]]] = []  # by group, those that are updated together
+        self.places: list[int] = []  # in memory, of all that the pieces are of
+        self.scratch = torch.empty(0)
 
     @torch.no_grad()
     def clip(self, limit: float) -> Tensor:
@@ -178,7 +187,7 @@ class CopiedAdamW(torch.optim.AdamW):
             self.copies.add_up()
         self.rows = self.copies.gather_rows()
         owners = [p for group in self.param_groups for p in group["params"]] + self.copies.copies
-        squares = [part for p in owners if p.grad is not None for part in squares_of(p.grad)]
+        squares = [part for p in owners if p.grad is not None for part in self.squares_of(p.grad)]
         if self.rows is not None:
             ids, sums = self.rows
             head = self.copies.of(self.copies.tied).grad[ids].float()  # is there without what is added to it
@@ -195,43 +204,57 @@ class CopiedAdamW(torch.optim.AdamW):
             super().step(closure)  # of all that have gradients of their own
         finally:
             del self.grad_scale
-        copied = dict(zip(self.copies.parameters, self.copies.copies, strict=True))
         written = all(copy.grad is not None for copy in self.copies.copies if copy.requires_grad)
-        for group in self.param_groups if written else ():
-            pieces: list[Piece] = []
-            for parameter in group["params"]:
-                for piece in self.pieces(parameter, copied[parameter]) if parameter in copied else ():
-                    if pieces and sum(each.weights.numel() for each in pieces) + piece.weights.numel() > CHUNK:
-                        self.update(pieces, group)
-                        pieces = []
-                    pieces.append(piece)
-            self.update(pieces, group)
+        if written:
+            self.find_pieces()
+            for group, pieces in zip(self.param_groups, self.pieces, strict=True):
+                for together in pieces:
+                    self.update(together, group)
         self.copies.note_versions() if written else self.copies.refresh()
         self.scale = self.rows = None
 
-    def pieces(self, parameter: Tensor, copy: Tensor) -> Iterator[Piece]:
+    def find_pieces(self) -> None:
+        """Cut all weights into pieces that are updated together: large ones into some rows, small ones side by side.
+        What was found stays for as long as everything lies where it did."""
+        copied = dict(zip(self.copies.parameters, self.copies.copies, strict=True))
+        groups = [[p for p in group["params"] if p in copied] for group in self.param_groups]
+        trained = [parameter for group in groups for parameter in group]
+        for parameter in trained:
+            if not (state := self.state[parameter]):
+                state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
+                state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
+        moments = [self.state[p][name] for p in trained for name in ("step", "exp_avg", "exp_avg_sq")]
+        places = [tensor.data_ptr() for tensor in (*trained, *self.copies.copies, *moments)]
+        if places == self.places:
+            return
+        self.places, self.pieces = places, []
+        for group in groups:
+            found: list[list[Piece]] = [[]]
+            for parameter in group:
+                for piece in self.pieces_of(parameter, copied[parameter]):
+                    if sum(len(each.weights) for each in found[-1]) + len(piece.weights) > CHUNK and found[-1]:
+                        found.append([])
+                    found[-1].append(piece)
+            self.pieces.append(found if found[-1] else [])
+
+    def pieces_of(self, parameter: Tensor, copy: Tensor) -> Iterator[Piece]:
         """A weight with all that its step reads and writes, in pieces of whole rows."""
         state = self.state[parameter]
-        if not state:
-            state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
-            state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
-        flat = [x.view(-1) for x in (parameter, copy.grad, state["exp_avg"], state["exp_avg_sq"], copy.detach())]
+        flat = [x.view(-1) for x in (parameter.detach(), state["exp_avg"], state["exp_avg_sq"], copy.detach())]
         C = parameter.size(-1)
-        chunk = max(1, CHUNK // C) * C
-        for start in range(0, parameter.numel(), chunk):
-            row = start // C if parameter is self.copies.tied else None
-            yield Piece(*(x[start : start + chunk] for x in flat), state["step"], C, row, start + chunk >= len(flat[0]))
+        chunk, size = max(1, CHUNK // C) * C, parameter.numel()
+        for start in range(0, size, chunk):
+            parts = (x[start : start + chunk] for x in flat)
+            yield Piece(*parts, start, copy, state["step"], C, parameter is self.copies.tied, start + chunk >= size)
 
     def update(self, pieces: list[Piece], group: dict) -> None:
         """One step of some pieces, and their new copies."""
-        if not pieces:
-            return
         found_inf = getattr(self, "found_inf", None)
         weights, steps = [each.weights for each in pieces], [each.step + 1 for each in pieces]
-        grads = [each.grads.to(each.weights.dtype) for each in pieces]
+        grads = self.widened([each.grads for each in pieces], weights[0].dtype)
         for each, grad in zip(pieces, grads, strict=True):
-            if each.row is not None and self.rows is not None:
-                add_rows(grad.view(-1, each.width), each.row, *self.rows)
+            if each.are_looked_up and self.rows is not None:
+                add_rows(grad.view(-1, each.width), each.start // each.width, *self.rows)
         beta1, beta2 = group["betas"]
         torch._fused_adamw_(
             weights,
@@ -255,19 +278,28 @@ class CopiedAdamW(torch.optim.AdamW):
             if each.last:
                 each.step.add_(1 if found_inf is None else 1 - found_inf)
 
+    def widened(self, parts: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
+        """Some tensors (n,) in `dtype`, side by side in one place, the same every time: it stays in the cache."""
+        sizes = [len(part) for part in parts]
+        like = {"dtype": dtype, "device": parts[0].device}
+        if len(self.scratch) < sum(sizes) or (self.scratch.dtype, self.scratch.device) != (dtype, like["device"]):
+            self.scratch = torch.empty(max(CHUNK, sum(sizes)), **like)
+        found = list(self.scratch[: sum(sizes)].split(sizes))
+        torch._foreach_copy_(found, parts)
+        return found
+
+    def squares_of(self, grad: Tensor) -> Iterator[Tensor]:
+        """Sums of squares, in fp32: a chunk at a time, for a norm of numbers in 16 bits would make a copy of all of
+        them in 32, which took longer than the step itself."""
+        for part in grad.reshape(-1).split(CHUNK):
+            (wide,) = self.widened([part], torch.float32)
+            yield wide.dot(wide)
+
     def zero_grad(self, set_to_none: bool = True) -> None:
         super().zero_grad(set_to_none)
         self.copies.rows.clear()
         for copy in self.copies.copies:
             copy.grad = None
-
-
-def squares_of(grad: Tensor) -> Iterator[Tensor]:
-    """Sums of squares, in fp32: a chunk at a time, for a norm of numbers in 16 bits would make a copy of all of them in
-    32, which took longer than the step itself."""
-    for part in grad.reshape(-1).split(CHUNK):
-        wide = part.float()
-        yield wide.dot(wide)
 
 
 def add_rows(grads: Tensor, start: int, ids: Tensor, sums: Tensor) -> None:

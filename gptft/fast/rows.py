@@ -21,6 +21,7 @@ from torch import Tensor
 
 from gptft.architecture import GPTConfig
 from gptft.attention import CacheLayout, KVCache
+from gptft.fast.windows import beside_cache
 from gptft.model import GPT
 
 
@@ -47,8 +48,8 @@ class Rows:
         self.shared = self.model.new_cache(1, self.begin, self.dtype)
         device = self.model.device
         idx, last = torch.tensor([beginning], device=device), torch.tensor([self.begin - 1], device=device)
-        # nobody asks for a hidden state, and one is the fewest
-        self.model.hidden(idx, self.shared.begin([self.begin]), self.shared, scored=last)
+        layout = beside_cache(0, self.begin, self.model.config.window, device)
+        self.model.hidden(idx, layout, self.shared, scored=last)  # nobody asks for a hidden state; one is the fewest
 
     def enter(self, prompts: Sequence[Sequence[int]]) -> Tensor:
         """Read prompts, all in one pass, into the rows behind those in use -> hidden states of their last tokens
@@ -64,8 +65,7 @@ class Rows:
         if self.shared is not None:
             rows.k[:, :, :, :begin], rows.v[:, :, :, :begin] = self.shared.k, self.shared.v
         # all stand at the same places, so that one row of positions, and of a mask, serves all
-        pos = torch.arange(begin, begin + T, device=device)[None]  # (1, T)
-        layout = CacheLayout(pos, causal=begin == 0, end=begin + T, even=True)
+        layout = beside_cache(begin, T, self.model.config.window, device)
         h = self.model.hidden(idx.to(device), layout, rows, scored=last.to(device))  # (n, C)
         self.reach = max(self.reach, begin + T)
         self.lengths += map(len, prompts)

@@ -26,8 +26,9 @@ BLOCK = 256  # queries at least: of fewer the products are too small to pay
 
 @dataclass
 class Windows(Layout):
-    """Rows of T tokens, each one document from position 0 on."""
+    """Rows of T tokens, each one document, in order; `begin`: behind so many others, whose keys come first."""
 
+    begin: int = 0
     _parts: dict[tuple[int, int], Layout] = field(default_factory=dict, repr=False)
 
     def to(self, device: torch.device) -> Windows:
@@ -39,21 +40,25 @@ class Windows(Layout):
                 layout.make_masks({sliding_window}, dtype)
 
     def attends(self, q: Tensor, k: Tensor, v: Tensor, dropout: float, sliding_window: int) -> Tensor:
-        """As `attention.attend`: q (B, nh, T, hs), k and v (B, n_kv, T, hs) -> (B, nh, T, hs)."""
+        """As `attention.attend`: q (B, nh, T, hs), k and v (B, n_kv, begin + T, hs) -> (B, nh, T, hs)."""
         outputs = [
-            attend(q[:, :, start:end], k[:, :, first:end], v[:, :, first:end], layout, dropout, sliding_window)
-            for start, end, first, layout in self.blocks(sliding_window)
+            attend(q[:, :, start:end], k[:, :, first:last], v[:, :, first:last], layout, dropout, sliding_window)
+            for start, end, first, last, layout in self.blocks(sliding_window)
         ]
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=2)
 
-    def blocks(self, sliding_window: int) -> list[tuple[int, int, int, Layout]]:
-        """Per block: its queries' start and end, the first key that is seen, and how they stand to one another."""
+    def blocks(self, sliding_window: int) -> list[tuple[int, int, int, int, Layout]]:
+        """Per block: its queries' start and end, the first key that is seen and the end of these, and how they stand
+        to one another."""
         T = self.pos.size(1)
-        size = max(BLOCK, sliding_window) if 0 < sliding_window < T else T
+        slides = 0 < sliding_window < self.begin + T
+        size = max(BLOCK, sliding_window) if slides else T
         found = []
         for start in range(0, T, size):
-            end, first = min(start + size, T), max(0, start - sliding_window + 1) if start else 0
-            found.append((start, end, first, self.part(start - first, end - first)))
+            end = min(start + size, T)
+            first = max(0, self.begin + start - sliding_window + 1) if slides else 0
+            last = self.begin + end
+            found.append((start, end, first, last, self.part(self.begin + start - first, last - first)))
         return found
 
     def part(self, start: int, end: int) -> Layout:
@@ -63,6 +68,19 @@ class Windows(Layout):
             rows = Layout.of_rows(end, self.pos.device)
             self._parts[start, end] = CacheLayout(pos, end=end) if start else rows
         return self._parts[start, end]
+
+
+@dataclass
+class CachedWindows(Windows, CacheLayout):
+    """The same beside a cache."""
+
+
+def beside_cache(begin: int, T: int, sliding_window: int, device: torch.device) -> CacheLayout:
+    """Where T tokens stand that follow `begin` others in every row of a cache, for a model that has this window."""
+    end, pos = begin + T, torch.arange(begin, begin + T, device=device)[None]
+    if end < 2 * BLOCK or not 0 < sliding_window < end:
+        return CacheLayout(pos, causal=begin == 0, end=end, even=True)
+    return CachedWindows(pos, causal=begin == 0, end=end, even=True, begin=begin)
 
 
 def in_windows(batch: Batch) -> Batch:

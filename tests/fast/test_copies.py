@@ -199,12 +199,17 @@ def test_copies_are_those_of_the_weights_as_they_are():
     assert torch.equal(found, expected)
 
 
-def test_a_run_goes_on_to_the_same_bits():
+@pytest.mark.parametrize("used", [False, True])
+def test_a_run_goes_on_to_the_same_bits(used):
+    """Also by an optimizer that has stepped before: it went on with moments that it had no longer."""
     whole, parts = Run(True, max_steps=8), [Run(True, max_steps=8) for _ in range(2)]
     losses = whole.steps()
     events = train(parts[0].state, parts[0].objective, parts[0].config, rows(), Examples(), TO_BATCH)
     first = [next(events).loss for _ in range(4)]
     state = parts[0].state.state_dict()
+    if used:
+        events = train(parts[1].state, parts[1].objective, parts[1].config, rows(), Examples(), TO_BATCH)
+        next(events)
     parts[1].model.load_state_dict(parts[0].model.state_dict())
     parts[1].state.load_state_dict(state)
     assert first + parts[1].steps() == losses
