@@ -217,6 +217,8 @@ def test_a_run_goes_on_to_the_same_bits(used):
         parts[1].state.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
     assert first + parts[1].steps() == losses
     assert torch.equal(parts[1].weights(), whole.weights())
+    found, expected = (run.state.optimizer.state_dict()["state"] for run in (parts[1], whole))
+    assert all(torch.equal(found[n][name], x) for n, values in expected.items() for name, x in values.items())
 
 
 def test_the_state_is_that_of_torchs_adamw():
