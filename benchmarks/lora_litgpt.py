@@ -45,6 +45,8 @@ def main(task: dict) -> dict:
 
     rows = json.loads(Path(task["examples"]).read_text(encoding="utf-8"))
     rows = [{key: torch.tensor(ids) for key, ids in row.items()} for row in rows]
+    for row in rows:  # its collate function counts tokens, too
+        row["token_counts"] = dict.fromkeys(("raw", "raw_plus_prompt_template"), len(row["input_ids"]))
     model.max_seq_length = max(len(row["input_ids"]) for row in rows)
     model.train()
     model = fabric.setup_module(model)

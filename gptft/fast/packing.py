@@ -52,7 +52,7 @@ class Packed(Layout):
         """As `attention.attend`: q (1, nh, N, hs), k and v (1, n_kv, N, hs) -> (1, nh, N, hs)."""
         sizes = [self.shared, *(count * length for count, length in self.groups)]
         # (1, heads, N, hs) -> per group (its tokens, heads, hs); the gradient of a split is one concatenation
-        parts = [x.transpose(1, 2)[0].split(sizes) for x in (q, k, v)]
+        parts = [x.squeeze(0).transpose(0, 1).split(sizes) for x in (q, k, v)]
         beginning = [rows_of(part[0], 1) for part in parts]
         outputs = []
         if self.shared:
