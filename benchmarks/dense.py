@@ -24,7 +24,7 @@ from gptft.errors import UserError
 
 ROWS = {256: 8, 1024: 2}  # tokens a row: rows a batch
 QUICK_ROWS = {16: 2}
-STEPS, WARM_STEPS = 2, 2
+STEPS, WARM_STEPS = 1, 3  # a step takes seconds; the first three settle what memory is kept
 FIRST = 2  # steps whose losses are compared
 NEAR = 1e-4  # nats a target
 SEED = 123  # of gptft's order, which all take
