@@ -93,8 +93,8 @@ def describe_given(name: str, options: argparse.Namespace, argv: list[str]) -> d
 
 def main(argv: list[str]) -> None:
     parser = common.parser("sft", __doc__, rounds=5)
-    parser.add_argument("--examples", type=int, default=240, help="records measured a round [240]")
-    parser.add_argument("--warm-steps", type=int, default=12, help="steps before the clock starts [12]")
+    parser.add_argument("--examples", type=int, default=160, help="records measured a round [160]")
+    parser.add_argument("--warm-steps", type=int, default=8, help="steps before the clock starts [8]")
     parser.add_argument("--same-batches", action="store_true", help="also TRL on gptft's length-sorted batches")
     real.add_options(parser, precisions=True)
     options = parser.parse_args(argv)
