@@ -11,6 +11,7 @@ The rate of a matrix product of 8,192 x 8,192 in bf16, measured in the same run,
 
 from __future__ import annotations
 
+import functools
 import gc
 import importlib.util
 import itertools
@@ -174,23 +175,28 @@ def measure_decoding(model: str, theirs, budget: Budget, options) -> dict:
     import torch
 
     from gptft.decoding import decode
+    from gptft.fast.decoding_model import arranged
 
     device, measured = options.device, {}
     ours, theirs = make_ours(theirs, device).bfloat16().eval(), theirs.bfloat16().eval()
     V, new = ours.config.vocab_size, 8 if options.quick else NEW
     theirs.generation_config.eos_token_id, theirs.generation_config.pad_token_id = None, 0
 
-    def with_gptft(idx) -> dict:
-        return {"tokens": sum(map(len, decode(ours, idx.tolist(), new, (), V)))}
+    def with_gptft(idx, model=ours) -> dict:
+        return {"tokens": sum(map(len, decode(model, idx.tolist(), new, (), V)))}
 
-    def with_transformers(idx) -> dict:
-        out = theirs.generate(idx, attention_mask=torch.ones_like(idx), max_new_tokens=new, do_sample=False)
+    def with_transformers(idx, **how) -> dict:
+        out = theirs.generate(idx, attention_mask=torch.ones_like(idx), max_new_tokens=new, do_sample=False, **how)
         return {"tokens": out.size(0) * (out.size(1) - idx.size(1))}
 
+    who = {"gptft": with_gptft, "transformers": with_transformers}
+    if device.type == "cuda":
+        who["gptft, recorded passes"] = functools.partial(with_gptft, model=arranged(ours, "graph"))
+        who["transformers, static cache"] = functools.partial(with_transformers, cache_implementation="static")
     for count in PROMPTS:
         generator = torch.Generator().manual_seed(count)
         idx = torch.randint(V, (count, 8 if options.quick else PROMPT), generator=generator).to(device)
-        name, who = f"{model}, decoding {count}", {"gptft": with_gptft, "transformers": with_transformers}
+        name = f"{model}, decoding {count}"
         rounds = measure_rounds(name, who, budget.rounds(name, options.rounds + 1), device, idx)
         for outcome in itertools.chain(*(once.values() for once in rounds)):
             outcome["tokens_per_second"] = outcome["tokens"] / outcome["seconds"]
@@ -210,10 +216,12 @@ def measure_model(model: str, values: dict, budget: Budget, options, scratch: st
         longest = 64 if options.quick else 1024
         rows = make_rows(kind, batch_size * (steps + 1), theirs.config.vocab_size, longest)
         who = {
-            "gptft full": gptft_trainer(theirs, device, batch_size, lora=False),
+            "gptft full": gptft_trainer(theirs, device, batch_size),
             "gptft LoRA, base bf16": gptft_trainer(theirs, device, batch_size, lora=True),
             "transformers full": transformers_trainer(theirs, device, batch_size),
         }
+        if device.type == "cuda":
+            who["gptft full, packed"] = gptft_trainer(theirs, device, batch_size, packed=True)
         if options.trl:
             who["TRL full"] = trl_trainer(make_theirs(values, device), device, batch_size, scratch)
         outcome = measure_training(model, kind, who, budget, options, rows, steps)

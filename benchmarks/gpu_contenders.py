@@ -78,12 +78,13 @@ def make_ours(theirs, device):
     return model
 
 
-def gptft_trainer(theirs, device, batch_size: int, lora: bool) -> Callable:
-    """gptft's own loop."""
+def gptft_trainer(theirs, device, batch_size: int, lora: bool = False, packed: bool = False) -> Callable:
+    """gptft's own loop. `packed`: with flex attention, and what examples begin with alike once."""
     from gptft.adapters.lora import LoraConfig, add_lora
     from gptft.collate import collate
     from gptft.config import Config
     from gptft.device import Precision
+    from gptft.fast.choice import Choice
     from gptft.loss import Objective
     from gptft.optim import make_optimizer
     from gptft.training import Progress, TrainState, train
@@ -99,6 +100,8 @@ def gptft_trainer(theirs, device, batch_size: int, lora: bool) -> Callable:
         config = Config(**settings, batch_size=batch_size, max_steps=steps, seed=SEED)
         state.progress = Progress()
         to_batch = functools.partial(collate, pad_id=0, mask_prompt=True)
+        if packed:
+            to_batch = Choice(packing=0.0, share=True, flex=True).batches(to_batch)
         losses = [event.loss for event in train(state, objective, config, rows, [], to_batch)]
         return {"tokens": state.progress.tokens, "flops": state.progress.flops, "losses": losses}
 

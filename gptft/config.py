@@ -175,8 +175,9 @@ class Config:
     )
     packing: str = setting(
         "auto",
-        "the tokens of a micro-batch behind one another, without padding: auto, where that saves a tenth of them",
-        ("auto", "on", "off"),
+        "the tokens of a micro-batch behind one another, without padding: auto, where that saves a tenth of them; "
+        "flex: on CUDA, with one call of flex attention for all examples",
+        ("auto", "on", "flex", "off"),
     )
     share_prefix: str = setting(
         "auto",

@@ -97,7 +97,7 @@ def generate(
     tokens) cuts its start. `batch_size`: prompts at once. `precision`: what a run trains in; None: the weights' own.
     `lookup`: greedily, one prompt after the other, faster where responses repeat what stands in the prompt; None: of a
     single prompt. `decode`: how the weights are read (`fast.decoding_model.arranged`): in fp32, bf16 or int8, "plain",
-    or as suits them.
+    "graph" on CUDA, or as suits them.
     """
     sampling = Sampling(temperature, top_k, top_p, seed)
     given = (raw, max_input_tokens, batch_size, sampling, precision)

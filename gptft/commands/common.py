@@ -101,9 +101,10 @@ def add_decode(parser: Parser, heading: str) -> None:
     """What decoding computes in."""
     parser.group(heading).add_argument(
         "--decode",
-        choices=("auto", "plain", "fp32", "bf16", "int8"),
+        choices=("auto", "plain", "fp32", "bf16", "int8", "graph"),
         default="auto",
         help="how weights are held and multiplied: fp32; bf16 and int8, faster and not exact; plain: as in training; "
+        "graph: on CUDA, as in training, each pass recorded once and replayed; "
         "auto: in the precision that they have, as this processor reads them fastest [auto]",
     )
 

@@ -30,6 +30,7 @@ class Choice:
     copies   whether linear layers and the head compute with copies of their weights in 16 bits
     chunks   whether the head and the loss are computed some rows at a time
     windows  whether sliding windows are computed block by block
+    flex     whether attention in packed rows is one call of flex attention
     why      what is left out that would be there otherwise, and for what reason
     """
 
@@ -38,6 +39,7 @@ class Choice:
     copies: bool = False
     chunks: bool = False
     windows: bool = False
+    flex: bool = False
     why: tuple[str, ...] = ()
 
     def batches(self, to_batch: Callable[[Sequence], Batch]) -> Callable[[Sequence], Batch]:
@@ -47,6 +49,10 @@ class Choice:
             batch = to_batch(examples)
             if self.packing is not None:
                 batch = pack(batch, self.share, self.packing, self.windows)
+            if self.flex:
+                from gptft.fast.flex import in_blocks  # what it needs of torch takes a second to import
+
+                return in_blocks(batch)
             return in_windows(batch) if self.windows else batch
 
         return to_batch if self.packing is None and not self.windows else made
@@ -72,7 +78,7 @@ class Choice:
         said = []
         if self.packing is not None:
             where = f" where that saves {self.packing:.0%} of them" if self.packing else ""
-            said.append(f"micro-batches are packed{where}")
+            said.append(f"micro-batches are packed{where}" + ", with flex attention" * self.flex)
         if self.share:
             said.append("what their examples begin with alike is computed once")
         if self.copies:
@@ -97,23 +103,26 @@ def choose(config: Config, device: torch.device, window: int = 0, weights: int =
     wanted, why = {}, []
     for name, value in asked.items():
         reason = "" if value == "off" else hindrance(name, config, device)
+        if value == "flex":
+            reason = reason or without_flex(config, device)
         if name == "copies" and value == "auto" and not reason:
             reason = scarcity(config, device, weights)
-        if value == "on" and reason:
-            raise UserError(f"--{name}: {reason}")
-        wanted[name] = value == "on" or (value == "auto" and automatic and not reason)
+        if value in ("on", "flex") and reason:
+            raise UserError(f"--{name}{' flex' * (value == 'flex')}: {reason}")
+        wanted[name] = value in ("on", "flex") or (value == "auto" and automatic and not reason)
         if value == "auto" and automatic and reason and (name, reason) not in OBVIOUS:
             why.append(f"no {name}: {reason}")
     if wanted["share_prefix"] and config.packing == "off" and config.share_prefix == "auto":
         wanted["share_prefix"] = False  # it is a way of packing
     packs = wanted["packing"] or wanted["share_prefix"]
-    least = 0.0 if "on" in (config.packing, config.share_prefix) else SAVING
+    least = 0.0 if config.packing in ("on", "flex") or config.share_prefix == "on" else SAVING
     return Choice(
         least if packs else None,
         wanted["share_prefix"],
         wanted["copies"],
         wanted["chunk_head"],
         wanted.get("windows", False),
+        config.packing == "flex",
         tuple(why),
     )
 
@@ -130,6 +139,15 @@ def scarcity(config: Config, device: torch.device, weights: int) -> str:
     if not copied or copied <= free_memory(device) / 2:
         return ""
     return "they take half as much memory as the weights: --lora_base bf16 takes less"
+
+
+def without_flex(config: Config, device: torch.device) -> str:
+    """Why attention in packed rows cannot be flex attention; empty where it can."""
+    if device.type != "cuda":
+        return f"torch's flex attention has no gradient on {device.type}; on packs without it"
+    if config.dropout:
+        return "flex attention has no dropout; on packs without it"
+    return ""
 
 
 def hindrance(name: str, config: Config, device: torch.device) -> str:

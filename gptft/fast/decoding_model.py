@@ -28,6 +28,7 @@ from gptft.adapters.frozen import HalfLinear, Int8Linear
 from gptft.attention import KVCache, Layout, attend
 from gptft.device import free_memory, return_freed_memory
 from gptft.errors import UserError
+from gptft.fast.graphs import GraphedModel
 from gptft.fast.weights import (
     KINDS,
     SMALL,
@@ -205,20 +206,25 @@ def turn(x: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
 
 def arranged(
     model: GPT | DecodingModel, decode: str = "auto", rows: int = 1, passes: int = PASSES, take: bool = False
-) -> GPT | DecodingModel:
+) -> GPT | DecodingModel | GraphedModel:
     """The model that is to decode, for `decode`:
 
         plain              the model as it is
         fp32, bf16, int8   arranged, in this kind
+        graph              on CUDA: the model as it is, its passes recorded once and replayed (`fast.graphs`)
         auto               arranged in the precision that its weights have, where that gains and memory suffices
 
     `rows` texts are written at once, or tokens of one text read, in `passes` passes at most. `take`: as `DecodingModel`
     has it. Raises UserError for another word, and for a model that cannot be arranged as one asks.
     """
-    if decode not in ("auto", "plain", *KINDS):
-        raise UserError(f"decode must be one of auto, plain, {', '.join(KINDS)}, not {decode!r}")
-    if decode == "plain" or isinstance(model, DecodingModel):
+    if decode not in ("auto", "plain", "graph", *KINDS):
+        raise UserError(f"decode must be one of auto, plain, {', '.join(KINDS)}, graph, not {decode!r}")
+    if decode == "plain" or isinstance(model, DecodingModel | GraphedModel):
         return model
+    if decode == "graph":
+        if why := not_recorded(model):
+            raise UserError(f"decode 'graph': {why}; 'plain' takes it as it is")
+        return GraphedModel(model)
     why = why_not(model)
     if decode != "auto":
         if why:
@@ -230,10 +236,26 @@ def arranged(
     return DecodingModel(model, kind, rows, take)
 
 
+IN_PARTS = "the model is in parts, or one of another class"
+
+
+def is_whole(model: GPT) -> bool:
+    return type(model) is GPT and "hidden" not in vars(model)
+
+
+def not_recorded(model: GPT) -> str:
+    """Why a model's passes cannot be recorded; empty where they can be."""
+    if model.device.type != "cuda":
+        return f"CUDA records passes, and the model is on {model.device}"
+    if torch.is_autocast_enabled("cuda"):
+        return "autocast makes copies of weights in a pass, which another would look for"
+    return "" if is_whole(model) else IN_PARTS
+
+
 def why_not(model: GPT) -> str:
     """Why a model is not arranged; empty where it can be."""
-    if type(model) is not GPT or "hidden" in vars(model):
-        return "the model is in parts, or one of another class"
+    if not is_whole(model):
+        return IN_PARTS
     if model.device.type != "cpu":
         return f"weights are arranged for the CPU, and the model is on {model.device}"
     if torch.is_autocast_enabled("cpu"):

@@ -124,3 +124,16 @@ def test_in_fp16_the_head_in_chunks_is_refused_with_the_reason():
         choose(config(chunk_head="on", precision="fp16"), CPU)
     found = choose(config(precision="fp16"), CPU)
     assert not found.chunks and "no chunk_head: in fp16" in found.describe()
+
+
+def test_flex_attention_is_for_cuda_and_without_dropout():
+    """It would crash in the first step, or train another model than was asked for."""
+    assert choose(config(packing="flex"), CUDA).flex
+    assert "micro-batches are packed, with flex attention" in choose(config(packing="flex"), CUDA).describe()
+    assert not choose(config(packing="on"), CUDA).flex
+    with pytest.raises(UserError, match="--packing flex: torch's flex attention has no gradient on cpu"):
+        choose(config(packing="flex"), CPU)
+    with pytest.raises(UserError, match="--packing flex: flex attention has no dropout"):
+        choose(config(packing="flex", dropout=0.1), CUDA)
+    with pytest.raises(UserError, match="--packing flex: with --compile"):
+        choose(config(packing="flex", compile=True), CUDA)

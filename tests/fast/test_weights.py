@@ -307,7 +307,7 @@ def test_auto_never_lowers_and_takes_the_plain_model_where_it_must():
     assert arranged(meta := fp32.to("meta")) is meta
     half = toy_model(torch.float32).half()
     assert arranged(half) is half
-    with pytest.raises(UserError, match="decode must be one of auto, plain, fp32, bf16, int8, not 'int4'"):
+    with pytest.raises(UserError, match="decode must be one of auto, plain, fp32, bf16, int8, graph, not 'int4'"):
         arranged(toy_model(), "int4")
 
 
