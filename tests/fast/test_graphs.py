@@ -80,6 +80,23 @@ def test_hidden_states_are_the_models(blocks, variant):
 
 
 @torch.no_grad()
+def test_a_pass_is_of_one_cache(blocks):
+    """Another conversation of as many tokens would write into the first one's keys, and read them."""
+    model = toy_model(torch.float64, 3, block_size=64)
+    recorded, caches = GraphedModel(model, Records()), [model.new_cache(1, 32) for _ in range(3)]
+    prompts = torch.randint(V, (2, 1, 9), generator=torch.Generator().manual_seed(1))
+    for cache, prompt in zip(caches, prompts[[0, 1, 1]], strict=True):
+        model.hidden(prompt, cache.begin([9]), cache)
+    for number in range(2 * AGAIN):
+        token = torch.tensor([[number]])
+        recorded.hidden(token, caches[0].extend(), caches[0])
+        found, expected = (
+            who.hidden(token, c.extend(), c) for who, c in zip((recorded, model), caches[1:], strict=True)
+        )
+        assert difference(found, expected) < 1e-12
+
+
+@torch.no_grad()
 def test_few_passes_of_a_kind_are_not_recorded(blocks):
     """To record one takes as long as some passes."""
     model, records = toy_model(block_size=64), Records()
