@@ -3,8 +3,9 @@
 Weights are random, from a seed, the same for all; records are made from seeds: short ones with lengths as instruction
 data has them (57 tokens on average, 23% of them targets), and dense rows of 1,024. Training is in bf16 autocast over
 fp32 weights, AdamW fused, gradients clipped at 1.0. `transformers` is its model in a plain loop on the same batches;
-TRL's trainer stands beside them where it is installed. All run in this process, interleaved round by round, one first
-round apart. Decoding is in bf16 weights, 64 prompt tokens, 128 new ones.
+TRL's trainer stands beside them where it is installed. `packed` has flex attention (`--packing flex`). All run in this
+process, interleaved round by round, one first round apart. Decoding is in bf16 weights, 64 prompt tokens, 128 new ones;
+`recorded passes` is `--decode graph`, and transformers has a static cache, too.
 
 The rate of a matrix product of 8,192 x 8,192 in bf16, measured in the same run, is what speeds are a share of.
 """

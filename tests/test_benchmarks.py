@@ -75,6 +75,17 @@ def test_the_head_by_itself(shared, tmp_path):
 
 
 @pytest.mark.slow
+def test_what_is_for_a_gpu_in_little(shared, tmp_path):
+    """The loop had come to ask its examples for more: on a GPU the benchmark would have ended at once."""
+    pytest.importorskip("transformers")
+    result = quick("gpu", shared, tmp_path, "--device", "cpu")
+    assert all(
+        {"gptft full", "transformers full"} <= {*run["rounds"][0]} for run in result["training"]["Llama 1B"].values()
+    )
+    assert "| Llama 1B" in results.section(result)
+
+
+@pytest.mark.slow
 def test_without_a_name_all_are_run_and_what_has_no_result_is_named(shared, tmp_path, monkeypatch, capfd):
     """It listed the names: a fresh checkout had no one command for the suite."""
     monkeypatch.setattr(results, "NAMES", {"against": "needs another checkout", "startup": "seconds"})
