@@ -89,6 +89,7 @@ def finetune_on(ranks: Ranks, config: Config, device: torch.device) -> Run:
     out_dir = ranks.tell(ranks.first and choose_out_dir(config))
     config = settle_window(config, ranks.size, earlier_window(config, out_dir))
     check_inputs(config)
+    choose(config, device)  # ways that cannot be had are refused before anything is read
 
     # 1. what we start from, and the data, as tokens
     ranks.note("reading model and data")

@@ -617,3 +617,12 @@ def test_gpt2_on_the_real_set_starts_from_transformers_loss(tmp_path, shared):
     assert losses[-1] < losses[0] - 0.5
     assert math.isfinite(losses[-1])
     torch.set_num_threads(1)
+
+
+def test_ways_that_cannot_be_had_are_refused_before_anything_is_read(tmp_path, write_lines, pairs):
+    """It was said after the model had been fetched and a corpus tokenized."""
+    data = write_lines(pairs(20))
+    for settings, said in ({"packing": "flex"}, "--packing flex"), ({"share_prefix": "on", "dropout": 0.1}, "dropout"):
+        with pytest.raises(UserError, match=said):
+            finetune(data=data, out_dir=tmp_path / "run", **(QUICK | {"init": "no/such-model"} | settings))
+    assert not (tmp_path / "run").exists()
