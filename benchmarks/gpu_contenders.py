@@ -29,12 +29,6 @@ class Rows(list):
 
         return np.array([len(example.ids) for example in self])
 
-    @property
-    def target_counts(self):
-        import numpy as np
-
-        return np.array([sum(end - max(start, 1) for start, end in example.spans) for example in self])
-
 
 def make_rows(kind: str, count: int, vocab_size: int, longest: int) -> Rows:
     """`count` examples of random ids: "short", of unequal lengths, or "dense", all `longest` and scored throughout."""

@@ -88,8 +88,7 @@ def finetune_on(ranks: Ranks, config: Config, device: torch.device) -> Run:
     set_up_cpu(config, device)
     out_dir = ranks.tell(ranks.first and choose_out_dir(config))
     config = settle_window(config, ranks.size, earlier_window(config, out_dir))
-    check_inputs(config)
-    choose(config, device)  # ways that cannot be had are refused before anything is read
+    check_inputs(config, device)
 
     # 1. what we start from, and the data, as tokens
     ranks.note("reading model and data")
@@ -168,8 +167,11 @@ def begin_run(out_dir: Path, config: Config, fingerprint: dict) -> Path | None:
     return newest
 
 
-def check_inputs(config: Config) -> None:
-    """Refuse a missing file or package or a faulty template at once, before a model is loaded, downloaded perhaps."""
+def check_inputs(config: Config, device: torch.device | None = None) -> None:
+    """Refuse a missing file or package, a faulty template, or a way of training that cannot be had on `device`, at
+    once, before a model is loaded, downloaded perhaps."""
+    if device is not None:
+        choose(config, device)
     check_loggers(config)
     for name in ("data", "val_data", "test_data"):
         if name == "data" and config.stream:

@@ -103,8 +103,6 @@ def choose(config: Config, device: torch.device, window: int = 0, weights: int =
     wanted, why = {}, []
     for name, value in asked.items():
         reason = "" if value == "off" else hindrance(name, config, device)
-        if value == "flex":
-            reason = reason or without_flex(config, device)
         if name == "copies" and value == "auto" and not reason:
             reason = scarcity(config, device, weights)
         if value in ("on", "flex") and reason:
@@ -141,15 +139,6 @@ def scarcity(config: Config, device: torch.device, weights: int) -> str:
     return "they take half as much memory as the weights: --lora_base bf16 takes less"
 
 
-def without_flex(config: Config, device: torch.device) -> str:
-    """Why attention in packed rows cannot be flex attention; empty where it can."""
-    if device.type != "cuda":
-        return f"torch's flex attention has no gradient on {device.type}; on packs without it"
-    if config.dropout:
-        return "flex attention has no dropout; on packs without it"
-    return ""
-
-
 def hindrance(name: str, config: Config, device: torch.device) -> str:
     """Why a way cannot be taken, in a few words; empty where it can."""
     if name == "copies":
@@ -171,6 +160,10 @@ def hindrance(name: str, config: Config, device: torch.device) -> str:
         return "with --compile every length of a row would be compiled anew" if config.compile else ""
     if config.compile:
         return "with --compile every packed micro-batch, which has a shape of its own, would be compiled anew"
+    if name == "packing" and config.packing == "flex":
+        if device.type != "cuda":
+            return f"torch's flex attention has no gradient on {device.type}; on packs without it"
+        return "flex attention has no dropout; on packs without it" if config.dropout else ""
     if name == "share_prefix" and (config.dropout or config.lora_dropout):
         return "with dropout each example drops other numbers of what they share"
     return ""

@@ -205,7 +205,11 @@ def turn(x: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
 
 
 def arranged(
-    model: GPT | DecodingModel, decode: str = "auto", rows: int = 1, passes: int = PASSES, take: bool = False
+    model: GPT | DecodingModel | GraphedModel,
+    decode: str = "auto",
+    rows: int = 1,
+    passes: int = PASSES,
+    take: bool = False,
 ) -> GPT | DecodingModel | GraphedModel:
     """The model that is to decode, for `decode`:
 

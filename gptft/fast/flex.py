@@ -12,7 +12,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -32,27 +31,19 @@ def kernel(device: str) -> Callable[..., Tensor]:
     return torch.compile(flex_attention) if device == "cuda" else flex_attention
 
 
-@dataclass
 class FlexPacked(Packed):
-    """As `Packed`, in whole blocks; `doc` is FILL where a token fills the row."""
-
-    _blocks: dict[int, BlockMask] = field(default_factory=dict, repr=False)
-
-    def to(self, device: torch.device) -> FlexPacked:
-        return dataclasses.replace(super().to(device), _blocks={})
+    """As `Packed`, in whole blocks; `doc` is FILL where a token fills the row. Its masks are by blocks."""
 
     def make_masks(self, sliding_windows: set[int], dtype: torch.dtype) -> None:
         for sliding_window in sliding_windows:
-            self._blocks[sliding_window] = self.block_mask(sliding_window)
+            self.mask(sliding_window)
 
     def attends(self, q: Tensor, k: Tensor, v: Tensor, dropout: float, sliding_window: int) -> Tensor:
         """As `attention.attend`: q (1, nh, N, hs), k and v (1, n_kv, N, hs) -> (1, nh, N, hs). `dropout` must be 0."""
-        if sliding_window not in self._blocks:
-            self._blocks[sliding_window] = self.block_mask(sliding_window)
-        mask, groups = self._blocks[sliding_window], q.size(1) != k.size(1)
+        mask, groups = self.mask(sliding_window), q.size(1) != k.size(1)
         return kernel(q.device.type)(q, k, v, block_mask=mask, enable_gqa=groups)
 
-    def block_mask(self, sliding_window: int) -> BlockMask:
+    def visible(self, sliding_window: int) -> BlockMask:
         pos, doc = self.pos[0], self.doc[0]  # (N,) each
 
         def sees(row, head, query, key):

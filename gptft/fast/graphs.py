@@ -90,6 +90,7 @@ class GraphedModel:
             if len(self.passes) >= MOST:
                 del self.passes[next(iter(self.passes))]
             self.passes[key] = self.recorded(idx, layout, cache, end)
+            del self.seen[key]
         return self.passes[key](idx, layout.pos)
 
     def recorded(self, idx: Tensor, layout: CacheLayout, cache: KVCache, end: int) -> Pass:

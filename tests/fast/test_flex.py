@@ -51,4 +51,4 @@ def test_another_device_gets_the_same_layout(batch):  # noqa: F811
     layout.make_masks({0}, torch.float32)
     moved = layout.to(torch.device("meta"))
     assert isinstance(moved, FlexPacked)
-    assert (moved.pos.device.type, moved._blocks, moved.groups) == ("meta", {}, layout.groups)
+    assert (moved.pos.device.type, moved._masks, moved.groups) == ("meta", {}, layout.groups)

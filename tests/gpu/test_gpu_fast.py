@@ -1,6 +1,7 @@
 """What is for CUDA alone: flex attention in packed rows, decoding by recorded passes. Both have their arithmetic proven
 on the CPU (tests/fast); here are the kernels and the records themselves."""
 
+import numpy as np
 import pytest
 import torch
 from runs import SHAPE, TO_BATCH, examples
@@ -8,6 +9,7 @@ from test_decoding import collect, random_prompts
 from test_gpu_decoding import NEW, VARIANTS, V, narrowest_margins
 from toys import difference, gradients, toy_model
 
+from gptft.data.examples import Example
 from gptft.decoding import decode_plain
 from gptft.fast.continuous import decode_continuously
 from gptft.fast.decoding_model import arranged
@@ -20,9 +22,16 @@ from gptft.loss import Objective
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_flex_attention_learns_what_padded_rows_learn(cuda, variant, share, record_property):
     """fp32 without TF32: 1e-4, for the kernel sums in another order and takes exponents to the base of 2."""
-    model, rows = toy_model(torch.float32, 0, **(SHAPE | VARIANTS[variant])).to(cuda).train(), examples(12)
+    model = toy_model(torch.float32, 0, **(SHAPE | VARIANTS[variant])).to(cuda).train()
+    beginning = np.arange(1, 11, dtype=np.uint16)
+    rows = []
+    for each in examples(12):
+        [(start, end)], more = each.spans, len(beginning)
+        rows.append(Example(np.concatenate((beginning, each.ids)), [(start + more, end + more)], each.record))
+    packed = in_blocks(pack(TO_BATCH(rows), share))
+    assert packed.layout.shared == (len(beginning) if share else 0)
     found = []
-    for batch in (TO_BATCH(list(rows)), in_blocks(pack(TO_BATCH(list(rows)), share))):
+    for batch in (TO_BATCH(rows), packed):
         model.zero_grad(set_to_none=True)
         loss, _ = Objective(model)(batch.to(cuda))
         loss.backward()
