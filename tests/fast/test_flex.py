@@ -49,6 +49,7 @@ def test_another_device_gets_the_same_layout(batch):  # noqa: F811
     """Masks that were made for one device are not those of another."""
     layout = in_blocks(pack(batch, True)).layout
     layout.make_masks({0}, torch.float32)
+    assert layout._masks.keys() == {0}
     moved = layout.to(torch.device("meta"))
     assert isinstance(moved, FlexPacked)
     assert (moved.pos.device.type, moved._masks, moved.groups) == ("meta", {}, layout.groups)
