@@ -64,12 +64,12 @@ def choose(logits: Tensor, sampling: Sampling, generators: Sequence[torch.Genera
     return torch.searchsorted(cumulated, below, right=True)[:, 0]
 
 
-def nucleus_floor(probabilities: Tensor, top_p: float) -> Tensor:
+def nucleus_floor(probabilities: Tensor, top_p: float, topk=torch.topk) -> Tensor:
     """The smallest probability (B, 1) among the fewest tokens of each row (B, V) that reach `top_p` together. Few do,
     as a rule, so that not the whole vocabulary is sorted."""
     V, most = probabilities.size(-1), 64
     while True:
-        ordered = probabilities.topk(min(most, V)).values  # (B, most), falling
+        ordered = topk(probabilities, min(most, V))[0]  # (B, most), falling
         cumulated = ordered.cumsum(-1, dtype=torch.float64)
         if most >= V or (cumulated[:, -1] >= top_p).all():
             break

@@ -5,7 +5,7 @@ import torch
 
 from gptft.decoding import GREEDY, Sampling, choose, random_streams
 from gptft.errors import UserError
-from gptft.fast.sampling import BLOCK, choose_by_blocks, find
+from gptft.fast.sampling import BLOCK, SMALL, choose_by_blocks, find, keep_likeliest, largest
 
 SETTINGS = [
     GREEDY,
@@ -13,6 +13,7 @@ SETTINGS = [
     Sampling(0.3),
     Sampling(2.0, top_k=40),
     Sampling(1.0, top_k=5000),
+    Sampling(0.8, top_k=50, top_p=0.95),
     Sampling(1.0, top_p=0.9),
     Sampling(1.0, top_p=0.2, top_k=7),
     Sampling(1e-40),
@@ -30,6 +31,30 @@ def test_ids_are_those_of_the_plain_choice(V, sampling):
         given = logits.clone()
         assert choose_by_blocks(logits, sampling, streams[0]).tolist() == choose(given, sampling, streams[1]).tolist()
         assert torch.equal(logits, given), "what the caller gave is still his"
+
+
+@pytest.mark.parametrize("V", [40, SMALL * 3, SMALL * 3 + 1, 5000])
+def test_the_largest_are_found_wherever_they_stand(V):
+    """Side by side in one block, or in a last one that is not full: a block has one largest, and many numbers."""
+    for seed, k in ((0, 1), (1, 2), (2, 39)):
+        x = torch.randn(4, V, generator=torch.Generator().manual_seed(seed))
+        x[0, V - k :] += 9
+        x[1, :k] += 9
+        values, ids = largest(x, k)
+        assert torch.equal(values, x.topk(k).values) and torch.equal(x.gather(-1, ids), values)
+        assert all(len(set(row)) == k for row in ids.tolist())
+
+
+@pytest.mark.parametrize("V", [100, 5000])
+def test_all_that_are_as_large_as_the_last_are_kept(V):
+    """Which of equals topk returns is a matter of chance; one that was left out could never be drawn."""
+    logits = torch.randn(2, V, generator=torch.Generator().manual_seed(0))
+    assert keep_likeliest(logits, 2)[1].size(-1) == 2
+    logits[:, [3, 40, V - 1]] = 9.0
+    kept, ids = keep_likeliest(logits, 2)
+    assert ids is None and (kept > -torch.inf).sum(-1).tolist() == [3, 3]
+    kept, ids = keep_likeliest(logits, 3)
+    assert ids.tolist() == [[3, 40, V - 1]] * 2 and (kept == 9).all()
 
 
 @pytest.mark.parametrize("V", [5, BLOCK - 40, BLOCK, 3 * BLOCK, 3 * BLOCK + 5])
