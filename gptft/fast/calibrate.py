@@ -32,7 +32,7 @@ from gptft.files import atomic_write
 Shape = tuple[int, int]  # (out, in) of a weight
 Seconds = dict[str, dict[str, float]]  # {rows of x: {layout: seconds for a product}}; JSON has texts for keys
 
-EDITION = 1  # of the measurement: another one makes the kept files anew
+EDITION = 2  # of the measurement: another one makes the kept files anew
 ROWS = (1, 8)  # of x, for which is measured: an answer alone, and several at once
 TRIES = 3
 STEADY = 1.25  # the best try is believed where the next takes no longer than so many times as long
@@ -183,6 +183,13 @@ def median_time(products: list[Product], x: Tensor, clock: Callable[[], float]) 
         product(x)
         times.append(clock())
     return statistics.median(after - before for before, after in pairwise(times))
+
+
+def available(dtype: torch.dtype) -> list[str]:
+    """The layouts of weights of this dtype that this torch, on this processor, has."""
+    weight = torch.zeros(2, 64, dtype=dtype)
+    parts = (weight, torch.ones(2)) if dtype == torch.int8 else (weight,)
+    return [name for name, layout in layouts_of(dtype).items() if copies(layout, parts, 1)]
 
 
 def copies(layout: Callable[..., Product], parts: tuple[Tensor, ...], count: int) -> list[Product]:

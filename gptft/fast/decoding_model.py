@@ -29,6 +29,7 @@ from gptft.attention import KVCache, Layout, attend
 from gptft.device import free_memory, return_freed_memory
 from gptft.errors import UserError
 from gptft.fast.graphs import GraphedModel
+from gptft.fast.sampling import largest
 from gptft.fast.weights import (
     KINDS,
     SMALL,
@@ -189,7 +190,7 @@ class DecodingModel:
         logits = self.lm_head(h).to(self.stream)  # (n, V)
         if self.head_rows is not None:
             for some, of in zip(logits.split(AT_ONCE), h.split(AT_ONCE), strict=True):
-                best = some.topk(min(BEST, some.size(-1))).indices  # (n, BEST)
+                best = largest(some, min(BEST, some.size(-1)))[1]  # (n, BEST)
                 rows = self.head_rows[best].to(self.stream)  # (n, BEST, C)
                 some.scatter_(1, best, torch.bmm(rows, of[:, :, None])[:, :, 0])
         return logits.view(*shape, -1)

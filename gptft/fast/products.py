@@ -28,13 +28,34 @@ from gptft.device import cpu_has_bf16
 Product = Callable[[Tensor], Tensor]
 
 FEW = 8  # rows, for which oneDNN chooses its blocks; with one they are as fast as those that it has for one
+FEWEST_WIDENED = 4  # rows; fewer wait for memory, of which weights in fp32 take twice as much
 MOST_PACKED = 20  # rows; with more, the kernel for few is slower than floating point: at 16 it was faster, at 24 not
-PIECE = 1 << 20  # whole numbers that are made floating point at a time
+PIECE = 1 << 20  # numbers that are made others at a time
 ALIGNED = 32  # the kernel for 8 bits reads 16 numbers at a time or 32, and beyond the row's end where it is no multiple
 
 
 def rows(weight: Tensor, bias: Tensor | None = None) -> Product:
-    return lambda x: F.linear(x, weight, bias)
+    if weight.dtype != torch.bfloat16 or cpu_has_bf16():
+        return lambda x: F.linear(x, weight, bias)
+    many = widened(weight, bias)
+    return lambda x: F.linear(x, weight, bias) if x.size(0) < FEWEST_WIDENED else many(x)
+
+
+def widened(weight: Tensor, bias: Tensor | None = None) -> Product:
+    """As `rows`, with weights in bf16 made fp32 a piece at a time, so that each is multiplied while it is in the cache:
+    a processor without bf16 takes ten times as long for many rows as in fp32."""
+    each, wide = in_pieces(weight), None if bias is None else bias.float()
+
+    def product(x: Tensor) -> Tensor:
+        y = torch.cat([F.linear(x.float(), piece.float()) for piece in each], -1)
+        return (y if wide is None else y + wide).to(x.dtype)
+
+    return product
+
+
+def in_pieces(weight: Tensor) -> tuple[Tensor, ...]:
+    """A weight (out, in) as some rows after the others."""
+    return weight.split(max(1, PIECE // weight.size(1)))
 
 
 def columns(weight: Tensor, bias: Tensor | None = None) -> Product:
@@ -49,7 +70,7 @@ def blocks(weight: Tensor, bias: Tensor | None = None) -> Product:
 
 
 def pieces(weight: Tensor, scale: Tensor, bias: Tensor | None = None) -> Product:
-    each = weight.split(max(1, PIECE // weight.size(1)))
+    each = in_pieces(weight)
     # emulated, products in bf16 would be slower than in fp32; the numbers are those of bf16 all the same
     dtype = torch.bfloat16 if cpu_has_bf16() else torch.float32
 
@@ -82,7 +103,7 @@ def scaled(y: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
 
 def exact(weight: Tensor, scale: Tensor, bias: Tensor | None = None) -> Product:
     """As `pieces`, with x as it is and all in its dtype: what the plain path computes of frozen weights in 8 bits."""
-    each = weight.split(max(1, PIECE // weight.size(1)))
+    each = in_pieces(weight)
     return lambda x: scaled(torch.cat([F.linear(x, piece.to(x.dtype)) for piece in each], -1), scale.to(x.dtype), bias)
 
 

@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.nn import functional as F
 
-from gptft.fast import calibrate
+from gptft.fast import calibrate, products
 from gptft.fast.calibrate import TRIES, Measured, calibrated, choose, measure_shape
-from gptft.fast.products import LAYOUTS, MOST_PACKED, layouts_of, packed, pieces
+from gptft.fast.products import FEWEST_WIDENED, LAYOUTS, MOST_PACKED, layouts_of, packed, pieces
 
 FP32 = torch.float32
 SHAPE = (64, 32)
@@ -254,3 +255,32 @@ def test_measuring_ends_when_its_time_is_up(monkeypatch):
     found, steady = measure_shape(SHAPE, FP32, 2 * each - 1, clock)
     assert list(found) == ["1"] and not steady and clock.now <= 2 * each
     assert measure_shape(SHAPE, FP32, clock.now, clock) == Measured({}, False)
+
+
+@pytest.mark.parametrize("with_bias", [False, True])
+def test_a_processor_without_bf16_multiplies_many_rows_in_fp32(monkeypatch, with_bias):
+    """Emulated, eight prompts in bf16 took twice as long as in fp32, and a prompt of a hundred tokens six times."""
+    monkeypatch.setattr(products, "cpu_has_bf16", lambda: False)
+    monkeypatch.setattr(products, "PIECE", 5 * 96)  # some pieces, and one that is not full
+    generator = torch.Generator().manual_seed(0)
+    weight, bias = (torch.randn(shape, generator=generator).bfloat16() for shape in ((64, 96), (64,)))
+    product = products.rows(weight, bias if with_bias else None)
+    linear, asked = F.linear, []
+    monkeypatch.setattr(F, "linear", lambda x, *rest: asked.append(x.dtype) or linear(x, *rest))
+    for n, dtype in ((1, torch.bfloat16), (FEWEST_WIDENED, torch.float32), (100, torch.float32)):
+        x, asked[:] = torch.randn(n, 96, generator=generator).bfloat16(), []
+        expected = x.double() @ weight.double().T + (bias.double() if with_bias else 0)
+        found = product(x)
+        assert found.dtype == torch.bfloat16 and {*asked} == {dtype}
+        assert ((found.double() - expected).norm() / expected.norm()).item() < 4e-3  # it is rounded once
+
+
+def test_only_layouts_that_there_are_are_available(monkeypatch):
+    """The ceiling of decoding in bf16 ended with an error on a processor for which oneDNN has no blocks of bf16."""
+
+    def missing(*_):
+        raise RuntimeError("mkldnn_reorder_linear_weight: bf16 path needs the cpu support avx_ne_convert")
+
+    monkeypatch.setitem(LAYOUTS, torch.bfloat16, {"rows": products.rows, "blocks": missing})
+    assert calibrate.available(torch.bfloat16) == ["rows"]
+    assert calibrate.available(torch.int8) == ["pieces", "packed"] and calibrate.available(torch.float64) == ["rows"]

@@ -12,9 +12,9 @@ from gptft.adapters.lora import LoraConfig, add_lora, lora_state
 from gptft.decoding import decode, decode_plain
 from gptft.errors import UserError
 from gptft.fast import decoding_model, weights
+from gptft.fast.calibrate import available
 from gptft.fast.continuous import decode_continuously
 from gptft.fast.decoding_model import BEST, PASSES, DecodingModel, arranged
-from gptft.fast.products import layouts_of
 from gptft.fast.weights import KINDS, Apart
 from gptft.generation import generate
 from gptft.model import GPT, NORMS, weight_bytes
@@ -67,11 +67,11 @@ def passes(model, scored=True):
 
 
 def force(monkeypatch, layout):
-    """Every weight in this layout, where its dtype has it, else in the last that it has."""
+    """Every weight in this layout, where its dtype and this processor have it, else in the last that they have."""
 
     def choose(shapes, dtype, rows):
-        names = layouts_of(dtype)
-        return dict.fromkeys(shapes, layout if layout in names else list(names)[-1])
+        names = available(dtype)
+        return dict.fromkeys(shapes, layout if layout in names else names[-1])
 
     monkeypatch.setattr(weights, "SMALL", 0)
     monkeypatch.setattr(weights, "choose", choose)
