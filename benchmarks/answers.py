@@ -164,7 +164,7 @@ def main(argv: list[str]) -> None:
         tried = common.interleave([*map(str, sizes)], 1, try_size, "answers_per_second")[0] if sizes[1:] else {}
         speeds = {name: outcome["answers_per_second"] for name, outcome in tried.items()}
         task["size"] = int(max(speeds, key=speeds.__getitem__)) if speeds else sizes[0]
-        measured = common.interleave([PEER, *KINDS], rounds, measure, "answers_per_second")
+        measured = common.interleave([PEER, *common.in_what_it_has(KINDS)], rounds, measure, "answers_per_second")
         gate = check(measured[0], task, env)
     result["settings"] |= {"parameters": made["parameters"], "prompt_tokens": made["prompt_tokens"]}
     result["settings"] |= {"size": task["size"], "tried": speeds}
@@ -197,7 +197,9 @@ def summarise(rounds: list[dict]) -> dict:
     """Medians and spreads over the rounds, and the ratios formed in each."""
     keys = ("answers_per_second", "tokens_per_second", "seconds", "peak_bytes")
     return {key: common.spreads(rounds, key) for key in keys} | {
-        "ratios": {name: common.ratios(rounds, name, PEER, "answers_per_second") for name in KINDS},
+        "ratios": {
+            name: common.ratios(rounds, name, PEER, "answers_per_second") for name in KINDS if name in rounds[0]
+        },
         "tokens": {name: outcome["tokens"] for name, outcome in rounds[0].items()},
         "ended": rounds[0][PEER]["ended"],
     }

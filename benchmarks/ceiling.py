@@ -96,14 +96,14 @@ def of_training(steps: Iterator, trained: int) -> dict:
 def of_decoding(model, kind: str, rows: int) -> dict:
     """The ceiling of passes over `rows` tokens, with weights in `kind`: seconds a pass, how often each layout was the
     fastest, and bytes of weights a second. Layers that read the same x are one product."""
-    from gptft.fast.products import layouts_of
+    from gptft.fast.calibrate import available
     from gptft.fast.weights import Arranged, dtype_of, groups_of, part_of
 
     products, xs, nbytes = [], [], 0
     for layers in groups_of(model):
         dtype = dtype_of(layers[0], kind, torch.float32)
         parts = [part_of(layer, dtype) for layer in layers]
-        products.append({name: Arranged(parts, name, kind, torch.float32) for name in layouts_of(dtype)})
+        products.append({name: Arranged(parts, name, kind, torch.float32) for name in available(dtype)})
         xs.append(torch.full((rows, parts[0].weight.size(1)), 0.5))
         nbytes += sum(part.weight.nbytes for part in parts)
     seconds: list[dict[str, list[float]]] = [{name: [] for name in each} for each in products]

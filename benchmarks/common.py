@@ -136,14 +136,30 @@ def ratios(rounds: Sequence[dict], of: str, to: str, key: str) -> dict[str, floa
     return spread([outcome[of][key] / outcome[to][key] for outcome in rounds])
 
 
+def has_bf16() -> bool:
+    """Whether the processor multiplies bf16. Where it does not, torch makes the products number by number, ten times
+    slower than in fp32, and contenders in bf16 are left out."""
+    from gptft.device import cpu_has_bf16
+
+    return cpu_has_bf16()
+
+
+def in_what_it_has(names: Sequence[str]) -> list[str]:
+    """The contenders that this processor has the arithmetic for; says so, where some are left out."""
+    if has_bf16() or not any("bf16" in name for name in names):
+        return list(names)
+    print("this processor does not multiply bf16: contenders in bf16 are left out", file=sys.stderr, flush=True)
+    return [name for name in names if "bf16" not in name]
+
+
 def machine(threads: int) -> dict:
-    """The processor and its load before the run; nothing that names the host."""
+    """The processor, whether it multiplies bf16, and its load before the run; nothing that names the host."""
     cpu = platform.processor() or platform.machine()
     if Path("/proc/cpuinfo").exists():
         found = re.search(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
         cpu = found.group(1).strip() if found else cpu
     load = round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
-    return {"cpu": cpu, "cores": os.cpu_count(), "threads": threads, "load_before": load}
+    return {"cpu": cpu, "bf16": has_bf16(), "cores": os.cpu_count(), "threads": threads, "load_before": load}
 
 
 def versions(*packages: str) -> dict[str, str]:

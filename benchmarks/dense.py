@@ -210,7 +210,7 @@ def main(argv: list[str]) -> None:
             task = {**base, "do": who, "length": int(length), "batch": batch, "rows": chosen}
             return common.call("dense", task, env)
 
-        who = [f"{name}, {length}" for length in lengths for name in (*CONTENDERS, *CEILINGS)]
+        who = [f"{name}, {n}" for n in lengths for name in common.in_what_it_has((*CONTENDERS, *CEILINGS))]
         result["rounds"] = common.interleave(who, rounds, measure, "tokens_per_second")
     result["ceilings"] = pop_ceilings(result["rounds"])
     result["gate"] = {"largest_difference": check_losses(result["rounds"], lengths), "steps": FIRST}
@@ -243,6 +243,7 @@ def summarise(rounds: list[dict], lengths: list[int]) -> dict:
             [length, of, to, common.ratios(rounds, f"{of}, {length}", f"{to}, {length}", "tokens_per_second")]
             for length in lengths
             for of, to in TARGETS
+            if {f"{of}, {length}", f"{to}, {length}"} <= rounds[0].keys()
         ],
     }
 

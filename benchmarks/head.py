@@ -141,7 +141,7 @@ def main(argv: list[str]) -> None:
     env = common.environment(options)
     result.update(rounds={}, summary={}, differences={}, rounded_loss={})
     for case, shape in cases.items():
-        for precision in AGREES:
+        for precision in common.in_what_it_has(list(AGREES)):
             key, task = f"{case}, {precision}", {"shape": shape, "precision": precision}
             result["differences"][key], result["rounded_loss"][key] = agree(who, key, task, env)
             measured = common.interleave(

