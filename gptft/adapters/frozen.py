@@ -3,7 +3,8 @@
     HalfLinear   y = x W^T + b,              W in bf16, or in fp16 where the products are in fp16
     Int8Linear   y = scale * (x q^T) + b,    q in int8 (whole numbers up to 127), scale (out,) in fp32
 
-Both are multiplied as they are held or, for 8 bits, in what the caller computes in; no gradient is taken of them.
+Both are multiplied as they are held or, for 8 bits, in what the caller computes in; where a processor has no bf16, in
+fp32. No gradient is taken of them.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gptft.device import rows_here
+from gptft.device import cpu_has_bf16, rows_here
 from gptft.errors import UserError
 from gptft.model import GPT, working_dtype
 
@@ -40,8 +41,32 @@ class HalfLinear(nn.Module):
         """(..., in) -> (..., out), multiplied in what the weights are held in whatever autocast says, given back in the
         dtype that the caller computes in."""
         with torch.autocast(x.device.type, enabled=False):
-            y = F.linear(x.to(self.weight.dtype), self.weight, self.bias)
+            rounded = x.to(self.weight.dtype)
+            if is_emulated(self.weight):
+                y = WidenedProduct.apply(rounded, self.weight, self.bias)
+            else:
+                y = F.linear(rounded, self.weight, self.bias)
         return y.to(working_dtype(x))
+
+
+def is_emulated(weight: Tensor) -> bool:
+    """Whether the processor makes a product with a weight number by number: that takes ten times as long as in fp32."""
+    return weight.dtype == torch.bfloat16 and weight.device.type == "cpu" and not cpu_has_bf16()
+
+
+class WidenedProduct(torch.autograd.Function):
+    """x (..., in), weight (out, in), bias (out,) or None, all in bf16 -> (..., out): the sums are in fp32, and rounded
+    once, as where bf16 is multiplied. Nothing wide is kept for the backward pass."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(weight)
+        return F.linear(x.float(), weight.float(), None if bias is None else bias.float()).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None]:
+        (weight,) = ctx.saved_tensors
+        return (grad.float() @ weight.float()).to(grad.dtype), None, None
 
 
 class Int8Linear(nn.Module):

@@ -7,7 +7,7 @@ import math
 import torch
 
 from gptft.config import Config
-from gptft.device import free_memory, keep_freed_memory
+from gptft.device import cpu_has_bf16, free_memory, keep_freed_memory
 from gptft.model import GPT
 from gptft.parallel.ranks import here
 from gptft.run.console import say
@@ -24,9 +24,13 @@ def compile_blocks(model: GPT) -> None:
 
 
 def set_up_cpu(config: Config, device: torch.device) -> None:
-    """Threads."""
+    """Threads; what is slow on this processor is said."""
     if config.threads:
         torch.set_num_threads(config.threads)
+    if device.type == "cpu" and config.precision in ("bf16", "fp16") and not cpu_has_bf16():
+        say(
+            f"note: this processor has no {config.precision} and goes through it step by step: --precision fp32 is faster"
+        )
     if device.type == "cpu" and (note := describe_spin(torch.get_num_threads())):
         say(note)
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 from allocations import Allocations
 from torch import nn
+from torch.nn import functional as F
 from toys import difference, toy_model
 
 import gptft.adapters.frozen
@@ -77,8 +78,9 @@ def test_an_int8_base_keeps_no_wide_copy_for_backward():
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-def test_weights_in_16_bits_are_never_cast(dtype, precision):
+def test_weights_in_16_bits_are_never_cast(dtype, precision, monkeypatch):
     """Under fp16's autocast those in bf16 were, to fp16 at each use: a copy of every layer in every pass."""
+    monkeypatch.setattr(gptft.adapters.frozen, "cpu_has_bf16", lambda: True)
     layer, x = HalfLinear(nn.Linear(256, 128), dtype), torch.randn(2, 256, requires_grad=True)
     with Allocations() as made:
         with Precision(precision, CPU).autocast():
@@ -87,6 +89,30 @@ def test_weights_in_16_bits_are_never_cast(dtype, precision):
     assert y.dtype == Precision(precision, CPU).dtype
     assert max(made.sizes) < layer.weight.nbytes / 10
     assert difference(y.float(), x @ layer.weight.float().T + layer.bias.float()) < 0.01
+
+
+@pytest.mark.parametrize("with_bias", [False, True])
+def test_a_processor_without_bf16_multiplies_in_fp32_and_rounds_as_one_that_has_it(monkeypatch, with_bias):
+    """Emulated, adapters beside a base in bf16 learned six times slower than beside one in fp32. The wide weights are
+    gone after the product: kept for the backward pass, they would take twice what fp32 takes."""
+    torch.manual_seed(0)
+    layer = HalfLinear(nn.Linear(96, 40, bias=with_bias))
+    x, upstream, outcomes, saved = torch.randn(2, 5, 96), torch.randn(2, 5, 40), {}, []
+    for native in (True, False):
+        monkeypatch.setattr(gptft.adapters.frozen, "cpu_has_bf16", lambda native=native: native)
+        given = x.clone().requires_grad_()
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
+            y = layer(given)
+        y.backward(upstream)
+        outcomes[native] = y.detach(), given.grad
+    assert not any(tensor.dtype == torch.float32 and tensor.numel() == 40 * 96 for tensor in saved)
+    for emulated, widened in zip(*(outcomes[native] for native in (True, False)), strict=True):
+        assert widened.dtype == torch.float32 and difference(widened, emulated) < 2e-3  # sums in another order
+        assert torch.equal(widened, widened.bfloat16().float())
+    asked = []
+    monkeypatch.setattr(F, "linear", lambda x, *rest: asked.append(x.dtype) or torch.zeros(40))
+    layer(x)
+    assert asked == [torch.float32]
 
 
 def test_16_bits_are_those_of_the_products():

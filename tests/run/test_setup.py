@@ -54,3 +54,21 @@ def test_freed_memory_is_kept_where_there_is_plenty(monkeypatch, settings, times
 def test_what_is_kept_is_given_back_when_a_run_has_ended():
     """A notebook that had trained kept what its training had taken."""
     subprocess.run([sys.executable, "-c", TAKES_AND_FREES], check=True)
+
+
+def test_what_a_processor_has_to_emulate_is_said(monkeypatch):
+    """A run in bf16 on a laptop took eight times as long as in fp32, without a word."""
+    said = []
+    monkeypatch.setattr(setup, "say", said.append)
+    monkeypatch.setattr(setup, "describe_spin", lambda _: "")
+    for has, precision, device in (
+        (True, "bf16", "cpu"),
+        (False, "fp32", "cpu"),
+        (False, "auto", "cpu"),
+        (False, "bf16", "cuda"),
+    ):
+        monkeypatch.setattr(setup, "cpu_has_bf16", lambda has=has: has)
+        setup.set_up_cpu(Config(precision=precision), torch.device(device))
+    assert not said
+    setup.set_up_cpu(Config(precision="bf16"), CPU)
+    assert said == ["note: this processor has no bf16 and emulates it: --precision fp32 is several times as fast"]
