@@ -33,7 +33,7 @@ from benchmarks import (
 from benchmarks.decode import tell_ceilings as decoding_ceilings
 from benchmarks.default import excerpt
 from benchmarks.families import EXERCISED, HUB_IDS, TITLES
-from benchmarks.results import markdown, read, read_given, shown
+from benchmarks.results import WITHOUT, markdown, read, read_given, shown
 from benchmarks.sft import missed_of
 from benchmarks.sft import tell_ceilings as training_ceilings
 from gptft.curation import findings
@@ -49,7 +49,7 @@ def describe_where(name: str) -> str:
     versions = ", ".join(
         f"{package} {version}" for package, version in result["versions"].items() if package not in ("python", "gptft")
     )
-    cores = f"{result['machine']['cores']} cores of an {result['machine']['cpu']}"
+    cores = f"{result['machine']['cores']} cores of an {results.describe_cpu(result['machine'])}"
     return f"{cores}, {versions}, {result['date']}"
 
 
@@ -199,8 +199,8 @@ def ratios_by_side(summary: dict) -> dict[str, dict[str, str]]:
     return found
 
 
-def lora_speed() -> str:
-    summary = read("lora")["summary"]
+def lora_speed(name: str = "lora") -> str:
+    summary = read(name)["summary"]
     ratios = ratios_by_side(summary)
     rows = []
     for name, speed in summary["examples_per_second"].items():
@@ -329,6 +329,7 @@ WHERE = (
     "lookup",
     "lora",
     "lora-real",
+    f"lora-{WITHOUT}",
     "lora_real",
     "mislabelled",
     "ranks",
@@ -373,6 +374,8 @@ FIGURES: dict[str, Callable[[], str]] = {
     "lora-real": lora_real_quality,
     "lora-real-speed": lora_real_speed,
     "lora-speed": lora_speed,
+    "lora-speed-without-bf16": functools.partial(lora_speed, f"lora-{WITHOUT}"),
+    "lora-ceilings-without-bf16": lambda: lora_ceilings(read(f"lora-{WITHOUT}")["summary"]),
     "mislabelled": lambda: mislabelled.describe(read("mislabelled")),
     "mistakes-asked": lambda: f"{read('mistakes')['settings']['asked']:,}",
     "mistakes-clean": lambda: mistakes.describe_clean(read("mistakes")),

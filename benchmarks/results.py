@@ -115,8 +115,8 @@ def section(result: dict) -> str:
     """One benchmark's part of RESULTS.md."""
     machine, name = result["machine"], result["name"]
     versions = ", ".join(f"{package} {version}" for package, version in result["versions"].items())
-    cpu = f"{machine['cpu']}{'' if machine.get('bf16', True) else ' without bf16'}"
-    where = f"{cpu}, {machine['cores']} cores, {machine['threads']} threads; {versions}; {result['date']}."
+    cores = f"{machine['cores']} cores, {machine['threads']} threads"
+    where = f"{describe_cpu(machine)}, {cores}; {versions}; {result['date']}."
     where = f"{machine['gpu']}; {where}" if "gpu" in machine else where
     table = importlib.import_module(f"benchmarks.{name}").table(result)
     title, command = TITLES[name], name
@@ -124,6 +124,11 @@ def section(result: dict) -> str:
         title, command = f"{title}: {describe_given(given)}", given["command"]
     title += ", on a processor without bf16" * is_without(result)
     return f"## {title}\n\n`python -m benchmarks {command}`: {where}\n\n{table}\n"
+
+
+def describe_cpu(machine: dict) -> str:
+    """The processor's name, and whether it lacks bf16."""
+    return machine["cpu"] + " without bf16" * (not machine.get("bf16", True))
 
 
 def is_without(result: dict) -> bool:

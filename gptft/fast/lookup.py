@@ -27,6 +27,7 @@ from torch import Tensor
 from gptft.attention import KVCache
 from gptft.decoding import allowed, check_lengths
 from gptft.errors import UserError
+from gptft.fast.sampling import largest
 from gptft.model import GPT
 from gptft.parallel.ranks import here
 
@@ -158,10 +159,10 @@ class Text:
         among = allowed(logits, self.n_vocab, self.holes)
         if self.plain > start:
             return among.argmax(-1).tolist(), [True]
-        best = among.topk(2)
-        margin = best.values[:, 0] - best.values[:, 1]  # (T,)
+        values, ids = largest(among, 2)  # (T, 2) each
+        margin = values[:, 0] - values[:, 1]  # (T,)
         clear = margin > self.tolerance * logits.abs().amax(-1)
-        token, clear = torch.stack([best.indices[:, 0], clear.long()]).tolist()  # one wait for the device
+        token, clear = torch.stack([ids[:, 0], clear.long()]).tolist()  # one wait for the device
         return token, clear
 
     def _read_again(self, found: Sequence[int]) -> int:

@@ -28,9 +28,7 @@ def set_up_cpu(config: Config, device: torch.device) -> None:
     if config.threads:
         torch.set_num_threads(config.threads)
     if device.type == "cpu" and config.precision in ("bf16", "fp16") and not cpu_has_bf16():
-        say(
-            f"note: this processor has no {config.precision} and goes through it step by step: --precision fp32 is faster"
-        )
+        say(f"note: this processor has no {config.precision} and emulates it: --precision fp32 is many times as fast")
     if device.type == "cpu" and (note := describe_spin(torch.get_num_threads())):
         say(note)
 

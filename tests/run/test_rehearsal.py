@@ -1,5 +1,6 @@
 """What costs most is tried before the first step."""
 
+import weakref
 from functools import partial
 
 import numpy as np
@@ -89,6 +90,40 @@ def test_running_out_of_memory_is_one_line_with_what_to_lower(words, remedy, mon
         objective.forward = lambda batch: fail() if state.model.training == when_training else forward(batch)
     with pytest.raises(UserError, match=rf"^out of memory on cpu .*{words}.*{remedy}"):
         rehearse(state, objective, config, Examples(OTHERS), Examples(OTHERS), TO_BATCH, [[1, 2]])
+    assert all(parameter.grad is None for parameter in state.model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("phase", "most", "said"),
+    [
+        (
+            "training",
+            3,
+            r"--batch_size 2 --grad_accum 12 fits; or lower --max_length, or set --checkpoint_activations$",
+        ),
+        ("training", 0, r"not even --batch_size 1 fits: lower --max_length, or set --checkpoint_activations$"),
+        ("evaluation", 2, r"--eval_batch_size 1 fits; or lower --max_length$"),
+    ],
+)
+def test_what_would_fit_is_tried_and_said(phase, most, said):
+    """ "Lower --batch_size" left it to the user to try by how much, a minute a try. What the failed try held is gone
+    before the next: kept, it would be what the next one fails for."""
+    state, objective, config = setup(batch_size=8, grad_accum=3, eval_batch_size=3)
+    forward, held = objective.forward, []
+
+    def limited(batch):
+        loss, losses = forward(batch)
+        held[:] = [each for each in held if each() is not None]
+        assert not held or state.model.training != (phase == "training")
+        if len(batch.lengths) > most and state.model.training == (phase == "training"):
+            held.append(weakref.ref(losses))
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+        return loss, losses
+
+    objective.forward = limited
+    examples = Examples([example(3, n) for n in range(1, 13)])
+    with pytest.raises(UserError, match=rf"^out of memory on cpu in {phase}, .*: {said}"):
+        rehearse(state, objective, config, examples, examples, TO_BATCH)
     assert all(parameter.grad is None for parameter in state.model.parameters())
 
 

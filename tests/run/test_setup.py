@@ -71,4 +71,4 @@ def test_what_a_processor_has_to_emulate_is_said(monkeypatch):
         setup.set_up_cpu(Config(precision=precision), torch.device(device))
     assert not said
     setup.set_up_cpu(Config(precision="bf16"), CPU)
-    assert said == ["note: this processor has no bf16 and emulates it: --precision fp32 is several times as fast"]
+    assert said == ["note: this processor has no bf16 and emulates it: --precision fp32 is many times as fast"]
