@@ -27,8 +27,8 @@ def set_up_cpu(config: Config, device: torch.device) -> None:
     """Threads; what is slow on this processor is said."""
     if config.threads:
         torch.set_num_threads(config.threads)
-    if device.type == "cpu" and config.precision in ("bf16", "fp16") and not cpu_has_bf16():
-        say(f"note: this processor has no {config.precision} and emulates it: --precision fp32 is many times as fast")
+    if device.type == "cpu" and config.precision == "bf16" and not cpu_has_bf16():
+        say("note: this processor has no bf16 and emulates it: --precision fp32 is many times as fast")
     if device.type == "cpu" and (note := describe_spin(torch.get_num_threads())):
         say(note)
 
