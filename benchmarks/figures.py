@@ -33,7 +33,7 @@ from benchmarks import (
 from benchmarks.decode import tell_ceilings as decoding_ceilings
 from benchmarks.default import excerpt
 from benchmarks.families import EXERCISED, HUB_IDS, TITLES
-from benchmarks.results import WITHOUT, markdown, read, read_given, shown
+from benchmarks.results import WITHOUT, is_without, markdown, read, read_given, shown
 from benchmarks.sft import missed_of
 from benchmarks.sft import tell_ceilings as training_ceilings
 from gptft.curation import findings
@@ -44,8 +44,9 @@ from gptft.evaluation.mistakes import DEFINITIONS
 
 def describe_where(name: str) -> str:
     """The machine, the versions and the day of a result, in a sentence's words. `NAME-real`: of the first one that was
-    made on a real model."""
-    result = on_real_model(name.removesuffix("-real"))[0] if name.endswith("-real") else read(name)
+    made on a real model, `NAME-real-without-bf16` on such a processor."""
+    of, is_real, processor = name.partition("-real")
+    result = on_real_model(of, bool(processor) if processor or of == "decode" else None)[0] if is_real else read(name)
     versions = ", ".join(
         f"{package} {version}" for package, version in result["versions"].items() if package not in ("python", "gptft")
     )
@@ -234,9 +235,12 @@ def lora_gate() -> str:
     return f"{ours}; {theirs}"
 
 
-def on_real_model(name: str) -> list[dict]:
-    """A benchmark's results on real models. Raises UserError where there are none."""
+def on_real_model(name: str, without_bf16: bool | None = None) -> list[dict]:
+    """A benchmark's results on real models, all or those of one kind of processor. Raises UserError where there are
+    none."""
     found = [result for result in read_given(name) if result["real"]["model"]]
+    if without_bf16 is not None:
+        found = [result for result in found if is_without(result) == without_bf16]
     if not found:
         raise UserError(f"no result of {name} on a real model: python -m benchmarks {name} --model smollm2")
     return found
@@ -257,9 +261,9 @@ def sft_real() -> str:
     return markdown([*head, "peak memory of the two, GB"], rows)
 
 
-def decode_real() -> str:
+def decode_real(without_bf16: bool) -> str:
     rows = []
-    for result in on_real_model("decode"):
+    for result in on_real_model("decode", without_bf16):
         summary = result["summary"]
         for name, speed in summary["tokens_per_second"].items():
             who, count = name.split(", ")
@@ -320,6 +324,7 @@ WHERE = (
     "answers",
     "decode",
     "decode-real",
+    f"decode-real-{WITHOUT}",
     "dense",
     "families",
     "growth",
@@ -345,7 +350,9 @@ FIGURES: dict[str, Callable[[], str]] = {
     "decode-alone": decode_alone,
     "decode-bits": lambda: decode_bits.table(read("decode_bits")),
     "decode-ceilings": lambda: decoding_ceilings(read("decode")["summary"]),
-    "decode-real": decode_real,
+    "decode-real": functools.partial(decode_real, False),
+    f"decode-real-{WITHOUT}": functools.partial(decode_real, True),
+    f"decode-real-ceilings-{WITHOUT}": lambda: decoding_ceilings(on_real_model("decode", True)[0]["summary"]),
     "dense": lambda: dense.ratios_table(read("dense")),
     "dense-ceilings": lambda: training_ceilings(read("dense")["summary"], dense.missed_of(read("dense")["summary"])),
     "default-answer": default_answer,
