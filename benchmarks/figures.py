@@ -46,7 +46,8 @@ def describe_where(name: str) -> str:
     """The machine, the versions and the day of a result, in a sentence's words. `NAME-real`: of the first one that was
     made on a real model, `NAME-real-without-bf16` on such a processor."""
     of, is_real, processor = name.partition("-real")
-    result = on_real_model(of, bool(processor) if processor or of == "decode" else None)[0] if is_real else read(name)
+    kinds = bool(processor) if processor or of in ("decode", "sft") else None
+    result = on_real_model(of, kinds)[0] if is_real else read(name)
     versions = ", ".join(
         f"{package} {version}" for package, version in result["versions"].items() if package not in ("python", "gptft")
     )
@@ -246,9 +247,9 @@ def on_real_model(name: str, without_bf16: bool | None = None) -> list[dict]:
     return found
 
 
-def sft_real() -> str:
+def sft_real(without_bf16: bool) -> str:
     rows = []
-    for result in on_real_model("sft"):
+    for result in on_real_model("sft", without_bf16):
         rounds, given = result["rounds"], result["real"]
         for kind in ("fp32", "bf16"):
             ours, peer = f"gptft {kind}", f"TRL {kind}"
@@ -340,6 +341,7 @@ WHERE = (
     "ranks",
     "sft",
     "sft-real",
+    f"sft-real-{WITHOUT}",
     "smollm2",
     "startup",
 )
@@ -399,7 +401,9 @@ FIGURES: dict[str, Callable[[], str]] = {
     "sft-gate": sft_gate,
     "sft-padding": sft_padding,
     "sft-ratios": sft_ratios,
-    "sft-real": sft_real,
+    "sft-real": functools.partial(sft_real, False),
+    f"sft-real-{WITHOUT}": functools.partial(sft_real, True),
+    f"sft-real-ceilings-{WITHOUT}": lambda: sft_ceilings(on_real_model("sft", True)[0]),
     "small": small,
     "smollm2-answers": lambda: smollm2.answers_table(read("smollm2")),
     "smollm2-evaluation": smollm2_evaluation,
