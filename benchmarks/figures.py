@@ -46,8 +46,7 @@ def describe_where(name: str) -> str:
     """The machine, the versions and the day of a result, in a sentence's words. `NAME-real`: of the first one that was
     made on a real model, `NAME-real-without-bf16` on such a processor."""
     of, is_real, processor = name.partition("-real")
-    kinds = bool(processor) if processor or of in ("decode", "sft") else None
-    result = on_real_model(of, kinds)[0] if is_real else read(name)
+    result = on_real_model(of, bool(processor))[0] if is_real else read(name)
     versions = ", ".join(
         f"{package} {version}" for package, version in result["versions"].items() if package not in ("python", "gptft")
     )
@@ -236,12 +235,10 @@ def lora_gate() -> str:
     return f"{ours}; {theirs}"
 
 
-def on_real_model(name: str, without_bf16: bool | None = None) -> list[dict]:
-    """A benchmark's results on real models, all or those of one kind of processor. Raises UserError where there are
-    none."""
-    found = [result for result in read_given(name) if result["real"]["model"]]
-    if without_bf16 is not None:
-        found = [result for result in found if is_without(result) == without_bf16]
+def on_real_model(name: str, without_bf16: bool) -> list[dict]:
+    """A benchmark's results on real models, on one kind of processor. Raises UserError where there are none."""
+    real = [result for result in read_given(name) if result["real"]["model"]]
+    found = [result for result in real if is_without(result) == without_bf16]
     if not found:
         raise UserError(f"no result of {name} on a real model: python -m benchmarks {name} --model smollm2")
     return found
@@ -275,9 +272,9 @@ def decode_real(without_bf16: bool) -> str:
     return markdown(["model and prompts", "who", "prompts at once", "tokens a second", "over transformers"], rows)
 
 
-def lora_real_speed() -> str:
+def lora_real_speed(without_bf16: bool) -> str:
     rows = []
-    for result in on_real_model("lora"):
+    for result in on_real_model("lora", without_bf16):
         ratios = ratios_by_side(result["summary"])
         for name, speed in result["summary"]["examples_per_second"].items():
             peak = gigabytes(result["summary"]["peak_bytes"][name]["median"])
@@ -334,7 +331,7 @@ WHERE = (
     "lint",
     "lookup",
     "lora",
-    "lora-real",
+    f"lora-real-{WITHOUT}",
     f"lora-{WITHOUT}",
     "lora_real",
     "mislabelled",
@@ -381,7 +378,7 @@ FIGURES: dict[str, Callable[[], str]] = {
     "lora-int8": lora_int8,
     "lora-quality": lora_quality,
     "lora-real": lora_real_quality,
-    "lora-real-speed": lora_real_speed,
+    f"lora-real-speed-{WITHOUT}": functools.partial(lora_real_speed, True),
     "lora-speed": lora_speed,
     "lora-speed-without-bf16": functools.partial(lora_speed, f"lora-{WITHOUT}"),
     "lora-ceilings-without-bf16": lambda: lora_ceilings(read(f"lora-{WITHOUT}")["summary"]),

@@ -503,10 +503,8 @@ def test_compiled_blocks_give_the_same_losses_with_adapters(tmp_path, write_line
         settings = {
             **LORA,
             "compile": compiled,
-            "max_steps": 2,
-            "test_samples": 0,
-            "val_fraction": 0.0,  # evaluation, which is compiled too, has the other test
-            "test_fraction": 0.0,
+            "max_steps": 3,
+            "test_samples": 2,
             "lora_dropout": 0.0,
             "lora_base": "int8",
             "lora_dora": True,

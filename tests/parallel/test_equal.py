@@ -18,7 +18,7 @@ def test_the_gradient_is_that_of_a_plain_sum_over_the_whole_window(tmp_path, ran
     whose ranks have unequal targets, and a last one that leaves a rank with none; with accumulation; clipped by the
     norm over all; DDP and FSDP2; all weights, LoRA, DoRA, and a base in 8 bits, whose adapters are in fp32; packed, the
     head in chunks, sliding windows block by block."""
-    status, said = torchrun(ranks, GRADIENTS, tmp_path / "found.json", within=280)
+    status, said = torchrun(ranks, GRADIENTS, tmp_path / "found.json")
     assert status == 0, said
     content = json.loads((tmp_path / "found.json").read_text())
     assert content["ranks"] == ranks
